@@ -1,0 +1,38 @@
+.PHONY: setup demo up test check bench protos
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+
+help:  ## what there is
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/'
+
+# Runs again only when the dependencies change.
+.venv/.ready: pyproject.toml constraints.txt tools/setup.sh
+	PYTHON=$(PYTHON) sh tools/setup.sh
+
+setup: .venv/.ready  ## a virtual environment with everything in it
+
+demo: .venv/.ready  ## the main job: serve, stream, hit the cache, run a batch
+	$(BIN)/penstock demo
+
+up: .venv/.ready  ## serve until Ctrl-C
+	$(BIN)/penstock up
+
+test: .venv/.ready  ## all tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+check: .venv/.ready  ## style, types, floor plan, protos
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint
+	$(BIN)/buf format --diff --exit-code > /dev/null
+	$(BIN)/python -m pytest -q tests/layout -p no:randomly
+
+bench: .venv/.ready  ## figures of the routing index and the engine
+	$(BIN)/penstock bench index
+	$(BIN)/penstock bench engine
+
+protos:  ## regenerate the stubs beside every .proto
+	sh tools/generate_stubs.sh

@@ -1,0 +1,1 @@
+"""Penstock's wire types: generated from the .proto files beside them."""

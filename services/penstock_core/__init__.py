@@ -1,0 +1,1 @@
+"""The floor every process stands on: errors, RPC, telemetry, settings, block hashes."""

@@ -1,0 +1,217 @@
+"""What every RPC of every server goes through: credentials, errors, spans, duration.
+
+Own code because the official aio interceptors lose cancellations and break on streams. Servicers
+only raise ``PenstockError`` and read ``principal``; they see neither statuses nor metadata.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NoReturn, TypeAlias
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+from opentelemetry import context as otel_context
+from opentelemetry import metrics, trace
+from opentelemetry.trace import SpanKind, Status, StatusCode
+
+from penstock_core import semconv as sc
+from penstock_core.auth import DEFAULT_TENANT, KeyRing, Principal
+from penstock_core.errors import Aborted, InternalError, MalformedMessage, PenstockError
+from penstock_core.status import CODES, to_grpc_status
+from penstock_core.tracing import incoming
+
+logger = logging.getLogger(__name__)
+
+_ANYBODY = Principal(DEFAULT_TENANT)
+principal: ContextVar[Principal] = ContextVar("penstock_principal", default=_ANYBODY)
+
+_OPEN_SERVICES = ("/grpc.health.v1.", "/grpc.reflection.")
+# grpc's handlers are typed by their messages only in stubs; at this seam they are opaque.
+_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+_Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+class _Malformed:
+    """Stands for a request whose bytes did not parse."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
+class ServerInterceptor(grpc.aio.ServerInterceptor):
+    """Authenticates, traces, measures and translates errors of every call of one server."""
+
+    def __init__(self, keys: KeyRing) -> None:
+        self._keys = keys
+        self._tracer = trace.get_tracer("penstock.rpc")
+        self._duration = metrics.get_meter("penstock.rpc").create_histogram(
+            sc.RPC_DURATION, unit="s", description="Duration of RPCs, streams included."
+        )
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> _Handler | None:
+        """Wrap the handler of one call."""
+        handler = await continuation(handler_call_details)
+        method = str(handler_call_details.method)
+        if handler is None or method.startswith(_OPEN_SERVICES):
+            return handler
+        headers = {k.lower(): v for k, v in handler_call_details.invocation_metadata or ()}
+        call = _Call(self, method, {k: v for k, v in headers.items() if isinstance(v, str)})
+        return call.wrap(handler)
+
+    def authenticate(self, headers: dict[str, str]) -> Principal:
+        """The caller of a request."""
+        return self._keys.authenticate(headers)
+
+    @contextmanager
+    def observe(self, method: str, headers: dict[str, str]) -> Iterator[None]:
+        """Span and duration of one call. Watch streams live for hours and get no span."""
+        started = time.perf_counter()
+        span: trace.Span = trace.INVALID_SPAN
+        if not method.rpartition("/")[2].startswith("Watch"):
+            span = self._tracer.start_span(
+                method.lstrip("/"),
+                context=incoming(headers),
+                kind=SpanKind.SERVER,
+                attributes={sc.RPC_SYSTEM: "grpc", sc.RPC_METHOD: method.lstrip("/")},
+            )
+            # Each call has a task of its own, so there is nothing to detach from afterwards.
+            otel_context.attach(trace.set_span_in_context(span))
+        code = "OK"
+        try:
+            yield
+        except asyncio.CancelledError:
+            code = "CANCELLED"
+            raise
+        except PenstockError as error:
+            code = CODES[type(error)].name
+            span.set_attribute(sc.ERROR_TYPE, error.slug)
+            raise
+        finally:
+            if code != "OK":
+                span.set_status(Status(StatusCode.ERROR, code))
+            span.set_attribute(sc.RPC_STATUS, code)
+            span.end()
+            attributes = {sc.RPC_METHOD: method.lstrip("/"), sc.RPC_STATUS: code}
+            self._duration.record(time.perf_counter() - started, attributes)
+
+
+class _Call:
+    """One call on its way through the interceptor."""
+
+    def __init__(self, owner: ServerInterceptor, method: str, headers: dict[str, str]) -> None:
+        self._owner = owner
+        self._method = method
+        self._headers = headers
+
+    def wrap(self, handler: _Handler) -> _Handler:
+        """A handler that does the same behind our checks."""
+        codecs = {
+            "request_deserializer": _tolerant(handler.request_deserializer),
+            "response_serializer": _passes_bytes(handler.response_serializer),
+        }
+        if handler.response_streaming:
+            make = (
+                grpc.stream_stream_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_stream_rpc_method_handler
+            )
+            behave = handler.stream_stream or handler.unary_stream
+            return make(self._streaming(behave), **codecs)
+        make_unary = (
+            grpc.stream_unary_rpc_method_handler
+            if handler.request_streaming
+            else grpc.unary_unary_rpc_method_handler
+        )
+        behave = handler.stream_unary or handler.unary_unary
+        return make_unary(self._unary(behave), **codecs)
+
+    def _unary(self, behave: Any) -> Any:
+        async def call(request: Any, context: _Context) -> Any:
+            try:
+                with self._owner.observe(self._method, self._headers), _translated():
+                    return await behave(self._admit(request), context)
+            except PenstockError as error:
+                await _refuse(context, error)
+
+        return call
+
+    def _streaming(self, behave: Any) -> Any:
+        async def call(request: Any, context: _Context) -> AsyncIterator[Any]:
+            try:
+                with self._owner.observe(self._method, self._headers), _translated():
+                    responses = behave(self._admit(request), context)
+                    try:
+                        async for response in responses:
+                            yield response
+                    finally:
+                        # grpc.aio never closes a handler's generator; what it holds must be freed.
+                        await responses.aclose()
+            except PenstockError as error:
+                await _refuse(context, error)
+
+        return call
+
+    def _admit(self, request: Any) -> Any:
+        principal.set(self._owner.authenticate(self._headers))
+        if isinstance(request, _Malformed):
+            raise MalformedMessage(f"the request does not parse: {request.reason}")
+        return _checked(request) if hasattr(request, "__aiter__") else request
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Turn a defect into an InternalError: its text stays in the log."""
+    try:
+        yield
+    except (PenstockError, asyncio.CancelledError, GeneratorExit):
+        raise
+    except Exception as error:
+        logger.exception("an RPC failed unexpectedly")
+        raise InternalError("internal error; see the server's log") from error
+
+
+async def _refuse(context: _Context, error: PenstockError) -> NoReturn:
+    if isinstance(error, Aborted) and context.done():
+        raise asyncio.CancelledError
+    await context.abort_with_status(to_grpc_status(error))
+    raise AssertionError("abort_with_status always raises")
+
+
+async def _checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        if isinstance(request, _Malformed):
+            raise MalformedMessage(f"a request message does not parse: {request.reason}")
+        yield request
+
+
+def _tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    """Bytes that do not parse become a value, since gRPC would answer INTERNAL for them."""
+    if deserialize is None:
+        return None
+
+    def parse(raw: bytes) -> Any:
+        try:
+            return deserialize(raw)
+        except (DecodeError, UnicodeDecodeError) as error:
+            return _Malformed(str(error))
+
+    return parse
+
+
+def _passes_bytes(serialize: Callable[[Any], bytes] | None) -> Callable[[Any], bytes] | None:
+    """A handler may answer with serialized bytes: a proxied stream is forwarded unparsed."""
+    if serialize is None:
+        return None
+
+    def render(message: Message | bytes) -> bytes:
+        return message if isinstance(message, bytes) else serialize(message)
+
+    return render

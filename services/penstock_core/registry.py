@@ -1,0 +1,122 @@
+"""Where workers announce themselves and routers find them: Redis keys with a TTL, or a fixed list.
+
+The registry only says who might be there. Whether a worker is alive and what it holds a router
+learns from the worker itself (``WatchState``).
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from penstock_core.errors import Unavailable
+
+TTL_S = 10.0
+RENEW_S = 3.0
+_TIMEOUT_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerEntry:
+    """One announced worker. ``worker_id`` is empty where only the address is known."""
+
+    endpoint: str
+    worker_id: str = ""
+
+
+class Registry(Protocol):
+    """Finds workers."""
+
+    async def workers(self) -> list[WorkerEntry]:
+        """Everybody announced. Raises Unavailable if the registry does not answer."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        ...
+
+
+class StaticRegistry:
+    """A fixed list of addresses."""
+
+    def __init__(self, endpoints: Sequence[str]) -> None:
+        self._entries = [WorkerEntry(endpoint) for endpoint in endpoints]
+
+    async def workers(self) -> list[WorkerEntry]:
+        """The list."""
+        return list(self._entries)
+
+    async def close(self) -> None:
+        """Nothing to let go of."""
+
+
+class RedisRegistry:
+    """Workers under ``penstock:worker:ID`` with a TTL, indexed by the set ``penstock:workers``."""
+
+    def __init__(self, url: str, prefix: str = "penstock") -> None:
+        self._redis: Redis = Redis.from_url(
+            url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S, decode_responses=True
+        )
+        self._index = f"{prefix}:workers"
+        self._prefix = f"{prefix}:worker:"
+
+    async def __aenter__(self) -> Self:
+        """Nothing is opened before the first call."""
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the connections."""
+        await self.close()
+
+    async def announce(self, entry: WorkerEntry) -> None:
+        """Say that a worker is there, for ``TTL_S`` seconds. Raises Unavailable."""
+        record = json.dumps({"endpoint": entry.endpoint, "worker_id": entry.worker_id})
+        try:
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.set(self._prefix + entry.worker_id, record, px=int(TTL_S * 1000))
+                pipe.sadd(self._index, entry.worker_id)
+                await pipe.execute()
+        except (RedisError, OSError) as error:
+            raise Unavailable(f"the registry does not answer: {error}") from error
+
+    async def withdraw(self, worker_id: str) -> None:
+        """Say that a worker is gone. Raises Unavailable."""
+        try:
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.delete(self._prefix + worker_id)
+                pipe.srem(self._index, worker_id)
+                await pipe.execute()
+        except (RedisError, OSError) as error:
+            raise Unavailable(f"the registry does not answer: {error}") from error
+
+    async def workers(self) -> list[WorkerEntry]:
+        """Everybody whose announcement has not run out. Raises Unavailable."""
+        try:
+            ids = sorted(str(member) for member in await self._redis.smembers(self._index))
+            if not ids:
+                return []
+            records = await self._redis.mget([self._prefix + worker_id for worker_id in ids])
+            expired = [i for i, record in zip(ids, records, strict=True) if record is None]
+            if expired:
+                await self._redis.srem(self._index, *expired)
+        except (RedisError, OSError) as error:
+            raise Unavailable(f"the registry does not answer: {error}") from error
+        return [WorkerEntry(**json.loads(record)) for record in records if record is not None]
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._redis.aclose()
+
+
+def open_registry(redis_url: str, endpoints: Sequence[str]) -> Registry:
+    """The fixed list if there is one, else Redis."""
+    return StaticRegistry(endpoints) if endpoints else RedisRegistry(redis_url)

@@ -1,0 +1,112 @@
+"""Builders of gRPC servers and channels with the limits and keepalives that all of them share."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from penstock_core.interceptors import ServerInterceptor
+
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+MAX_METADATA_BYTES = 16 * 1024
+MAX_CONCURRENT_STREAMS = 1024
+_KEEPALIVE_MS = 20_000
+
+_COMMON = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+    ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+    ("grpc.keepalive_timeout_ms", _KEEPALIVE_MS // 2),
+)
+_SERVER = (
+    *_COMMON,
+    ("grpc.max_concurrent_streams", MAX_CONCURRENT_STREAMS),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", _KEEPALIVE_MS // 2),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # Two servers on one port would each get some of the calls: refuse to start instead.
+    ("grpc.so_reuseport", 0),
+)
+_CLIENT = (
+    *_COMMON,
+    ("grpc.keepalive_permit_without_calls", 1),
+    # A restarted worker must be reachable at once, not after gRPC's default minute of backing off.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    # Retries are ours: only the router knows whether a token was already sent.
+    ("grpc.enable_retries", 0),
+    # Each client owns its connections; a shared pool would outlive the channel that opened it.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+def channel(target: str) -> grpc.aio.Channel:
+    """An asyncio channel to ``host:port`` or ``unix:path``. The caller closes it."""
+    return grpc.aio.insecure_channel(target, options=_CLIENT)
+
+
+def sync_channel(target: str) -> grpc.Channel:
+    """A blocking channel to ``host:port`` or ``unix:path``. The caller closes it."""
+    return grpc.insecure_channel(target, options=_CLIENT)
+
+
+class RpcServer:
+    """A gRPC server with health and reflection.
+
+    Health says NOT_SERVING until ``serve`` and again from ``drain`` on, so that nobody sends to a
+    server that is not ready or about to go.
+    """
+
+    def __init__(
+        self,
+        interceptor: ServerInterceptor,
+        register: Iterable[Callable[[grpc.aio.Server], None]],
+        service_names: Iterable[str],
+    ) -> None:
+        self._server = grpc.aio.server(options=_SERVER, interceptors=[interceptor])
+        self._health = HealthServicer()
+        self._names = tuple(service_names)
+        for add in register:
+            add(self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+        reflection.enable_server_reflection(
+            (*self._names, health_name, reflection.SERVICE_NAME), self._server
+        )
+
+    def bind(self, listen: str) -> int:
+        """Listen on ``host:port`` (port 0 picks one) or ``unix:path``; return the port, 0 for a path.
+
+        Raises:
+            OSError: the address cannot be bound.
+        """
+        try:
+            port = self._server.add_insecure_port(listen)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {listen}: {error}") from error
+        return 0 if listen.startswith("unix:") else port
+
+    async def start(self) -> None:
+        """Accept connections; health stays NOT_SERVING."""
+        await self._set(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._server.start()
+
+    async def serve(self) -> None:
+        """Tell the world that calls are welcome."""
+        await self._set(health_pb2.HealthCheckResponse.SERVING)
+
+    async def not_serving(self) -> None:
+        """Tell the world to go elsewhere; calls are still answered."""
+        await self._set(health_pb2.HealthCheckResponse.NOT_SERVING)
+
+    async def stop(self, grace_s: float) -> None:
+        """Refuse new calls, give running ones ``grace_s`` seconds, then cancel them."""
+        await self.not_serving()
+        await self._server.stop(grace_s)
+
+    async def _set(self, status: Any) -> None:
+        for name in ("", *self._names):
+            await self._health.set(name, status)

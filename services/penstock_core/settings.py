@@ -1,0 +1,56 @@
+"""The base of each process's settings: environment only, typed, frozen, strict.
+
+A variable that carries the process's prefix but no known name is an error: a typo must not
+silently mean the default.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Self
+
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class SettingsError(ValueError):
+    """The environment does not describe valid settings; the message names each variable."""
+
+
+class ProcessSettings(BaseSettings):
+    """Base class. Subclasses set ``env_prefix`` and give every field a description with its unit."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] | None = None) -> Self:
+        """Read the settings once, at start.
+
+        Raises:
+            SettingsError: an unknown variable with our prefix, or a value that does not parse.
+        """
+        prefix = cls.model_config.get("env_prefix", "")
+        names = os.environ if environ is None else environ
+        known = {f"{prefix}{field}".upper() for field in cls.model_fields}
+        unknown = sorted(n for n in names if n.startswith(prefix) and n.upper() not in known)
+        if unknown:
+            raise SettingsError(
+                f"unknown setting {', '.join(unknown)}; known are {', '.join(sorted(known))}"
+            )
+        try:
+            return cls()
+        except ValidationError as error:
+            lines = [
+                f"{prefix}{'.'.join(map(str, item['loc'])).upper()}: {item['msg']}"
+                for item in error.errors()
+            ]
+            raise SettingsError("; ".join(lines)) from error
+
+    @classmethod
+    def describe(cls) -> str:
+        """One line a setting, for ``--help``."""
+        prefix = cls.model_config.get("env_prefix", "")
+        rows = []
+        for name, field in cls.model_fields.items():
+            default = "required" if field.is_required() else f"default {field.default!r}"
+            rows.append(f"  {prefix}{name.upper():<28} {field.description or ''} ({default})")
+        return "\n".join(rows)

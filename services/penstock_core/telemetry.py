@@ -1,0 +1,87 @@
+"""Traces and metrics of one process; the only importer of OpenTelemetry's SDK.
+
+Everything else uses the API through ``opentelemetry.trace`` and ``opentelemetry.metrics``, which
+do nothing until ``start`` ran. OTLP goes out when ``OTEL_EXPORTER_OTLP_ENDPOINT`` is set; the
+Prometheus scrape endpoint is always there.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from opentelemetry import metrics, trace
+from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
+from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, View
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from prometheus_client import REGISTRY, generate_latest, start_http_server
+
+from penstock_core.semconv import BUCKETS
+from penstock_core.version import VERSION
+
+METRICS_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_EXPORT_DELAY_MS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Telemetry:
+    """What runs for a process; ``metrics_port`` is where Prometheus scrapes, 0 if nowhere."""
+
+    metrics_port: int
+
+
+@contextmanager
+def start(service: str, *, instance: str = "", metrics_listen: str = "") -> Iterator[Telemetry]:
+    """Trace and measure this process until the context ends; what is buffered is flushed then.
+
+    Args:
+        service: name of the process kind, e.g. ``penstock-router``.
+        instance: tells processes of one kind apart, e.g. the worker's id.
+        metrics_listen: ``host:port`` of the scrape endpoint (port 0 picks one); empty for none.
+    """
+    attributes = {"service.name": service, "service.version": VERSION}
+    if instance:
+        attributes["service.instance.id"] = instance
+    resource = Resource.create(attributes)
+    exports = bool(os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"))
+    tracer_provider = TracerProvider(resource=resource)
+    readers: list[MetricReader] = [PrometheusMetricReader()]
+    if exports:
+        tracer_provider.add_span_processor(
+            BatchSpanProcessor(OTLPSpanExporter(), schedule_delay_millis=_EXPORT_DELAY_MS)
+        )
+        readers.append(PeriodicExportingMetricReader(OTLPMetricExporter()))
+    meter_provider = MeterProvider(resource=resource, metric_readers=readers, views=_views())
+    trace.set_tracer_provider(tracer_provider)
+    metrics.set_meter_provider(meter_provider)
+    server, port = None, 0
+    if metrics_listen:
+        host, _, wanted = metrics_listen.rpartition(":")
+        server, _thread = start_http_server(int(wanted), addr=host)
+        port = server.server_port
+    try:
+        yield Telemetry(port)
+    finally:
+        if server is not None:
+            server.shutdown()
+            server.server_close()
+        tracer_provider.shutdown()
+        meter_provider.shutdown()
+
+
+def scrape() -> bytes:
+    """This process's metrics in Prometheus' text format, for a process that serves HTTP itself."""
+    return generate_latest(REGISTRY)
+
+
+def _views() -> list[View]:
+    return [
+        View(instrument_name=name, aggregation=ExplicitBucketHistogramAggregation(boundaries))
+        for name, boundaries in BUCKETS.items()
+    ]

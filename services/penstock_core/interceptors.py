@@ -32,6 +32,7 @@ principal: ContextVar[Principal] = ContextVar("penstock_principal", default=_ANY
 _OPEN_SERVICES = ("/grpc.health.v1.", "/grpc.reflection.")
 # grpc's handlers are typed by their messages only in stubs; at this seam they are opaque.
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+_MaybeHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
@@ -54,9 +55,9 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_MaybeHandler]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> _Handler | None:
+    ) -> _MaybeHandler:
         """Wrap the handler of one call."""
         handler = await continuation(handler_call_details)
         method = str(handler_call_details.method)

@@ -1,4 +1,4 @@
-"""Builders of gRPC servers and channels with the limits and keepalives that all of them share."""
+"""The builder of gRPC servers, with health, reflection and limits. Channels: ``penstock_core.channels``."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -8,49 +8,20 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
+from penstock_core.channels import COMMON_OPTIONS, KEEPALIVE_MS, channel, sync_channel
 from penstock_core.interceptors import ServerInterceptor
 
-MAX_MESSAGE_BYTES = 16 * 1024 * 1024
-MAX_METADATA_BYTES = 16 * 1024
-MAX_CONCURRENT_STREAMS = 1024
-_KEEPALIVE_MS = 20_000
+__all__ = ["RpcServer", "channel", "sync_channel"]
 
-_COMMON = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_metadata_size", MAX_METADATA_BYTES),
-    ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
-    ("grpc.keepalive_timeout_ms", _KEEPALIVE_MS // 2),
-)
+MAX_CONCURRENT_STREAMS = 1024
 _SERVER = (
-    *_COMMON,
+    *COMMON_OPTIONS,
     ("grpc.max_concurrent_streams", MAX_CONCURRENT_STREAMS),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", _KEEPALIVE_MS // 2),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
     ("grpc.keepalive_permit_without_calls", 1),
     # Two servers on one port would each get some of the calls: refuse to start instead.
     ("grpc.so_reuseport", 0),
 )
-_CLIENT = (
-    *_COMMON,
-    ("grpc.keepalive_permit_without_calls", 1),
-    # A restarted worker must be reachable at once, not after gRPC's default minute of backing off.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
-    # Retries are ours: only the router knows whether a token was already sent.
-    ("grpc.enable_retries", 0),
-    # Each client owns its connections; a shared pool would outlive the channel that opened it.
-    ("grpc.use_local_subchannel_pool", 1),
-)
-
-
-def channel(target: str) -> grpc.aio.Channel:
-    """An asyncio channel to ``host:port`` or ``unix:path``. The caller closes it."""
-    return grpc.aio.insecure_channel(target, options=_CLIENT)
-
-
-def sync_channel(target: str) -> grpc.Channel:
-    """A blocking channel to ``host:port`` or ``unix:path``. The caller closes it."""
-    return grpc.insecure_channel(target, options=_CLIENT)
 
 
 class RpcServer:

@@ -1,0 +1,39 @@
+"""Builders of gRPC channels, with the limits and keepalives that servers share.
+
+Apart from ``penstock_core.rpc`` so that a client needs neither health nor reflection packages.
+"""
+
+import grpc
+
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+MAX_METADATA_BYTES = 16 * 1024
+KEEPALIVE_MS = 20_000
+
+COMMON_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+    ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+    ("grpc.keepalive_timeout_ms", KEEPALIVE_MS // 2),
+)
+_CLIENT = (
+    *COMMON_OPTIONS,
+    ("grpc.keepalive_permit_without_calls", 1),
+    # A restarted worker must be reachable at once, not after gRPC's default minute of backing off.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    # Retries are ours: only the router knows whether a token was already sent.
+    ("grpc.enable_retries", 0),
+    # Each client owns its connections; a shared pool would outlive the channel that opened it.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+def channel(target: str) -> grpc.aio.Channel:
+    """An asyncio channel to ``host:port`` or ``unix:path``. The caller closes it."""
+    return grpc.aio.insecure_channel(target, options=_CLIENT)
+
+
+def sync_channel(target: str) -> grpc.Channel:
+    """A blocking channel to ``host:port`` or ``unix:path``. The caller closes it."""
+    return grpc.insecure_channel(target, options=_CLIENT)

@@ -1,0 +1,27 @@
+"""What every test stands on: no blocking call in a coroutine, no trace of the caller's settings."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from blockbuster import BlockBuster, blockbuster_ctx
+
+ROOTS = ("protos", "services", "router", "batch")
+
+
+@pytest.fixture(autouse=True)
+def _no_blocking_calls(request: pytest.FixtureRequest) -> Iterator[BlockBuster | None]:
+    """A blocking call inside a coroutine of ours fails the test that made it."""
+    modules = ["penstock_core", "penstock_router", "penstock_worker", "penstock_gateway"]
+    with blockbuster_ctx(modules) as guard:
+        # grpc.aio joins its poller thread when the last channel dies.
+        guard.functions["threading.Lock.acquire"].deactivate()
+        yield guard
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings of the person who runs the tests must not reach them."""
+    for name in list(os.environ):
+        if name.startswith(("PENSTOCK_", "OTEL_")):
+            monkeypatch.delenv(name)

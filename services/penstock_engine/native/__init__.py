@@ -1,0 +1,1 @@
+"""The embedded PyTorch engine. Scheduler, pages, prefix tree and request hold no torch."""

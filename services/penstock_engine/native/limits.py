@@ -1,0 +1,67 @@
+"""What bounds a scheduler, what it counts, and which requests can never fit.
+
+Owns the refusals that need no queue. Pure Python; no torch, no asyncio.
+"""
+
+from dataclasses import dataclass
+
+from penstock_core.errors import PromptTooLong
+from penstock_engine.api import EngineRequest
+from penstock_engine.native.memory import KvMemory
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What bounds a scheduler.
+
+    Attributes:
+        max_batch: sequences that run at once.
+        max_batched_tokens: tokens of one step; more than ``max_batch``, so that prefill goes on.
+        max_waiting: requests that wait for their first admission.
+        max_context: prompt and output tokens of one sequence.
+    """
+
+    max_batch: int
+    max_batched_tokens: int
+    max_waiting: int
+    max_context: int
+
+    def __post_init__(self) -> None:
+        if self.max_batched_tokens <= self.max_batch:
+            raise ValueError(
+                f"max_batched_tokens {self.max_batched_tokens} must exceed max_batch "
+                f"{self.max_batch}: a full batch of decodes would leave nothing for prefill"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What a scheduler holds now; see ``EngineState``."""
+
+    running: int
+    waiting: int
+    queued_prefill_tokens: int
+    context_tokens: int
+
+
+def check_fits(spec: EngineRequest, limits: Limits, memory: KvMemory) -> None:
+    """Refuse what cannot be served even by an empty engine.
+
+    Raises:
+        PromptTooLong: it exceeds the context or the KV memory; both numbers are in the message.
+    """
+    total = len(spec.prompt) + spec.max_tokens
+    if total > limits.max_context:
+        raise PromptTooLong(
+            f"prompt of {len(spec.prompt)} and max_tokens {spec.max_tokens} make {total} tokens, "
+            f"and the context holds {limits.max_context}",
+            field="max_tokens",
+            metadata={"tokens": str(total), "limit": str(limits.max_context)},
+        )
+    blocks = memory.pages_for(max(total - 1, len(spec.prompt)))  # the last token needs no KV
+    if blocks > memory.capacity:
+        raise PromptTooLong(
+            f"{total} tokens need {blocks} KV blocks, and there are {memory.capacity}",
+            field="max_tokens",
+            metadata={"blocks": str(blocks), "limit": str(memory.capacity)},
+        )

@@ -1,0 +1,192 @@
+"""One request's lifecycle and that of each of its samples.
+
+Owns what is known of a sequence (its tokens, how far they are computed, which pages hold
+them) and what happens when a token is drawn. Decides nothing about time or memory: that is
+the scheduler's. Pure Python; no torch, no asyncio.
+"""
+
+from array import array
+from dataclasses import dataclass
+from enum import Enum
+
+from penstock_core.blocks import chain, pack_tokens, reusable_blocks
+from penstock_engine.api import (
+    EngineOutput,
+    EngineRequest,
+    FinishReason,
+    Logprob,
+    RequestDone,
+    TokenOut,
+)
+
+Rank = tuple[int, int, int]
+
+
+class Phase(Enum):
+    """Where a sample is in its life."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What a step drew for one sample; several tokens if drafts were accepted."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[Logprob, ...] = ()
+
+
+class Sample:
+    """One sequence: prompt and output tokens, of which the first ``computed`` have their KV."""
+
+    __slots__ = (
+        "chain_broken",
+        "choice_index",
+        "computed",
+        "hashes",
+        "num_prompt",
+        "pages",
+        "phase",
+        "rank",
+        "request",
+        "stored",
+        "tokens",
+        "waits_for",
+    )
+
+    def __init__(self, request: "Request", choice_index: int, rank: Rank) -> None:
+        emitted = request.spec.emitted
+        output = emitted[choice_index] if choice_index < len(emitted) else ()
+        self.request = request
+        self.choice_index = choice_index
+        self.rank = rank
+        self.tokens = array("I", request.spec.prompt)
+        self.num_prompt = len(self.tokens)
+        self.tokens.extend(output)
+        self.phase = Phase.WAITING
+        self.computed = 0
+        self.pages: list[int] = []
+        self.hashes: list[int] = []
+        self.stored = 0
+        self.chain_broken = False
+        self.waits_for: int | None = None
+
+    @property
+    def num_output(self) -> int:
+        """Output tokens so far, those of before a resume included."""
+        return len(self.tokens) - self.num_prompt
+
+    @property
+    def uncomputed(self) -> int:
+        """Known tokens without KV; one while decoding, more while prefilling."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether only its last drawn token is uncomputed."""
+        return self.uncomputed == 1 and self.num_output > 0
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it has all the tokens it may have (a resumed one may from the start)."""
+        return self.num_output >= self.request.spec.max_tokens
+
+    def extend_hashes(self, block_tokens: int) -> None:
+        """Bring the hash chain up to the last full block of known tokens."""
+        first, last = len(self.hashes), len(self.tokens) // block_tokens
+        if first < last:
+            parent = self.parent_hash(first)
+            packed = pack_tokens(self.tokens[first * block_tokens : last * block_tokens])
+            self.hashes += chain(packed, parent, block_tokens)
+
+    def parent_hash(self, block: int) -> int:
+        """The hash that a block hangs on."""
+        return self.hashes[block - 1] if block else self.request.spec.chain_start
+
+    def reusable_hashes(self, block_tokens: int) -> list[int]:
+        """Hashes of the blocks a cache may serve: never the last token, which gives the logits."""
+        return self.hashes[: reusable_blocks(len(self.tokens), block_tokens)]
+
+    def forget_pages(self) -> None:
+        """Back to nothing computed, after its pages were released."""
+        self.pages = []
+        self.computed = self.stored = 0
+        self.chain_broken = False
+        self.waits_for = None
+
+    def take(self, drawn: Drawn) -> TokenOut:
+        """Append drawn tokens up to a stop token or the limit; tells whether that ended it."""
+        spec = self.request.spec
+        first, finish, matched = self.num_output, None, None
+        kept = 0
+        for token in drawn.token_ids:
+            if token in spec.stop_token_ids and self.num_output >= spec.min_tokens:
+                finish, matched = FinishReason.STOP, token
+                break
+            self.tokens.append(token)
+            kept += 1
+            if self.is_complete:
+                finish = FinishReason.LENGTH
+                break
+        logprobs = drawn.logprobs[:kept]
+        return TokenOut(self.choice_index, first, drawn.token_ids[:kept], logprobs, finish, matched)
+
+
+class Request:
+    """One request: its samples, and the times and counts its last output tells."""
+
+    __slots__ = (
+        "admitted_at",
+        "arrived_at",
+        "cached_tokens",
+        "outputs",
+        "preemptions",
+        "prefilled_at",
+        "samples",
+        "spec",
+        "worker_s",
+    )
+
+    def __init__(self, spec: EngineRequest, arrival: int, now: float) -> None:
+        self.spec = spec
+        self.arrived_at = now
+        self.admitted_at: float | None = None
+        self.prefilled_at: float | None = None
+        self.cached_tokens = 0
+        self.worker_s = 0.0
+        self.preemptions = 0
+        self.outputs: list[EngineOutput] = []
+        priority = spec.priority.value
+        self.samples = [Sample(self, i, (priority, arrival, i)) for i in range(spec.n)]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether no sample has a token to come."""
+        return all(s.phase is Phase.FINISHED or s.is_complete for s in self.samples)
+
+    def fresh_waiting(self) -> list[Sample]:
+        """Samples without a token that could fork from one that computes the prompt."""
+        return [s for s in self.samples if s.phase is Phase.WAITING and not s.num_output]
+
+    def prompt_leader(self) -> Sample | None:
+        """The running sample whose prompt, once computed, the fresh ones fork from."""
+        for sample in self.samples:
+            if sample.phase is Phase.RUNNING and not sample.num_output:
+                return sample
+        return None
+
+    def done(self, now: float) -> RequestDone:
+        """Its last output."""
+        admitted = now if self.admitted_at is None else self.admitted_at
+        prefilled = now if self.prefilled_at is None else self.prefilled_at
+        computed = 0 if self.prefilled_at is None else len(self.spec.prompt) - self.cached_tokens
+        return RequestDone(
+            cached_tokens=self.cached_tokens,
+            computed_prompt_tokens=max(computed, 0),
+            queue_s=admitted - self.arrived_at,
+            prefill_s=prefilled - admitted if self.admitted_at is not None else 0.0,
+            worker_s=self.worker_s,
+            preemptions=self.preemptions,
+        )

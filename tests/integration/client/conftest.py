@@ -1,0 +1,14 @@
+"""Fleets for the client's tests."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from penstock_testing.scripted_fleet import FleetFactory, scripted_fleets
+
+
+@pytest.fixture
+async def fleet() -> AsyncIterator[FleetFactory]:
+    """Starts scripted fleets."""
+    async with scripted_fleets() as start:
+        yield start

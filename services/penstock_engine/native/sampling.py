@@ -1,0 +1,163 @@
+"""Drawing tokens from logits, for a whole batch at once.
+
+Owns the order of adjustments and the randomness. For each row: repetition, frequency and
+presence penalties, logit bias, stop tokens masked before ``min_tokens``; then, unless greedy,
+temperature, top-k, top-p, min-p, and one draw by inverse transform. Log-probabilities are of the
+raw logits, before all of this.
+
+Randomness is counter-based: a number depends on ``(seed, choice_index, position)`` alone, so a
+token does not depend on who shares the batch, and a resumed sample draws on where it stopped.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from penstock_engine.api import Logprob, Sampling
+from penstock_engine.native.request import Drawn, Sample
+
+_MASK = (1 << 64) - 1
+_GAMMA = 0x9E3779B97F4A7C15
+
+
+def uniform(seed: int, choice_index: int, position: int, lane: int = 0) -> float:
+    """A number in [0, 1) that the arguments determine; ``lane`` sets several draws at a position apart.
+
+    Source: splitmix64's finaliser over a Weyl step for each word (Steele, Lea and Flood, "Fast
+    splittable pseudorandom number generators", OOPSLA 2014; https://prng.di.unimi.it/splitmix64.c).
+    """
+    state = 0
+    for word in (seed, choice_index, position, lane):
+        state = ((state ^ (word & _MASK)) + _GAMMA) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
+    return (state >> 11) * 2.0**-53
+
+
+class Sampler:
+    """Draws one token for each row of logits."""
+
+    def draw(self, logits: Tensor, samples: Sequence[Sample]) -> list[Drawn]:
+        """``logits`` is ``(samples, vocab)`` in float32 and is overwritten."""
+        logprobs = _raw_logprobs(logits, samples)
+        _adjust(logits, samples)
+        tokens = logits.argmax(dim=-1)
+        random = [i for i, s in enumerate(samples) if s.request.spec.sampling.temperature > 0]
+        if random:
+            index = torch.tensor(random, device=logits.device)
+            tokens[index] = _draw_random(logits[index], [samples[i] for i in random])
+        ids: list[int] = tokens.tolist()
+        if logprobs is None:
+            return [Drawn((token,)) for token in ids]
+        return _with_logprobs(ids, logprobs, samples)
+
+
+def _raw_logprobs(logits: Tensor, samples: Sequence[Sample]) -> Tensor | None:
+    if all(sample.request.spec.logprobs is None for sample in samples):
+        return None
+    return torch.log_softmax(logits, dim=-1)
+
+
+def _with_logprobs(ids: Sequence[int], logprobs: Tensor, samples: Sequence[Sample]) -> list[Drawn]:
+    """Drawn tokens with their own log-probability and the best alternatives of those who asked."""
+    chosen = logprobs.gather(1, torch.tensor(ids, device=logprobs.device).unsqueeze(1))
+    own: list[float] = chosen.squeeze(1).tolist()
+    widest = max(sample.request.spec.logprobs or 0 for sample in samples)
+    values, indices = logprobs.topk(min(widest, logprobs.shape[1]), dim=-1)
+    best_values: list[list[float]] = values.tolist()
+    best_ids: list[list[int]] = indices.tolist()
+    drawn = []
+    for row, sample in enumerate(samples):
+        wanted = sample.request.spec.logprobs
+        if wanted is None:
+            drawn.append(Drawn((ids[row],)))
+            continue
+        top = zip(best_ids[row][:wanted], best_values[row][:wanted], strict=True)
+        drawn.append(Drawn((ids[row],), (Logprob(ids[row], own[row], tuple(top)),)))
+    return drawn
+
+
+def _adjust(logits: Tensor, samples: Sequence[Sample]) -> None:
+    """Penalties, bias and masked stop tokens, in place; rows without any are not touched."""
+    for row, sample in enumerate(samples):
+        spec = sample.request.spec
+        if _has_penalties(spec.sampling):
+            _penalise(logits[row], sample)
+        if spec.sampling.logit_bias:
+            bias = spec.sampling.logit_bias
+            index = torch.tensor(list(bias), device=logits.device)
+            values = torch.tensor(list(bias.values()), dtype=logits.dtype, device=logits.device)
+            logits[row].index_add_(0, index, values)
+        if sample.num_output < spec.min_tokens and spec.stop_token_ids:
+            logits[row, list(spec.stop_token_ids)] = float("-inf")
+
+
+def _has_penalties(sampling: Sampling) -> bool:
+    return bool(
+        sampling.frequency_penalty
+        or sampling.presence_penalty
+        or sampling.repetition_penalty != 1.0
+    )
+
+
+def _penalise(row: Tensor, sample: Sample) -> None:
+    """Repetition counts prompt and output (CTRL, https://arxiv.org/abs/1909.05858, section 4.1).
+
+    Frequency and presence count the output only, as OpenAI's API does.
+    """
+    sampling, vocab = sample.request.spec.sampling, row.shape[0]
+    tokens = torch.tensor(sample.tokens.tolist(), device=row.device)
+    if sampling.repetition_penalty != 1.0:
+        seen = torch.bincount(tokens, minlength=vocab) > 0
+        punished = torch.where(
+            row > 0, row / sampling.repetition_penalty, row * sampling.repetition_penalty
+        )
+        row.copy_(torch.where(seen, punished, row))
+    if sampling.frequency_penalty or sampling.presence_penalty:
+        counts = torch.bincount(tokens[sample.num_prompt :], minlength=vocab)
+        row -= counts * sampling.frequency_penalty + (counts > 0) * sampling.presence_penalty
+
+
+def _draw_random(logits: Tensor, samples: Sequence[Sample]) -> Tensor:
+    """One token a row by inverse transform over the truncated distribution, in vocabulary order."""
+    settings = [sample.request.spec.sampling for sample in samples]
+    temperatures = [[setting.temperature] for setting in settings]
+    logits = logits / torch.tensor(temperatures, dtype=logits.dtype, device=logits.device)
+    _truncate(logits, settings)
+    # Cumulated in float64: at 150,000 tokens float32 would lose the tail.
+    mass = torch.softmax(logits, dim=-1).double().cumsum(dim=-1)
+    numbers = [
+        [uniform(setting.seed, sample.choice_index, sample.num_output)]
+        for setting, sample in zip(settings, samples, strict=True)
+    ]
+    points = torch.tensor(numbers, dtype=torch.float64, device=logits.device) * mass[:, -1:]
+    drawn = torch.searchsorted(mass, points, right=True)
+    return drawn.squeeze(1).clamp_(max=logits.shape[1] - 1)
+
+
+def _truncate(logits: Tensor, settings: Sequence[Sampling]) -> None:
+    """Top-k, then top-p of what is left, then min-p; in place. Equal logits fall or stay together.
+
+    Source: top-p, https://arxiv.org/abs/1904.09751; min-p, https://arxiv.org/abs/2407.01082.
+    """
+    vocab = logits.shape[1]
+
+    def column(values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=logits.dtype, device=logits.device).unsqueeze(1)
+
+    if any(setting.top_k or setting.top_p < 1.0 for setting in settings):
+        ordered = logits.sort(dim=-1, descending=True).values
+        ranks = torch.arange(vocab, device=logits.device)
+        kept = ranks < column([setting.top_k or vocab for setting in settings])
+        probabilities = ordered.masked_fill(~kept, float("-inf")).softmax(dim=-1)
+        before = probabilities.cumsum(dim=-1) - probabilities
+        kept &= before < column([setting.top_p for setting in settings])
+        kept[:, 0] = True
+        least = ordered.gather(1, kept.sum(dim=-1, keepdim=True) - 1)
+        logits.masked_fill_(logits < least, float("-inf"))
+    if any(setting.min_p for setting in settings):
+        floor = column([setting.min_p for setting in settings]).log()
+        least = logits.amax(dim=-1, keepdim=True) + floor
+        logits.masked_fill_(logits < least, float("-inf"))

@@ -1,0 +1,41 @@
+"""What a native engine can be told.
+
+Owns defaults and their units. The environment of OpenMP is not here because it must stand before
+torch is loaded: the process that hosts an engine sets ``OMP_WAIT_POLICY=PASSIVE`` and
+``GOMP_SPINCOUNT=0`` first thing. With the default (threads that spin at each barrier) one busy
+neighbour on a shared machine turns a 30 microsecond product into a whole scheduling quantum.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class NativeSettings:
+    """Settings of one native engine.
+
+    Attributes:
+        model: a local Hugging Face directory with ``config.json`` and safetensors.
+        dtype: auto, float32 or bfloat16; auto computes in float32 on a CPU (exact for bfloat16
+            weights, and the same alone as in a batch) and in the checkpoint's type on a GPU.
+        device: cpu, cuda or cuda:N; auto takes a GPU if there is one.
+        kv_memory_bytes: budget of the KV cache, unless ``kv_blocks`` says how many pages there are.
+        block_tokens: tokens of a KV page, which is one block of the hash chain.
+        max_batch: sequences that run at once.
+        max_batched_tokens: tokens of one step, prefill and decode together.
+        max_waiting: requests that may wait for admission.
+        max_context: cap on prompt plus output; None for what the model was made for.
+        threads: of one torch operation; None leaves torch's own choice.
+    """
+
+    model: Path
+    dtype: str = "auto"
+    device: str = "auto"
+    kv_memory_bytes: int = 512 << 20
+    kv_blocks: int | None = None
+    block_tokens: int = 32
+    max_batch: int = 32
+    max_batched_tokens: int = 512
+    max_waiting: int = 256
+    max_context: int | None = None
+    threads: int | None = None

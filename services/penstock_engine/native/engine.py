@@ -1,0 +1,223 @@
+"""The native engine: the asynchronous face of the step thread.
+
+Owns the streams of running requests and the hand-over between event loop and thread. All
+decisions are the scheduler's, all arithmetic the runner's.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from penstock_core.errors import Conflict, EngineFailed, InvalidRequest, NotSupported, PenstockError
+from penstock_engine.api import (
+    EngineInfo,
+    EngineOutput,
+    EngineRequest,
+    EngineState,
+    KvEvent,
+    RequestDone,
+    TokenOut,
+)
+from penstock_engine.native.events import KvEventLog
+from penstock_engine.native.limits import Limits
+from penstock_engine.native.loading import Blueprint, draw_up, load_runner
+from penstock_engine.native.memory import KvMemory
+from penstock_engine.native.scheduler import Scheduler
+from penstock_engine.native.settings import NativeSettings
+from penstock_engine.native.step_loop import Abort, Report, RunStep, StepLoop, Submit
+
+
+@dataclass(slots=True)
+class _Stream:
+    """One request's outputs on their way to its caller; bounded by the tokens it may have."""
+
+    key: str
+    open_choices: set[int]
+    items: asyncio.Queue[EngineOutput | PenstockError] = field(default_factory=asyncio.Queue)
+
+
+class NativeEngine:
+    """PyTorch on a CPU or one GPU behind the ``Engine`` protocol."""
+
+    def __init__(self, settings: NativeSettings) -> None:
+        """Decide everything but load nothing.
+
+        Raises:
+            InvalidRequest: the checkpoint or a setting is no good.
+            NotSupported: the checkpoint asks for something this engine does not compute.
+        """
+        self._blueprint = draw_up(settings)
+        info = self._blueprint.info
+        limits = Limits(
+            max_batch=settings.max_batch,
+            max_batched_tokens=settings.max_batched_tokens,
+            max_waiting=settings.max_waiting,
+            max_context=info.max_context_tokens,
+        )
+        memory = KvMemory(info.capacity_blocks, info.block_tokens)
+        self._steps = StepLoop(
+            Scheduler(limits, memory), self._tell, max_commands=settings.max_waiting + 1024
+        )
+        self._streams: dict[str, _Stream] = {}
+        self._keys: dict[str, str] = {}
+        self._num_requests = 0
+        self._events = KvEventLog(info.capacity_blocks)
+        self._events_changed = asyncio.Event()
+        self._ended: EngineFailed | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    def info(self) -> EngineInfo:
+        """What does not change while it runs."""
+        return self._blueprint.info
+
+    def state(self) -> EngineState:
+        """What it does now, as of its last step."""
+        return self._steps.state
+
+    async def start(self) -> None:
+        """Load the model in the step thread and begin to serve. Raises EngineFailed if it cannot."""
+        self._loop = asyncio.get_running_loop()
+        ready: asyncio.Future[None] = self._loop.create_future()
+        loop = self._loop
+
+        def say(error: Exception | None) -> None:
+            loop.call_soon_threadsafe(_settle, ready, error)
+
+        def load() -> RunStep:
+            return _load(self._blueprint)
+
+        self._thread = threading.Thread(
+            target=self._steps.run, args=(load, say), name="engine-steps", daemon=True
+        )
+        self._thread.start()
+        try:
+            await ready
+        except Exception as error:
+            self._ended = EngineFailed(f"the model cannot be loaded: {error}")
+            raise self._ended from error
+
+    async def generate(self, request: EngineRequest) -> AsyncIterator[EngineOutput]:
+        """Continue a prompt; see ``Engine.generate``."""
+        self._check(request)
+        stream = self._open(request)
+        finished = False
+        try:
+            self._steps.submit(Submit(replace(request, request_id=stream.key), time.monotonic()))
+            while not finished:
+                item = await stream.items.get()
+                finished = isinstance(item, RequestDone | PenstockError)
+                if isinstance(item, PenstockError):
+                    raise item
+                yield item
+        finally:
+            del self._streams[stream.key], self._keys[request.request_id]
+            if not finished:
+                self._steps.abort(Abort(stream.key))
+
+    def abort(self, request_id: str, choice_index: int | None = None) -> bool:
+        """End a request or one of its samples. False if there is nothing to end."""
+        key = self._keys.get(request_id)
+        if key is None:
+            return False
+        open_choices = self._streams[key].open_choices
+        if not open_choices or choice_index not in (None, *open_choices):
+            return False
+        self._steps.abort(Abort(key, choice_index))
+        return True
+
+    async def kv_events(self) -> AsyncIterator[Sequence[KvEvent]]:
+        """Cache changes in order, complete from the start; ends when the engine does."""
+        while True:
+            if len(self._events):
+                yield self._events.take()
+            elif self._ended is not None:
+                return
+            else:
+                self._events_changed.clear()
+                await self._events_changed.wait()
+
+    async def close(self) -> None:
+        """End what runs with EngineFailed and join the thread."""
+        self._steps.close()
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join)
+            self._thread = None
+        self._end(EngineFailed("the engine was closed"))
+
+    def _check(self, request: EngineRequest) -> None:
+        if self._ended is not None:
+            raise EngineFailed(self._ended.message)
+        if self._thread is None:
+            raise EngineFailed("the engine was not started")
+        if request.adapter:
+            raise NotSupported(f"adapter {request.adapter!r}: this engine serves none")
+        if request.constraint is not None:
+            raise NotSupported(f"constraint {request.constraint.kind}: this engine has none")
+        if not request.prompt:
+            raise InvalidRequest("the prompt is empty", field="prompt")
+        vocab = self.info().vocab_size
+        emitted = (token for sample in request.emitted for token in sample)
+        named = (*request.sampling.logit_bias, *request.stop_token_ids, *emitted)
+        for path, tokens in (("prompt", request.prompt), ("sampling", named)):
+            if tokens and not 0 <= min(tokens) <= max(tokens) < vocab:
+                raise InvalidRequest(f"a token id is outside the vocabulary of {vocab}", field=path)
+
+    def _open(self, request: EngineRequest) -> _Stream:
+        """A stream under a key of its own: an id may come again while its forerunner is ending."""
+        if request.request_id in self._keys:
+            raise Conflict(f"request {request.request_id} is being served already")
+        self._num_requests += 1
+        key = f"{request.request_id}#{self._num_requests}"
+        self._keys[request.request_id] = key
+        stream = self._streams[key] = _Stream(key, set(range(request.n)))
+        return stream
+
+    # From the step thread to the event loop.
+
+    def _tell(self, report: Report) -> None:
+        assert self._loop is not None, "the step thread runs before start()"
+        try:
+            self._loop.call_soon_threadsafe(self._hear, report)
+        except RuntimeError:  # the loop is gone and nobody is left to hear
+            self._steps.close()
+
+    def _hear(self, report: Report) -> None:
+        for key, output in report.outputs:
+            stream = self._streams.get(key)
+            if stream is not None:
+                stream.items.put_nowait(output)
+                if isinstance(output, TokenOut) and output.finish is not None:
+                    stream.open_choices.discard(output.choice_index)
+        if report.events:
+            self._events.append(report.events)
+            self._events_changed.set()
+        if report.ended is not None:
+            self._end(report.ended)
+
+    def _end(self, reason: EngineFailed) -> None:
+        if self._ended is None:
+            self._ended = reason
+            for stream in self._streams.values():
+                stream.items.put_nowait(EngineFailed(reason.message))
+            self._events_changed.set()
+
+
+def _settle(ready: asyncio.Future[None], error: Exception | None) -> None:
+    if ready.done():
+        return
+    if error is None:
+        ready.set_result(None)
+    else:
+        ready.set_exception(error)
+
+
+def _load(blueprint: Blueprint) -> RunStep:
+    """Runs in the step thread, whose OpenMP team is the one that computes."""
+    if blueprint.settings.threads is not None:
+        torch.set_num_threads(blueprint.settings.threads)
+    return load_runner(blueprint).run

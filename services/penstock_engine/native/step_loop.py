@@ -1,0 +1,173 @@
+"""The step thread: the only owner of scheduler, memory and model.
+
+Owns the loop (commands in, a step, outputs out) and what happens when a step fails. Knows no
+asyncio: what it has to tell goes to a callable, once a step, not once a token.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from penstock_core.errors import EngineFailed, Overloaded, PenstockError
+from penstock_engine.api import EngineOutput, EngineRequest, EngineState, KvEvent
+from penstock_engine.native.plan import StepPlan, StepResult
+from penstock_engine.native.scheduler import Scheduler
+from penstock_engine.native.stats import StepStats
+
+logger = logging.getLogger(__name__)
+
+RunStep = Callable[[StepPlan], StepResult]
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Take this request, which arrived at ``now``."""
+
+    request: EngineRequest
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """End this request, or one of its samples."""
+
+    request_id: str
+    choice_index: int | None = None
+
+
+Command = Submit | Abort
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What happened since the last one: outputs and refusals by request, cache changes.
+
+    ``ended`` says why nothing more will come, if so.
+    """
+
+    outputs: Sequence[tuple[str, EngineOutput | PenstockError]] = ()
+    events: Sequence[KvEvent] = ()
+    ended: EngineFailed | None = None
+
+
+class StepLoop:
+    """Runs steps while there is work and sleeps on a condition while there is none."""
+
+    def __init__(
+        self, scheduler: Scheduler, tell: Callable[[Report], None], max_commands: int
+    ) -> None:
+        self._scheduler = scheduler
+        self._tell = tell
+        self._max_commands = max_commands
+        self._stats = StepStats()
+        self._wake = threading.Condition()
+        self._commands: deque[Command] = deque()
+        self._closing = False
+        self._refused: list[tuple[str, EngineOutput | PenstockError]] = []
+        self._state = EngineState()
+
+    # Called from other threads.
+
+    @property
+    def state(self) -> EngineState:
+        """As of the end of the last step, or the last commands."""
+        return self._state
+
+    def submit(self, command: Submit) -> None:
+        """Queue a request. Raises Overloaded if too many commands wait already."""
+        with self._wake:
+            if len(self._commands) >= self._max_commands:
+                raise Overloaded(f"{len(self._commands)} commands wait for the step thread")
+            self._commands.append(command)
+            self._wake.notify()
+
+    def abort(self, command: Abort) -> None:
+        """Queue the end of a request; never refused, since each request brings few of them."""
+        with self._wake:
+            self._commands.append(command)
+            self._wake.notify()
+
+    def close(self) -> None:
+        """Make ``run`` return after the step at hand."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+
+    # The thread.
+
+    def run(self, load: Callable[[], RunStep], ready: Callable[[Exception | None], None]) -> None:
+        """Load the model, say whether that worked, then serve until closed or failed."""
+        try:
+            run_step = load()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the starter must hear of it
+            ready(error)
+            return
+        ready(None)
+        ended = EngineFailed("the engine was closed")
+        try:
+            while self._turn(run_step):
+                pass
+        except Exception as error:
+            logger.exception("engine step failed")
+            self._state = EngineState(failed=True)
+            ended = EngineFailed(f"the engine failed: {error!r}")
+        self._tell(Report(ended=ended))
+
+    def _turn(self, run_step: RunStep) -> bool:
+        """Take commands and run a step. False once closed."""
+        commands = self._await_commands()
+        if commands is None:
+            return False
+        for command in commands:
+            self._obey(command)
+        plan = self._scheduler.plan(time.monotonic())
+        self._publish()
+        if plan is not None:
+            result = run_step(plan)
+            self._stats.note(plan, result)
+            self._scheduler.apply(plan, result, time.monotonic())
+            self._publish()
+        return True
+
+    def _await_commands(self) -> list[Command] | None:
+        with self._wake:
+            while not (self._closing or self._commands or self._scheduler.has_work):
+                self._wake.wait()
+            if self._closing:
+                return None
+            commands = list(self._commands)
+            self._commands.clear()
+            return commands
+
+    def _obey(self, command: Command) -> None:
+        if isinstance(command, Abort):
+            self._scheduler.abort(command.request_id, command.choice_index, time.monotonic())
+            return
+        try:
+            self._scheduler.submit(command.request, command.now)
+        except PenstockError as error:
+            self._refused.append((command.request.request_id, error))
+
+    def _publish(self) -> None:
+        scheduler, stats = self._scheduler, self._stats
+        counts = scheduler.counts()
+        self._state = EngineState(
+            running=counts.running,
+            waiting=counts.waiting,
+            queued_prefill_tokens=counts.queued_prefill_tokens,
+            context_tokens=counts.context_tokens,
+            used_blocks=scheduler.memory.used_pages,
+            cached_blocks=scheduler.memory.idle_pages,
+            step_s=stats.step_s,
+            tokens_per_step=stats.tokens_per_step,
+            prefill_tokens_per_s=stats.prefill_tokens_per_s,
+            preemptions=scheduler.preemptions,
+        )
+        outputs = [*self._refused, *scheduler.take_outputs()]
+        events = scheduler.memory.take_events()
+        self._refused.clear()
+        if outputs or events:
+            self._tell(Report(outputs, events))

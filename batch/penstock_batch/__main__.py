@@ -1,0 +1,46 @@
+"""``python -m penstock_batch serve`` and ``python -m penstock_batch work``."""
+
+import asyncio
+import logging
+import sys
+
+from penstock_batch.serve import serve
+from penstock_batch.settings import BatchSettings
+from penstock_batch.work import work
+from penstock_core import lifecycle, logs
+from penstock_core.settings import SettingsError
+
+logger = logging.getLogger(__name__)
+
+USAGE = """usage: python -m penstock_batch {serve,work}
+
+serve  BatchService over gRPC, and the reconciler
+work   runs plans and shards from Celery's queue
+
+Settings (environment):
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """Run one of the two processes; its exit status."""
+    if arguments in (["--help"], ["-h"]):
+        sys.stdout.write(f"{USAGE}{BatchSettings.describe()}\n")
+        return 0
+    if arguments not in (["serve"], ["work"]):
+        return lifecycle.fail(USAGE.splitlines()[0])
+    try:
+        settings = BatchSettings.from_environment()
+    except SettingsError as error:
+        return lifecycle.fail(str(error))
+    logs.configure("penstock-batch", settings.log_level)
+    if arguments == ["work"]:
+        return work(settings)
+
+    async def run(stop: asyncio.Event) -> None:
+        await serve(settings, stop)
+
+    return lifecycle.run(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

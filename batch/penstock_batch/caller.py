@@ -1,0 +1,105 @@
+"""Asks the router for one line, with deadline, retries and back-off.
+
+A refusal before work began (no capacity, no worker, router away) never fails a line: an offline
+batch waits until its window closes. Work that was begun and lost is tried again a few times.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import grpc
+
+from penstock.common.v1 import sampling_pb2
+from penstock.inference.v1 import generate_pb2, inference_service_pb2_grpc
+from penstock_batch.answers import Generation
+from penstock_batch.pressure import Gate
+from penstock_core import errors as e
+from penstock_core.auth import TENANT_KEY
+from penstock_core.status import from_rpc_error
+from penstock_core.tracing import outgoing
+
+_FIRST_WAIT_S = 0.1
+_LONGEST_WAIT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class CallOptions:
+    """Deadline of one attempt in seconds, attempts at begun work, and our credentials."""
+
+    timeout_s: float
+    attempts: int
+    service_key: str = ""
+
+
+class LineCaller:
+    """Runs lines against ``InferenceService.Generate``."""
+
+    def __init__(self, channel: grpc.aio.Channel, gate: Gate, options: CallOptions) -> None:
+        self._stub: inference_service_pb2_grpc.InferenceServiceAsyncStub = (
+            inference_service_pb2_grpc.InferenceServiceStub(channel)
+        )
+        self._gate = gate
+        self._options = options
+
+    async def generate(self, tenant: str, request: generate_pb2.GenerateRequest) -> Generation:
+        """The answer to a request; its id gets a suffix for each attempt.
+
+        Raises:
+            PenstockError: it cannot be answered; Unauthenticated and PermissionDenied are about
+                our own key, not about the line.
+        """
+        request.priority = sampling_pb2.PRIORITY_CLASS_BATCH
+        name, refusals, losses = request.request_id, 0, 0
+        while True:
+            request.request_id = f"{name}.{refusals + losses}"
+            try:
+                async with self._gate.pass_through():
+                    generation = await self._attempt(tenant, request)
+                self._gate.succeeded()
+            except e.Rejected as refused:
+                self._gate.pushed_back()
+                refusals += 1
+                await asyncio.sleep(_wait_s(refusals, refused.retry_after_s))
+            except (e.Evicted, e.DeadlineExceeded, e.InternalError):
+                losses += 1
+                if losses >= self._options.attempts:
+                    raise
+                await asyncio.sleep(_wait_s(losses, None))
+            else:
+                return generation
+
+    async def _attempt(self, tenant: str, request: generate_pb2.GenerateRequest) -> Generation:
+        generation = Generation()
+        async with self._events(tenant, request) as events:
+            async for event in events:
+                generation.add(event)
+        if generation.usage is None:
+            raise e.WorkerLost("the stream ended before the generation did")
+        return generation
+
+    @asynccontextmanager
+    async def _events(
+        self, tenant: str, request: generate_pb2.GenerateRequest
+    ) -> AsyncIterator[AsyncIterator[generate_pb2.GenerateResponse]]:
+        """The events of a call; leaving early cancels it, so that its worker stops."""
+        pairs = [(TENANT_KEY, tenant)]
+        if self._options.service_key:
+            pairs.append(("authorization", f"Bearer {self._options.service_key}"))
+        call = self._stub.Generate(
+            request, timeout=self._options.timeout_s, metadata=outgoing(*pairs)
+        )
+        try:
+            yield aiter(call)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        finally:
+            call.cancel()
+
+
+def _wait_s(tries: int, told_s: float | None) -> float:
+    """Full-jitter exponential back-off, never shorter than the server asked for."""
+    longest = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2.0 ** min(tries, 10))
+    return max(told_s or 0.0, longest * (0.5 + random.random() / 2))

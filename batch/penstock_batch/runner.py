@@ -1,0 +1,186 @@
+"""Runs one shard: every line of it, side by side, then commits the answers as one fact.
+
+Running a shard again, or twice at once, is harmless: answers are stored under a name of their own
+and the fact is put-if-absent, so exactly one run counts and the other's object is deleted.
+"""
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+
+from penstock_batch.answers import Job, answered, failed
+from penstock_batch.board import Board
+from penstock_batch.caller import LineCaller
+from penstock_batch.facts import NO_TOKENS, Created, Facts, Planned, ShardDone, Tokens
+from penstock_batch.metrics import BatchMetrics
+from penstock_batch.planner import Work
+from penstock_batch.records import Answer, dump_answers, load_work
+from penstock_batch.store import FactStore
+from penstock_batch.translate import to_request
+from penstock_core import semconv as sc
+from penstock_core.errors import PenstockError, PermissionDenied, Unauthenticated, Unavailable
+from penstock_core.ids import new_id
+from penstock_core.tracing import link_to
+from penstock_core.validation import check_request
+
+logger = logging.getLogger(__name__)
+
+_LOOK_S = 0.2
+
+
+@dataclass(slots=True)
+class _Run:
+    """What one run of a shard has so far."""
+
+    batch_id: str
+    shard: int
+    created: Created
+    attempt: str
+    answers: list[Answer] = field(default_factory=list)
+    usage: Tokens = NO_TOKENS
+
+    @property
+    def job(self) -> Job:
+        return Job(self.batch_id, self.created.endpoint, int(self.created.at))
+
+    @property
+    def failed(self) -> int:
+        return sum(answer.is_error for answer in self.answers)
+
+    @property
+    def completed(self) -> int:
+        return len(self.answers) - self.failed
+
+
+class ShardRunner:
+    """Runs shards with a shared caller, so that all of a process's shards feel the same pressure."""
+
+    def __init__(
+        self,
+        store: FactStore,
+        board: Board,
+        caller: LineCaller,
+        metrics: BatchMetrics,
+        clock: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._board = board
+        self._caller = caller
+        self._metrics = metrics
+        self._clock = clock
+        self._tracer = trace.get_tracer("penstock.batch")
+
+    async def run(self, batch_id: str, shard: int) -> None:
+        """Run a shard unless it is done.
+
+        Raises:
+            PenstockError: it cannot be run now (store away, our key refused); nothing was committed.
+        """
+        facts = await self._store.load(batch_id)
+        created, planned = facts.created, facts.planned
+        if created is None or planned is None or _is_over(facts, shard):
+            return
+        works = load_work(await self._store.objects.get(work_object(planned, shard)))
+        run = _Run(batch_id, shard, created, new_id("att"))
+        started = time.perf_counter()
+        # A trace of its own: one trace for 50,000 lines would be no use to anybody.
+        with self._tracer.start_as_current_span(
+            sc.SPAN_SHARD,
+            context=Context(),
+            links=link_to(created.trace),
+            attributes={
+                sc.BATCH_ID: batch_id,
+                sc.BATCH_SHARD: shard,
+                sc.BATCH_LINES: sum(len(work.lines) for work in works),
+            },
+        ):
+            closed = await self._answer_all(run, works)
+            won = await self._commit(run, closed=closed)
+        self._metrics.shard(time.perf_counter() - started, won=won)
+
+    async def _answer_all(self, run: _Run, works: list[Work]) -> bool:
+        """Answer every line; whether the batch was stopped before that."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                lines = [group.create_task(self._answer(run, work)) for work in works]
+                watch = group.create_task(self._stop_on_request(run, lines))
+                await asyncio.wait(lines)
+                watch.cancel()
+        except ExceptionGroup as errors:
+            # All of them say the same: this shard cannot be run now.
+            raise errors.exceptions[0] from errors
+        return any(line.cancelled() for line in lines)
+
+    async def _answer(self, run: _Run, work: Work) -> None:
+        request_id = ""
+        try:
+            request = to_request(run.created.endpoint, work.line.body)
+            request_id = request.request_id = f"{run.attempt}.{work.line.number}"
+            check_request(request)
+            generation = await self._caller.generate(run.created.tenant, request)
+        except (Unauthenticated, PermissionDenied):
+            raise
+        except PenstockError as error:
+            run.answers += [failed(run.job, line, error, request_id) for line in work.lines]
+            return
+        logprobs = request.output.HasField("logprobs")
+        for line in work.lines:
+            run.answers.append(answered(run.job, line, generation, logprobs))
+            run.usage += generation.tokens()
+
+    async def _stop_on_request(self, run: _Run, lines: list[asyncio.Task[None]]) -> None:
+        """Report progress; end the lines once the batch is cancelled or its window closed."""
+        reported = -1
+        while True:
+            try:
+                if len(run.answers) != reported:
+                    reported = len(run.answers)
+                    await self._board.report(run.batch_id, run.shard, run.completed, run.failed)
+                if await self._stopped(run):
+                    break
+            except Unavailable as error:
+                logger.warning("shard %s/%d runs on unseen: %s", run.batch_id, run.shard, error)
+            await asyncio.sleep(_LOOK_S)
+        for line in lines:
+            line.cancel()
+
+    async def _stopped(self, run: _Run) -> bool:
+        return self._clock() >= run.created.expires or await self._store.cancelled(run.batch_id)
+
+    async def _commit(self, run: _Run, *, closed: bool) -> bool:
+        """Store the answers and the fact; whether this run was the first."""
+        data = dump_answers(run.answers)
+        name = f"batches/{run.batch_id}/answers/{run.shard:05d}-{run.attempt}" if data else ""
+        if name:
+            await self._store.objects.put(name, data)
+        fact = ShardDone(
+            at=self._clock(),
+            shard=run.shard,
+            object_name=name,
+            sha256=hashlib.sha256(data).hexdigest(),
+            completed=run.completed,
+            failed=run.failed,
+            usage=run.usage,
+            closed=closed,
+        )
+        won = await self._store.put(run.batch_id, fact)
+        if won:
+            self._metrics.lines(run.completed, run.failed)
+        elif name:
+            await self._store.objects.delete(name)
+        return won
+
+
+def work_object(planned: Planned, shard: int) -> str:
+    """Name of the object that holds a shard's work."""
+    return f"{planned.prefix}/{shard:05d}"
+
+
+def _is_over(facts: Facts, shard: int) -> bool:
+    return facts.outcome is not None or shard in facts.shards

@@ -1,0 +1,111 @@
+"""Builds and runs the serving process: BatchService and the reconciler."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from pathlib import Path
+
+from penstock.batch.v1 import batch_service_pb2
+from penstock.batch.v1.batch_service_pb2_grpc import add_BatchServiceServicer_to_server
+from penstock_batch.app import build_app
+from penstock_batch.batches import Batches
+from penstock_batch.board import Board
+from penstock_batch.dispatch import CeleryQueue
+from penstock_batch.files import FileStore
+from penstock_batch.metrics import BatchMetrics
+from penstock_batch.objects import Objects
+from penstock_batch.reconciler import Reconciler
+from penstock_batch.servicer import BatchServicer
+from penstock_batch.settings import BatchSettings
+from penstock_batch.steward import QueueOptions, Steward
+from penstock_batch.store import FactStore
+from penstock_core import telemetry
+from penstock_core.auth import KeyRing
+from penstock_core.interceptors import ServerInterceptor
+from penstock_core.rpc import RpcServer
+from penstock_core.settings import SettingsError
+
+logger = logging.getLogger(__name__)
+
+_SERVICE = batch_service_pb2.DESCRIPTOR.services_by_name["BatchService"].full_name
+
+
+async def serve(settings: BatchSettings, stop: asyncio.Event) -> None:
+    """Serve until ``stop`` is set, then drain.
+
+    Raises:
+        SettingsError: the store or the key file cannot be opened.
+        OSError: the address cannot be bound.
+    """
+    keys, objects = open_keys(settings), open_objects(settings)
+    with telemetry.start("penstock-batch", metrics_listen=settings.metrics_listen):
+        app = build_app(settings)
+        async with Board(settings.redis_url, settings.redis_prefix) as board:
+            store, files = FactStore(objects), FileStore(objects, settings.max_file_bytes)
+            queue = CeleryQueue(app, board, settings.redis_prefix)
+            steward = Steward(store, board, queue, queue_options(settings), time.time)
+            reconciler = Reconciler(
+                store, steward, BatchMetrics(), settings.reconcile_interval_s, time.time
+            )
+            batches = Batches(store, files, board, steward, time.time)
+            server = RpcServer(
+                ServerInterceptor(keys),
+                [
+                    lambda grpc_server: add_BatchServiceServicer_to_server(
+                        BatchServicer(batches, files, time.time), grpc_server
+                    )
+                ],
+                [_SERVICE],
+            )
+            await _run(server, reconciler, settings, stop)
+        app.close()
+
+
+def queue_options(settings: BatchSettings) -> QueueOptions:
+    """The steward's part of the settings."""
+    return QueueOptions(settings.queue_window, settings.requeue_after_s)
+
+
+def open_objects(settings: BatchSettings) -> Objects:
+    """The object store. Raises SettingsError."""
+    try:
+        return Objects.open(settings.store_url)
+    except ValueError as error:
+        raise SettingsError(f"PENSTOCK_BATCH_STORE_URL: {error}") from error
+
+
+def open_keys(settings: BatchSettings) -> KeyRing:
+    """The API keys. Raises SettingsError."""
+    if not settings.keys_file:
+        return KeyRing.open_to_all()
+    try:
+        return KeyRing.load(Path(settings.keys_file))
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"PENSTOCK_BATCH_KEYS_FILE: {error}") from error
+
+
+async def _run(
+    server: RpcServer, reconciler: Reconciler, settings: BatchSettings, stop: asyncio.Event
+) -> None:
+    port = server.bind(settings.listen)
+    await server.start()
+    reconciling = asyncio.create_task(reconciler.run())
+    try:
+        await server.serve()
+        logger.info("serving batches on port %d", port, extra={"port": port})
+        await _first(stop, reconciling)
+    finally:
+        reconciling.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await reconciling
+        await server.stop(settings.grace_s)
+
+
+async def _first(stop: asyncio.Event, reconciling: "asyncio.Task[None]") -> None:
+    """Wait for the signal; a defect in the reconciler ends the process, loudly."""
+    waiting = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({waiting, reconciling}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()

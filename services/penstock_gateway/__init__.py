@@ -1,0 +1,1 @@
+"""The OpenAI-compatible HTTP edge: translates, forwards, holds no state and knows no model."""

@@ -1,0 +1,62 @@
+"""``python -m penstock_gateway``: builds the process and runs it until a signal."""
+
+import asyncio
+import logging
+import sys
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+from penstock_core import lifecycle, logs, telemetry
+from penstock_core.channels import channel
+from penstock_core.settings import SettingsError
+from penstock_gateway.app import Upstreams, build_app
+from penstock_gateway.gate import Gate
+from penstock_gateway.server import HttpServer, address_of, bind
+from penstock_gateway.settings import GatewaySettings
+from penstock_gateway.upstream import BatchClient, RouterClient
+
+logger = logging.getLogger(__name__)
+
+SERVICE = "penstock-gateway"
+
+
+async def serve(
+    settings: GatewaySettings, stop: asyncio.Event, bound: Callable[[str], None]
+) -> None:
+    """Serve until ``stop``, then drain. ``bound`` is told the address as soon as it is taken."""
+    async with AsyncExitStack() as stack:
+        listener = stack.enter_context(bind(settings.listen))
+        router = await stack.enter_async_context(channel(settings.router))
+        batches = None
+        if settings.batch:
+            batch_channel = await stack.enter_async_context(channel(settings.batch))
+            batches = BatchClient(batch_channel, settings.request_timeout_s)
+        gate = Gate(settings.max_requests)
+        upstreams = Upstreams(RouterClient(router, settings.request_timeout_s), batches)
+        app = build_app(upstreams, gate, settings)
+        bound(address_of(listener))
+        await HttpServer(app, gate, settings.grace_s).serve(listener, stop)
+
+
+def main(arguments: list[str]) -> int:
+    """Run the process; returns its exit status."""
+    if arguments in (["-h"], ["--help"]):
+        sys.stdout.write(f"{__doc__}\n\nSettings:\n{GatewaySettings.describe()}\n")
+        return 0
+    if arguments:
+        return lifecycle.fail(f"unexpected arguments {arguments}; see --help")
+    try:
+        settings = GatewaySettings.from_environment()
+    except SettingsError as error:
+        return lifecycle.fail(str(error))
+    logs.configure(SERVICE)
+
+    async def run(stop: asyncio.Event) -> None:
+        await serve(settings, stop, lambda address: logger.info("listening on %s", address))
+
+    with telemetry.start(SERVICE):
+        return lifecycle.run(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

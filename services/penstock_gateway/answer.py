@@ -1,0 +1,115 @@
+"""What one HTTP request's generations have come to: choices, usage, timing. Pure.
+
+Built from wire events; knows nothing of OpenAI's two answer shapes (``formats`` does).
+"""
+
+from dataclasses import dataclass, field
+
+from penstock.common.v1 import tokens_pb2, usage_pb2
+from penstock.inference.v1 import generate_pb2
+from penstock_gateway.json_object import Json
+
+FINISH_REASONS = {
+    generate_pb2.FINISH_REASON_UNSPECIFIED: "stop",
+    generate_pb2.FINISH_REASON_STOP: "stop",
+    generate_pb2.FINISH_REASON_LENGTH: "length",
+    generate_pb2.FINISH_REASON_TOOL_CALLS: "tool_calls",
+    generate_pb2.FINISH_REASON_ABORTED: "abort",
+    generate_pb2.FINISH_REASON_CONSTRAINT: "constraint",
+}
+
+
+@dataclass(slots=True)
+class Choice:
+    """One sample so far. ``chars`` counts the characters its tokens stand for, echo included."""
+
+    index: int
+    has_begun: bool = False
+    chars: int = 0
+    text: list[str] = field(default_factory=list)
+    tokens: list[tokens_pb2.TokenLogprob] = field(default_factory=list)
+    echo_chars: int = 0
+    finish_reason: str | None = None
+    matched_stop: str | int | None = None
+
+    def finish(self, event: generate_pb2.Finished) -> None:
+        """Note why the sample ended."""
+        self.finish_reason = FINISH_REASONS.get(event.reason, "stop")
+        kind = event.WhichOneof("matched_stop")
+        if kind is not None:
+            self.matched_stop = getattr(event, kind)
+
+
+class Summary:
+    """Usage and timing over all prompts of a request."""
+
+    def __init__(self, prompts: int) -> None:
+        self._started = [generate_pb2.Started() for _ in range(prompts)]
+        self._completed = [generate_pb2.Completed() for _ in range(prompts)]
+
+    def note(self, prompt: int, event: generate_pb2.GenerateResponse) -> None:
+        """Take an event of a prompt; only its first and last matter here."""
+        kind = event.WhichOneof("event")
+        if kind == "started":
+            self._started[prompt] = event.started
+        elif kind == "completed":
+            self._completed[prompt] = event.completed
+
+    def usage(self) -> Json:
+        """OpenAI's ``usage`` object."""
+        parts = [done.usage for done in self._completed]
+        prompt_tokens = sum(part.prompt_tokens for part in parts)
+        completion_tokens = sum(part.completion_tokens for part in parts)
+        return {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": sum(p.cached_tokens for p in parts)},
+            "completion_tokens_details": _completion_details(parts),
+        }
+
+    def extension(self) -> Json:
+        """The ``penstock`` object: who served the request, where its time went, what it cost.
+
+        With several prompts, a list of them under ``prompts``.
+        """
+        each = [_facts(s, c) for s, c in zip(self._started, self._completed, strict=True)]
+        return each[0] if len(each) == 1 else {"prompts": each}
+
+
+def _completion_details(parts: list[usage_pb2.Usage]) -> Json:
+    drafted = sum(part.drafted_tokens for part in parts)
+    accepted = sum(part.accepted_draft_tokens for part in parts)
+    return {
+        "reasoning_tokens": 0,
+        "accepted_prediction_tokens": accepted,
+        "rejected_prediction_tokens": max(drafted - accepted, 0),
+    }
+
+
+def _facts(started: generate_pb2.Started, completed: generate_pb2.Completed) -> Json:
+    timing = completed.timing
+    facts: Json = {
+        "request_id": started.request_id,
+        "worker": started.worker_id,
+        "decision_id": started.decision_id,
+        "seed": started.seed,
+        "queue_s": timing.queue_s,
+        "prefill_s": timing.prefill_s,
+        "ttft_s": timing.ttft_s,
+        "tpot_s": timing.tpot_s,
+        "total_s": timing.total_s,
+        "worker_s": timing.worker_s,
+    }
+    if completed.HasField("cost"):
+        cost = completed.cost
+        facts["cost"] = {"micros": cost.micros, "currency": cost.currency}
+    if completed.HasField("vote"):
+        vote = completed.vote
+        facts["vote"] = {
+            "choice": vote.choice_index,
+            "answer": vote.answer,
+            "votes": vote.votes,
+            "total": vote.total,
+        }
+    return facts

@@ -1,0 +1,39 @@
+"""``POST /v1/completions``."""
+
+from starlette.requests import Request
+from starlette.types import ASGIApp
+
+from penstock_gateway.body import read_json
+from penstock_gateway.caller import priority_of
+from penstock_gateway.formats import CompletionFormat
+from penstock_gateway.inference import Generation, Inference
+from penstock_gateway.responses import Shape
+from penstock_gateway.schemas import CompletionBody
+from penstock_gateway.translate import completion_requests
+
+
+class CompletionEndpoint:
+    """Text completions of one or several prompts, streamed or not."""
+
+    def __init__(self, inference: Inference, max_body_bytes: int) -> None:
+        self._inference = inference
+        self._max_body_bytes = max_body_bytes
+
+    async def create(self, request: Request) -> ASGIApp:
+        """Continue the prompts."""
+        body = await read_json(request, CompletionBody, self._max_body_bytes)
+        requests = completion_requests(body)
+        priority = priority_of(request)
+        for wire in requests:
+            wire.priority = priority
+        generation = Generation(
+            requests=tuple(requests),
+            form=CompletionFormat(logprobs=body.logprobs is not None),
+            shape=Shape(prompts=len(requests), samples=body.n or 1),
+            model=body.model,
+        )
+        if not body.stream:
+            return await self._inference.whole(request, generation)
+        options = body.stream_options
+        usage = bool(options and options.include_usage)
+        return self._inference.stream(request, generation, usage=usage)

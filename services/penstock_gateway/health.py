@@ -1,0 +1,32 @@
+"""Probes and metrics."""
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from penstock_core.errors import Draining
+from penstock_core.telemetry import METRICS_CONTENT_TYPE, scrape
+from penstock_gateway.gate import Gate
+from penstock_gateway.upstream import RouterClient
+
+
+class HealthEndpoint:
+    """What orchestrators and Prometheus ask."""
+
+    def __init__(self, router: RouterClient, gate: Gate) -> None:
+        self._router = router
+        self._gate = gate
+
+    async def alive(self, _request: Request) -> JSONResponse:
+        """The process runs."""
+        return JSONResponse({"status": "ok"})
+
+    async def ready(self, _request: Request) -> JSONResponse:
+        """Requests are welcome: the router answers, serves a model, and this process stays."""
+        if self._gate.is_closed:
+            raise Draining("the gateway is shutting down")
+        await self._router.check_ready()
+        return JSONResponse({"status": "ready"})
+
+    async def metrics(self, _request: Request) -> Response:
+        """Prometheus' text format."""
+        return Response(scrape(), media_type=METRICS_CONTENT_TYPE)

@@ -1,0 +1,25 @@
+"""Settings of the gateway process."""
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from penstock_core.settings import ProcessSettings
+
+_MIB = 1024 * 1024
+
+
+class GatewaySettings(ProcessSettings):
+    """``PENSTOCK_GATEWAY_*``."""
+
+    model_config = SettingsConfigDict(env_prefix="PENSTOCK_GATEWAY_", frozen=True, extra="forbid")
+
+    listen: str = Field("127.0.0.1:8000", description="host:port of the HTTP server")
+    router: str = Field("127.0.0.1:50051", description="host:port or unix:path of the router")
+    batch: str = Field(
+        "127.0.0.1:50052", description="address of the batch service; empty serves no batches"
+    )
+    max_body_bytes: int = Field(8 * _MIB, gt=0, description="largest JSON body, in bytes")
+    max_upload_bytes: int = Field(512 * _MIB, gt=0, description="largest file upload, in bytes")
+    max_requests: int = Field(512, gt=0, description="requests in flight; more are refused")
+    request_timeout_s: float = Field(600.0, gt=0, description="deadline of each RPC, in seconds")
+    grace_s: float = Field(30.0, ge=0, description="seconds that running requests get at shutdown")

@@ -1,0 +1,1 @@
+"""The ``penstock`` command: starts, asks, watches and measures the platform."""

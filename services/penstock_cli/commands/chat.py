@@ -1,0 +1,66 @@
+"""``penstock chat``: a conversation, interactive or one message."""
+
+from typing import Annotated
+
+import typer
+
+from penstock_cli.execution import failures_told, notes, output
+from penstock_cli.options import (
+    DEFAULT_TARGET,
+    ApiKey,
+    MaxTokens,
+    Model,
+    Target,
+    Temperature,
+    Way,
+)
+from penstock_client import Client, Delta, GenerateOptions, Message
+
+EPILOG = "Example: penstock chat --message 'What does os.walk do?' --max-tokens 64"
+
+
+def chat(
+    message: Annotated[str, typer.Option("--message", "-m", help="Say this, then end.")] = "",
+    system: Annotated[str, typer.Option(help="Instructions before the first turn.")] = "",
+    target: Target = DEFAULT_TARGET,
+    api_key: ApiKey = "",
+    model: Model = "",
+    max_tokens: MaxTokens = 256,
+    temperature: Temperature = None,
+    *,
+    mode: Way = "lookaside",
+) -> None:
+    """Talk with a model. An empty line or Ctrl-D ends it."""
+    options = GenerateOptions(
+        max_tokens=max_tokens, temperature=temperature, priority="interactive"
+    )
+    turns = [Message("system", system)] if system else []
+    with failures_told(), Client(target, api_key=api_key or None, mode=mode) as client:
+        if message:
+            _turn(client, turns, message, options, model)
+            return
+        notes.print("An empty line or Ctrl-D ends the conversation.", style="dim")
+        while said := _ask():
+            _turn(client, turns, said, options, model)
+
+
+def _ask() -> str:
+    try:
+        return notes.input("[bold]> [/]").strip()
+    except EOFError:
+        notes.print()
+        return ""
+
+
+def _turn(
+    client: Client, turns: list[Message], said: str, options: GenerateOptions, model: str
+) -> None:
+    """One exchange; both sides of it become part of the conversation."""
+    turns.append(Message("user", said))
+    parts: list[str] = []
+    for event in client.stream(turns, model=model or None, options=options):
+        if isinstance(event, Delta):
+            parts.append(event.text)
+            output.out(event.text, end="", highlight=False)
+    output.out("")
+    turns.append(Message("assistant", "".join(parts)))

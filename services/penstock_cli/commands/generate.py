@@ -1,0 +1,84 @@
+"""``penstock generate``: one completion, shown as it comes."""
+
+import sys
+from contextlib import aclosing
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from penstock_cli.execution import notes, output, run
+from penstock_cli.failures import CommandFailed
+from penstock_cli.options import (
+    DEFAULT_TARGET,
+    ApiKey,
+    Json,
+    MaxTokens,
+    Model,
+    Seed,
+    Target,
+    Temperature,
+    Way,
+)
+from penstock_cli.views.amounts import duration
+from penstock_cli.views.documents import to_json
+from penstock_client import AsyncClient, Delta, GenerateOptions, Generation
+from penstock_client.results import Collector
+
+EPILOG = "Example: penstock generate 'def fibonacci(n):' --max-tokens 64 --temperature 0"
+
+
+def generate(  # noqa: PLR0913 - one for each option
+    prompt: Annotated[str, typer.Argument(help="Text to continue; '-' reads standard input.")],
+    target: Target = DEFAULT_TARGET,
+    api_key: ApiKey = "",
+    model: Model = "",
+    max_tokens: MaxTokens = 64,
+    temperature: Temperature = None,
+    seed: Seed = None,
+    *,
+    mode: Way = "lookaside",
+    as_json: Json = False,
+) -> None:
+    """Continue a text and show it as it comes."""
+    text = sys.stdin.read() if prompt == "-" else prompt
+    options = GenerateOptions(max_tokens=max_tokens, temperature=temperature, seed=seed)
+
+    async def work() -> None:
+        async with AsyncClient(target, api_key=api_key or None, mode=mode) as client:
+            whole = await streamed(client, text, options, model=model, show=not as_json)
+        if as_json:
+            output.print(to_json(asdict(whole)), markup=False, soft_wrap=True)
+        else:
+            notes.print(summary(whole), style="dim", markup=False)
+
+    run(work())
+
+
+async def streamed(
+    client: AsyncClient, prompt: str, options: GenerateOptions, *, model: str, show: bool
+) -> Generation:
+    """Generate, writing the text to standard output as it comes if ``show``."""
+    collector = Collector()
+    async with aclosing(client.stream(prompt, model=model or None, options=options)) as events:
+        async for event in events:
+            collector.add(event)
+            if show and isinstance(event, Delta):
+                output.out(event.text, end="", highlight=False)
+    if show:
+        output.out("")
+    try:
+        return collector.result()
+    except ValueError as error:
+        raise CommandFailed(str(error)) from error
+
+
+def summary(whole: Generation) -> str:
+    """The numbers people judge by, in a line."""
+    usage, timing = whole.usage, whole.timing
+    return (
+        f"{usage.completion_tokens} tokens; TTFT {duration(timing.ttft_s)}, "
+        f"TPOT {duration(timing.tpot_s)}; {usage.cached_tokens} of {usage.prompt_tokens} prompt "
+        f"tokens from the cache; {whole.worker_id} ({whole.started.mode}); "
+        f"penstock explain {whole.request_id}"
+    )

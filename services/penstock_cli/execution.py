@@ -1,0 +1,76 @@
+"""How every command runs: one event loop, one-line errors, the exit statuses that shells expect."""
+
+import asyncio
+import signal
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import typer
+from rich.console import Console
+
+from penstock_cli.failures import CommandFailed
+from penstock_core.errors import PenstockError, Unauthenticated, Unavailable
+
+T = TypeVar("T")
+
+INTERRUPTED = 128 + signal.SIGINT
+TERMINATED = 128 + signal.SIGTERM
+
+# Answers go to standard output, everything said about them to standard error.
+output = Console(highlight=False)
+notes = Console(stderr=True, highlight=False)
+
+
+@contextmanager
+def failures_told(*, status_when_interrupted: int = INTERRUPTED) -> Iterator[None]:
+    """Turn what is expected to go wrong into a sentence and an exit status.
+
+    Raises:
+        typer.Exit: with status 1 after a failure, as given after Ctrl-C.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise typer.Exit(status_when_interrupted) from None
+    except (CommandFailed, PenstockError, OSError) as error:
+        if isinstance(error, CommandFailed) and error.detail:
+            notes.print(error.detail, style="dim", markup=False)
+        notes.print(f"penstock: {_sentence(error)}", style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+
+
+def run(work: Coroutine[Any, Any, T], *, status_when_stopped: int | None = None) -> T:
+    """Run a command's coroutine to its end; Ctrl-C and SIGTERM cancel it, and it cleans up first.
+
+    Args:
+        work: the command.
+        status_when_stopped: exit status then; None gives the usual 130 and 143.
+
+    Raises:
+        typer.Exit: as ``failures_told``.
+    """
+    usual = status_when_stopped is None
+    interrupted = INTERRUPTED if usual else status_when_stopped
+    terminated = TERMINATED if usual else status_when_stopped
+    with failures_told(status_when_interrupted=interrupted or 0):
+        try:
+            return asyncio.run(_terminable(work))
+        except asyncio.CancelledError:
+            # Only SIGTERM gets here: asyncio turns its own Ctrl-C into KeyboardInterrupt.
+            raise typer.Exit(terminated or 0) from None
+
+
+async def _terminable(work: Coroutine[Any, Any, T]) -> T:
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await work
+
+
+def _sentence(error: Exception) -> str:
+    if type(error) is Unavailable:
+        return f"{error}\nIs `penstock up` running? --target and --batch-target say where."
+    if isinstance(error, Unauthenticated):
+        return f"{error} (--api-key or PENSTOCK_API_KEY)"
+    return str(error) or type(error).__name__

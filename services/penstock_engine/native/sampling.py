@@ -16,6 +16,7 @@ from torch import Tensor
 
 from penstock_engine.api import Logprob, Sampling
 from penstock_engine.native.request import Drawn, Sample
+from penstock_engine.native.truncation import truncate
 
 _MASK = (1 << 64) - 1
 _GAMMA = 0x9E3779B97F4A7C15
@@ -125,7 +126,7 @@ def _draw_random(logits: Tensor, samples: Sequence[Sample]) -> Tensor:
     settings = [sample.request.spec.sampling for sample in samples]
     temperatures = [[setting.temperature] for setting in settings]
     logits = logits / torch.tensor(temperatures, dtype=logits.dtype, device=logits.device)
-    _truncate(logits, settings)
+    truncate(logits, settings)
     # Cumulated in float64: at 150,000 tokens float32 would lose the tail.
     mass = torch.softmax(logits, dim=-1).double().cumsum(dim=-1)
     numbers = [
@@ -135,29 +136,3 @@ def _draw_random(logits: Tensor, samples: Sequence[Sample]) -> Tensor:
     points = torch.tensor(numbers, dtype=torch.float64, device=logits.device) * mass[:, -1:]
     drawn = torch.searchsorted(mass, points, right=True)
     return drawn.squeeze(1).clamp_(max=logits.shape[1] - 1)
-
-
-def _truncate(logits: Tensor, settings: Sequence[Sampling]) -> None:
-    """Top-k, then top-p of what is left, then min-p; in place. Equal logits fall or stay together.
-
-    Source: top-p, https://arxiv.org/abs/1904.09751; min-p, https://arxiv.org/abs/2407.01082.
-    """
-    vocab = logits.shape[1]
-
-    def column(values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=logits.dtype, device=logits.device).unsqueeze(1)
-
-    if any(setting.top_k or setting.top_p < 1.0 for setting in settings):
-        ordered = logits.sort(dim=-1, descending=True).values
-        ranks = torch.arange(vocab, device=logits.device)
-        kept = ranks < column([setting.top_k or vocab for setting in settings])
-        probabilities = ordered.masked_fill(~kept, float("-inf")).softmax(dim=-1)
-        before = probabilities.cumsum(dim=-1) - probabilities
-        kept &= before < column([setting.top_p for setting in settings])
-        kept[:, 0] = True
-        least = ordered.gather(1, kept.sum(dim=-1, keepdim=True) - 1)
-        logits.masked_fill_(logits < least, float("-inf"))
-    if any(setting.min_p for setting in settings):
-        floor = column([setting.min_p for setting in settings]).log()
-        least = logits.amax(dim=-1, keepdim=True) + floor
-        logits.masked_fill_(logits < least, float("-inf"))

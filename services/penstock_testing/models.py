@@ -22,7 +22,9 @@ def write_byte_tokenizer(path: Path, *, chat_template: str | None = CHAT_TEMPLAT
         "id": BYTE_EOS, "content": EOS_TOKEN, "single_word": False, "lstrip": False,
         "rstrip": False, "normalized": False, "special": True,
     }  # fmt: skip
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+    byte_level = {
+        "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False,
+    }  # fmt: skip
     tokenizer = {
         "version": "1.0",
         "added_tokens": [end],

@@ -56,9 +56,10 @@ class _Decoder:
 class Tokenizer:
     """A loaded tokenizer; immutable, safe to use from several threads."""
 
-    def __init__(self, spec_text: str, eos: frozenset[int]) -> None:
-        spec = json.loads(spec_text)
-        self._tokenizer = tokenizers.Tokenizer.from_str(spec_text)
+    def __init__(
+        self, tokenizer: tokenizers.Tokenizer, spec: JsonObject, eos: frozenset[int]
+    ) -> None:
+        self._tokenizer = tokenizer
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.digest: str = _digest(spec)
@@ -85,11 +86,11 @@ class Tokenizer:
         file = path / "tokenizer.json"
         if not file.is_file():
             raise NotFound(f"{path} holds no tokenizer.json")
-        text = file.read_text(encoding="utf-8")
         try:
-            return cls(text, _eos_token_ids(path, tokenizers.Tokenizer.from_str(text)))
-        except ValueError as error:
+            tokenizer = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises nothing more specific
             raise NotSupported(f"{file} is no tokenizer that can be read: {error}") from error
+        return cls(tokenizer, read_object(file), _eos_token_ids(path, tokenizer))
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text. A rendered chat has its special tokens already: pass False."""

@@ -1,0 +1,106 @@
+"""``python -m penstock_worker``: one model behind gRPC, until SIGTERM.
+
+Builds everything and passes it on. What torch reads from the environment when it is loaded is set
+here first, so nothing at the top of this file may import it.
+"""
+
+import asyncio
+import logging
+import os
+import sys
+
+from penstock_core import logs, telemetry
+from penstock_core.errors import PenstockError
+from penstock_core.ids import new_id
+from penstock_core.lifecycle import fail, run
+from penstock_core.settings import SettingsError
+from penstock_engine.api import Engine
+from penstock_text.chat import ChatTemplate
+from penstock_text.source import resolve_model, served_name
+from penstock_text.tokenizer import Tokenizer
+from penstock_worker.settings import WorkerSettings
+from penstock_worker.worker import Options, Text, Worker
+
+SERVICE = "penstock-worker"
+logger = logging.getLogger(__name__)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the process; returns its exit status."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if given == ["--help"]:
+        sys.stdout.write(f"python -m penstock_worker\n\n{WorkerSettings.describe()}\n")
+        return 0
+    if given:
+        return fail("python -m penstock_worker takes no arguments; see --help for its variables")
+    try:
+        settings = WorkerSettings.from_environment()
+    except SettingsError as error:
+        return fail(str(error))
+    logs.configure(SERVICE)
+    _calm_threads(settings.threads)
+    options = _options(settings)
+    try:
+        engine, text = _load(settings)
+    except (PenstockError, OSError) as error:
+        logger.error("cannot serve %s: %s", settings.model, error)
+        return 1
+
+    async def serve(stop: asyncio.Event) -> None:
+        await Worker(engine, text, options).run(stop)
+
+    with telemetry.start(
+        SERVICE, instance=options.worker_id, metrics_listen=settings.metrics_listen
+    ):
+        return run(serve)
+
+
+def _calm_threads(threads: int) -> None:
+    """Let idle OpenMP threads sleep: spinning ones starve the neighbours on a shared machine."""
+    count = threads or len(os.sched_getaffinity(0))
+    for name, value in (
+        ("OMP_WAIT_POLICY", "PASSIVE"),
+        ("GOMP_SPINCOUNT", "0"),
+        ("KMP_BLOCKTIME", "0"),
+        ("OMP_NUM_THREADS", str(count)),
+    ):
+        os.environ.setdefault(name, value)
+
+
+def _options(settings: WorkerSettings) -> Options:
+    return Options(
+        worker_id=settings.id or new_id("worker").replace("_", "-"),
+        models=settings.names(served_name(settings.model)),
+        listen=settings.listen,
+        advertise=settings.advertise,
+        registry_url=settings.registry_url,
+        lease_secret=settings.lease_secret.encode(),
+        grace_s=settings.grace_s,
+        zone=settings.zone,
+        pool=settings.pool,
+    )
+
+
+def _load(settings: WorkerSettings) -> tuple[Engine, Text]:
+    path = resolve_model(settings.model, weights=True)
+    # Loaded before torch is: a bad directory is told at once.
+    text = Text(Tokenizer.load(path), ChatTemplate.load(path), settings.model)
+    # Imported here, behind the environment that torch reads: it takes seconds.
+    from penstock_engine.native.engine import NativeEngine, NativeSettings  # noqa: PLC0415
+
+    chosen = NativeSettings(
+        model=path,
+        dtype=settings.dtype,
+        device=settings.device,
+        kv_memory_bytes=settings.kv_memory_mib << 20,
+        max_batch=settings.max_batch,
+        max_batched_tokens=settings.max_batched_tokens,
+        max_waiting=settings.max_waiting,
+        max_context=settings.max_context_tokens or None,
+        threads=settings.threads or None,
+    )
+    return NativeEngine(chosen), text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""Whether a request may run here: the worker's check of router-signed leases."""
+
+import time
+from collections.abc import Callable
+
+from google.protobuf.message import DecodeError
+
+from penstock.common.v1 import lease_pb2
+from penstock.inference.v1 import generate_pb2
+from penstock_core.errors import LeaseInvalid
+from penstock_core.leases import LeaseVerifier, sign
+
+
+class LeaseCheck:
+    """With a secret every request needs a lease signed with it.
+
+    Without one nobody can be told from anybody: leases are optional, and of one that is shown only
+    worker, epoch, request and expiry are checked, so that a restarted worker still refuses old work.
+    """
+
+    def __init__(
+        self,
+        secret: bytes,
+        worker_id: str,
+        epoch: str,
+        unix_time: Callable[[], float] = time.time,
+    ) -> None:
+        self._secret = secret
+        self._verifier = LeaseVerifier(secret, worker_id, epoch, unix_time)
+
+    def claims(
+        self, request: generate_pb2.GenerateRequest, request_id: str
+    ) -> lease_pb2.LeaseClaims:
+        """What the request's lease says; empty claims if it needs none and has none.
+
+        Raises:
+            LeaseInvalid: missing, forged, unreadable, or for another worker or request.
+            LeaseStale: expired, or from before this worker restarted.
+        """
+        if not request.HasField("lease"):
+            if self._secret:
+                raise LeaseInvalid("this worker takes requests only with a router's lease")
+            return lease_pb2.LeaseClaims()
+        try:
+            return self._verifier.verify(self._signed(request.lease), request_id)
+        except DecodeError as error:
+            raise LeaseInvalid("the lease's claims cannot be read") from error
+
+    def _signed(self, lease: lease_pb2.Lease) -> lease_pb2.Lease:
+        if self._secret:
+            return lease
+        return sign(lease_pb2.LeaseClaims.FromString(lease.claims), b"")

@@ -1,0 +1,40 @@
+"""The worker's settings, from ``PENSTOCK_WORKER_*`` variables."""
+
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from penstock_core.settings import ProcessSettings
+
+
+class WorkerSettings(ProcessSettings):
+    """What a worker process is told."""
+
+    model_config = SettingsConfigDict(env_prefix="PENSTOCK_WORKER_")
+
+    listen: str = Field("127.0.0.1:50061", description="host:port or unix:path to serve on")
+    advertise: str = Field("", description="address that others reach it at; empty: as bound")
+    id: str = Field("", description="id in the fleet; empty: worker-<random>")
+    engine: Literal["native"] = Field("native", description="engine to run")
+    model: str = Field("demo", description="demo, a model directory or a Hugging Face hub id")
+    served_names: str = Field("", description="names to serve it under, by comma; empty: its own")
+    registry_url: str = Field("", description="redis:// or unix:// URL to announce at; empty: none")
+    lease_secret: str = Field("", description="secret of routers' leases; empty: leases optional")
+    metrics_listen: str = Field("", description="host:port of the Prometheus scrape; empty: none")
+    dtype: str = Field("auto", description="auto, float32, bfloat16 or float16")
+    device: str = Field("auto", description="auto, cpu or cuda[:N]")
+    kv_memory_mib: int = Field(512, ge=1, description="MiB for the KV cache")
+    max_batch: int = Field(32, ge=1, description="most requests in one step")
+    max_batched_tokens: int = Field(512, ge=1, description="most tokens computed in one step")
+    max_waiting: int = Field(256, ge=1, description="most requests that wait for a place")
+    max_context_tokens: int = Field(0, ge=0, description="most tokens of a request; 0: the model's")
+    threads: int = Field(0, ge=0, description="CPU threads of the engine; 0: as many as CPUs")
+    grace_s: float = Field(30.0, ge=0, description="seconds that running requests get at the end")
+    zone: str = Field("", description="availability zone")
+    pool: str = Field("", description="pool it belongs to")
+
+    def names(self, default: str) -> tuple[str, ...]:
+        """Names to serve the model under, the first its own."""
+        names = tuple(name.strip() for name in self.served_names.split(",") if name.strip())
+        return names or (default,)

@@ -1,0 +1,64 @@
+"""The messages about a request as a whole: the echoed prompt, usage, timing, the vote."""
+
+from collections.abc import Sequence
+
+from penstock.common.v1 import sampling_pb2, usage_pb2
+from penstock.inference.v1 import generate_pb2
+from penstock_engine.api import RequestDone
+from penstock_text.tokenizer import Tokenizer
+from penstock_worker.intake import Plan
+from penstock_worker.report import Progress
+from penstock_worker.sample import Sample
+from penstock_worker.vote import majority
+
+
+def echoes(plan: Plan, tokenizer: Tokenizer) -> list[generate_pb2.GenerateResponse]:
+    """The prompt's text for each sample to be returned that an earlier attempt had not begun."""
+    text = plan.request.text or tokenizer.decode(plan.engine_request.prompt)
+    begun = {state.choice_index for state in plan.request.resume.choices}
+    return [
+        generate_pb2.GenerateResponse(
+            delta=generate_pb2.Delta(choice_index=index, text=text, is_echo=True)
+        )
+        for index in range(plan.num_returned)
+        if index not in begun
+    ]
+
+
+def usage(plan: Plan, samples: Sequence[Sample], done: RequestDone | None) -> usage_pb2.Usage:
+    """Tokens over all attempts and all samples that were drawn."""
+    return usage_pb2.Usage(
+        prompt_tokens=len(plan.engine_request.prompt),
+        completion_tokens=sum(sample.num_tokens for sample in samples),
+        cached_tokens=done.cached_tokens if done else 0,
+        drafted_tokens=done.drafted_tokens if done else 0,
+        accepted_draft_tokens=done.accepted_draft_tokens if done else 0,
+    )
+
+
+def timing(progress: Progress, steps: int, done: RequestDone | None) -> usage_pb2.Timing:
+    """Where the time of this attempt went; ``steps`` are the longest sample's new tokens."""
+    total_s, ttft_s = progress.now_s(), progress.ttft_s
+    decode_s = 0.0 if ttft_s is None else total_s - ttft_s
+    return usage_pb2.Timing(
+        queue_s=done.queue_s if done else progress.queue_s or 0.0,
+        prefill_s=done.prefill_s if done else 0.0,
+        ttft_s=ttft_s or 0.0,
+        tpot_s=decode_s / (steps - 1) if steps > 1 else 0.0,
+        total_s=total_s,
+        worker_s=done.worker_s if done else 0.0,
+    )
+
+
+def completed(
+    plan: Plan, used: usage_pb2.Usage, times: usage_pb2.Timing, samples: Sequence[Sample]
+) -> generate_pb2.Completed:
+    """The last message."""
+    message = generate_pb2.Completed(usage=used, timing=times)
+    if plan.request.aggregation == sampling_pb2.AGGREGATION_MAJORITY_VOTE:
+        vote = majority([sample.text for sample in samples], plan.request.vote_field)
+        message.vote.choice_index = vote.index
+        message.vote.answer = vote.answer
+        message.vote.votes = vote.votes
+        message.vote.total = vote.total
+    return message

@@ -1,0 +1,197 @@
+"""A whole worker in one object: engine, server, feed, registration; how it starts and ends."""
+
+import asyncio
+import logging
+import secrets
+import time
+from dataclasses import dataclass, field
+
+from penstock.inference.v1 import inference_service_pb2 as inference_pb2
+from penstock.inference.v1.inference_service_pb2_grpc import (
+    add_InferenceServiceServicer_to_server as add_inference,
+)
+from penstock.worker.v1 import state_pb2
+from penstock.worker.v1 import worker_service_pb2 as worker_pb2
+from penstock.worker.v1.worker_service_pb2_grpc import (
+    add_WorkerServiceServicer_to_server as add_worker,
+)
+from penstock_core.auth import KeyRing
+from penstock_core.interceptors import ServerInterceptor
+from penstock_core.registry import RedisRegistry, WorkerEntry
+from penstock_core.rpc import RpcServer
+from penstock_core.version import VERSION
+from penstock_engine.api import Engine
+from penstock_text.chat import ChatTemplate
+from penstock_text.tokenizer import Tokenizer
+from penstock_worker import translate
+from penstock_worker.generation import Services
+from penstock_worker.intake import Intake, ServedModel
+from penstock_worker.lease import LeaseCheck
+from penstock_worker.ledger import Ledger
+from penstock_worker.metrics import EngineGauges, RequestMetrics
+from penstock_worker.outbox import COALESCE_S
+from penstock_worker.registration import Registration
+from penstock_worker.report import Reporter
+from penstock_worker.requests import DrainResult, RequestTable
+from penstock_worker.servicer import InferenceServicer
+from penstock_worker.state_feed import FeedTiming, StateFeed
+from penstock_worker.state_log import RING_DELTAS, StateLog
+from penstock_worker.worker_service import WorkerServicer
+
+logger = logging.getLogger(__name__)
+
+# How long ended streams may take to tell their clients so.
+_LAST_WORDS_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """How the model reads and writes; ``source`` is where others find the same tokenizer."""
+
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a worker is told besides its model. See ``WorkerSettings`` for the meanings."""
+
+    worker_id: str
+    models: tuple[str, ...]
+    listen: str = "127.0.0.1:0"
+    advertise: str = ""
+    registry_url: str = ""
+    lease_secret: bytes = b""
+    grace_s: float = 30.0
+    zone: str = ""
+    pool: str = ""
+    coalesce_s: float = COALESCE_S
+    ring_deltas: int = RING_DELTAS
+    feed: FeedTiming = field(default_factory=FeedTiming)
+
+
+class Worker:
+    """Serves one engine. ``start`` then ``close``, or ``run``."""
+
+    def __init__(self, engine: Engine, text: Text, options: Options) -> None:
+        self.info = _describe(engine, text, options)
+        self._engine = engine
+        self._options = options
+        self._requests = RequestTable()
+        gauges = EngineGauges(self.info.capacity_blocks)
+        log = StateLog(self.info.epoch, self.info, options.ring_deltas)
+        self._feed = StateFeed(log, engine, gauges, options.feed)
+        model = ServedModel(engine.info(), self.info, text.tokenizer, text.template)
+        leases = LeaseCheck(options.lease_secret, self.info.worker_id, self.info.epoch)
+        services = Services(
+            engine=engine,
+            model=model,
+            ledger=Ledger(self._feed.note),
+            reporter=Reporter(RequestMetrics(), options.worker_id),
+            coalesce_s=options.coalesce_s,
+        )
+        inference = InferenceServicer(model, Intake(model, leases), self._requests, services)
+        control = WorkerServicer(self.info, engine, self._feed, self._requests, self.drain)
+        self._rpc = RpcServer(
+            ServerInterceptor(KeyRing.open_to_all()),
+            [lambda s: add_inference(inference, s), lambda s: add_worker(control, s)],
+            [
+                inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
+                worker_pb2.DESCRIPTOR.services_by_name["WorkerService"].full_name,
+            ],
+        )
+        self._registry: RedisRegistry | None = None
+        self._registration: Registration | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until ``stop`` is set, then drain.
+
+        Raises:
+            EngineFailed: the engine broke; a supervisor should start a new process.
+            OSError: the address cannot be bound.
+        """
+        await self.start()
+        stopped = asyncio.create_task(stop.wait())
+        following = self._tasks[0]
+        try:
+            await asyncio.wait([stopped, following], return_when=asyncio.FIRST_COMPLETED)
+            if following.done():
+                await self._rpc.not_serving()
+                following.result()
+        finally:
+            stopped.cancel()
+            await self.close(0.0 if following.done() else self._options.grace_s)
+
+    async def start(self) -> None:
+        """Start the engine, then take requests and announce that."""
+        port = self._rpc.bind(self._options.listen)
+        self.info.endpoint = self._options.advertise or _address(self._options.listen, port)
+        await self._engine.start()
+        await self._rpc.start()
+        self._tasks.append(asyncio.create_task(self._feed.run()))
+        await self._rpc.serve()
+        logger.info("worker %s serves on %s", self.info.worker_id, self.info.endpoint)
+        if self._options.registry_url:
+            self._registry = RedisRegistry(self._options.registry_url)
+            entry = WorkerEntry(self.info.endpoint, self.info.worker_id)
+            self._registration = Registration(self._registry, entry)
+            self._tasks.append(asyncio.create_task(self._registration.run()))
+
+    async def drain(self, grace_s: float) -> DrainResult:
+        """Send new requests elsewhere and wait for the running ones; end those that take too long."""
+        await self._rpc.not_serving()
+        if self._feed.health == state_pb2.WORKER_HEALTH_SERVING:
+            self._feed.set_health(state_pb2.WORKER_HEALTH_DRAINING)
+        if self._registration is not None:
+            for task in self._tasks[1:]:
+                await _end(task)
+            await self._registration.withdraw()
+        return await self._requests.drain(grace_s)
+
+    async def close(self, grace_s: float = 0.0) -> None:
+        """Drain, then stop everything."""
+        result = await self.drain(grace_s)
+        logger.info("drained: %d finished, %d ended", result.finished, result.aborted)
+        self._feed.close()
+        await self._rpc.stop(_LAST_WORDS_S)
+        await self._release()
+
+    async def kill(self) -> None:
+        """Stop as a crash would look from outside: streams break, nothing is withdrawn."""
+        await self._rpc.stop(0)
+        await self._release()
+
+    async def _release(self) -> None:
+        for task in self._tasks:
+            await _end(task)
+        await self._engine.close()
+        if self._registry is not None:
+            await self._registry.close()
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def _describe(engine: Engine, text: Text, options: Options) -> state_pb2.WorkerInfo:
+    info = translate.describe_engine(engine.info())
+    info.worker_id = options.worker_id
+    info.epoch = secrets.token_hex(16)
+    info.models.extend(options.models)
+    info.tokenizer_digest = text.tokenizer.digest
+    info.tokenizer_source = text.source
+    info.zone = options.zone
+    info.pool = options.pool
+    info.version = VERSION
+    info.started_unix_s = int(time.time())
+    return info
+
+
+def _address(listen: str, port: int) -> str:
+    if listen.startswith("unix:"):
+        return listen
+    host = listen.rpartition(":")[0]
+    return f"{host}:{port}"

@@ -1,0 +1,129 @@
+"""What it costs to run a request on a worker: ``J`` in seconds, least wins.
+
+    J = network + backlog + prefill(U) + pending        the request's own time to first token
+      + externality                                     what its prefill costs everybody else
+      + tpot + kv pressure
+
+``externality = prefill(U) x (1 / (1 - utilisation) + waiting + kappa x running)``: a second of
+prefill delays each request that waits, slows those that decode, and holds up those yet to come, the
+more of them the busier the worker is. At high load this is the rule "own uncached tokens + 0.1 x
+queued prefill tokens"; on an idle fleet it is the least time to first token, with work counted twice.
+
+Pure. Each term has a weight, so that each can be switched off.
+"""
+
+import hashlib
+from dataclasses import astuple, dataclass
+from typing import NamedTuple
+
+from penstock_router.facts import Candidate, Match, RoutingRequest, WorkerView
+
+
+@dataclass(frozen=True, slots=True)
+class CostParams:
+    """The policy's parameters.
+
+    Attributes:
+        backlog, pending, externality, tpot, kv_pressure: weights of the terms; 0 switches one off.
+        running_share: kappa, how much of a prefill's time a decoding request loses.
+        busiest: upper bound of ``1 / (1 - utilisation)``.
+        kv_knee: occupancy at which memory begins to weigh; ``kv_scale_s`` how much.
+        tie_s, tie_share: candidates this close to the best count as equal.
+    """
+
+    backlog: float = 1.0
+    pending: float = 1.0
+    externality: float = 1.0
+    tpot: float = 0.1
+    kv_pressure: float = 1.0
+    running_share: float = 0.3
+    busiest: float = 9.0
+    kv_knee: float = 0.8
+    kv_scale_s: float = 0.05
+    tie_s: float = 0.001
+    tie_share: float = 0.02
+
+    def digest(self) -> str:
+        """Names these parameters in decision records."""
+        return hashlib.sha256(repr(astuple(self)).encode()).hexdigest()[:16]
+
+
+class _Hit(NamedTuple):
+    trusted: float
+    uncached: float
+
+
+def price(
+    worker: WorkerView,
+    match: Match,
+    request: RoutingRequest,
+    clock: tuple[float, float],
+    p: CostParams,
+) -> Candidate:
+    """The candidate with its terms. ``clock`` is (now, least seconds a token among the workers)."""
+    now, best_step_s = clock
+    hit = _hit(worker, match, request.prompt_tokens)
+    backlog_s = _backlog_s(worker, p)
+    prefill_s = worker.base_s + worker.slope_s * hit.uncached
+    pending_s = max(match.eta - now - backlog_s, 0.0) * p.pending if match.pending_tokens else 0.0
+    externality_s = p.externality * prefill_s * _others(worker, p)
+    output = min(request.max_tokens, worker.output_tokens)
+    slower = max(worker.step_s - best_step_s, 0.0) if worker.step_s else 0.0
+    tpot_s = p.tpot * output * slower
+    kv_s = p.kv_pressure * _kv_pressure(worker, hit.uncached + output, p)
+    total = worker.network_s + backlog_s + prefill_s + pending_s + externality_s + tpot_s + kv_s
+    return Candidate(
+        worker.worker_id,
+        worker.epoch,
+        worker.seq,
+        worker.sync_state,
+        match.matched_tokens,
+        hit.trusted,
+        hit.uncached,
+        worker.network_s,
+        backlog_s,
+        prefill_s,
+        pending_s,
+        externality_s,
+        tpot_s,
+        kv_s,
+        total,
+        worker.excluded_because,
+    )
+
+
+def worth_waiting(worker: WorkerView, match: Match, now: float, p: CostParams) -> Match:
+    """The match without its pending blocks, if computing them again costs less than the wait."""
+    if not match.pending_tokens:
+        return match
+    wait_s = match.eta - now - _backlog_s(worker, p)
+    work_s = worker.slope_s * match.pending_tokens
+    if p.pending and wait_s <= work_s * (1 + p.externality * _others(worker, p)):
+        return match
+    return Match(match.matched_tokens)
+
+
+def _backlog_s(worker: WorkerView, p: CostParams) -> float:
+    return p.backlog * (worker.slope_s * worker.backlog_tokens + worker.base_s * worker.waiting)
+
+
+def _others(worker: WorkerView, p: CostParams) -> float:
+    """Requests, present or to come, that a prefill delays."""
+    busy = min(1 / max(1 - worker.utilisation, 1e-9), p.busiest)
+    return busy + worker.waiting + p.running_share * worker.running
+
+
+def _hit(worker: WorkerView, match: Match, prompt_tokens: int) -> _Hit:
+    trusted = match.matched_tokens * worker.trust * worker.confidence
+    coming = match.pending_tokens * worker.trust
+    return _Hit(trusted, max(prompt_tokens - trusted - coming, 1.0))
+
+
+def _kv_pressure(worker: WorkerView, new_tokens: float, p: CostParams) -> float:
+    if not worker.capacity_blocks:
+        return 0.0
+    needed = new_tokens / worker.block_tokens
+    share = (worker.used_blocks + needed) / worker.capacity_blocks
+    if share <= p.kv_knee:
+        return 0.0
+    return p.kv_scale_s * (share - p.kv_knee) / max(1 - share, 0.02)

@@ -1,0 +1,46 @@
+"""Appends decisions and outcomes to a file as JSON lines, off the event loop."""
+
+import asyncio
+import logging
+from pathlib import Path
+
+from google.protobuf.json_format import MessageToJson
+
+from penstock.routing.v1 import routing_service_pb2
+from penstock_router import translate
+from penstock_router.decisions import DecisionBook, DecisionRecord, Entry
+
+logger = logging.getLogger(__name__)
+
+_BATCH = 128
+
+
+async def write_decisions(book: DecisionBook, path: Path) -> None:
+    """Write what the book publishes until cancelled; what is queued then is written too.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with book.watch() as queue:
+        try:
+            while True:
+                batch = [await queue.get()]
+                while not queue.empty() and len(batch) < _BATCH:
+                    batch.append(queue.get_nowait())
+                await asyncio.to_thread(_append, path, batch)
+        finally:
+            _append(path, [queue.get_nowait() for _ in range(queue.qsize())])
+
+
+def _append(path: Path, entries: list[Entry]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(_line(entry) for entry in entries)
+
+
+def _line(entry: Entry) -> str:
+    message = routing_service_pb2.WatchDecisionsResponse()
+    if isinstance(entry, DecisionRecord):
+        message.decision.CopyFrom(translate.decision_message(entry))
+    else:
+        message.outcome.CopyFrom(translate.outcome_message(entry))
+    return MessageToJson(message, indent=None, preserving_proto_field_name=True) + "\n"

@@ -1,0 +1,123 @@
+"""What a decision is made from and what it consists of: plain, frozen, nothing that runs.
+
+A decision depends on these values, a clock and a seed alone, so it can be replayed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerView:
+    """One worker as the router knows it at one moment.
+
+    Attributes:
+        confidence: how far the index is believed, by sync state, in [0, 1].
+        trust: smoothed actual over predicted cached tokens.
+        base_s: seconds of a prefill of no tokens; ``slope_s`` seconds for each token more.
+        utilisation: share of its time spent in prefill.
+        step_s: seconds of a decode step for each token it yields; 0 if unknown.
+        output_tokens: tokens a request usually gets here.
+        excluded_because: why it cannot be chosen; empty if it can.
+    """
+
+    worker_id: str
+    epoch: str
+    seq: int = 0
+    sync_state: str = "LIVE"
+    confidence: float = 1.0
+    trust: float = 1.0
+    network_s: float = 0.0
+    backlog_tokens: int = 0
+    running: int = 0
+    waiting: int = 0
+    base_s: float = 0.002
+    slope_s: float = 1 / 4000
+    utilisation: float = 0.0
+    step_s: float = 0.0
+    output_tokens: float = 64.0
+    used_blocks: int = 0
+    capacity_blocks: int = 0
+    block_tokens: int = 32
+    excluded_because: str = ""
+
+
+class Match(NamedTuple):
+    """How much of a prompt a worker holds, and what is being computed there.
+
+    ``eta`` is the clock time at which ``pending_tokens`` more will be there.
+    """
+
+    matched_tokens: int = 0
+    pending_tokens: int = 0
+    eta: float = 0.0
+    pending_requests: frozenset[str] = frozenset()
+
+
+NO_MATCH = Match()
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingRequest:
+    """What a decision needs to know about a request.
+
+    Attributes:
+        divergent: hash of the first block that no candidate holds; None if there is none.
+        max_tokens: most new tokens it may get.
+    """
+
+    request_id: str
+    model: str
+    prompt_tokens: int
+    num_blocks: int
+    matches: Mapping[str, Match]
+    divergent: int | None = None
+    max_tokens: int = 256
+    excluded: frozenset[str] = frozenset()
+
+
+class Candidate(NamedTuple):
+    """One worker in a decision; seconds that add up to ``total_s``.
+
+    Fields as in ``penstock.routing.v1.Candidate``. A named tuple, since one is made for each worker
+    in each decision and a frozen dataclass takes six times as long.
+    """
+
+    worker_id: str
+    epoch: str
+    seq: int
+    sync_state: str
+    matched_tokens: int
+    trusted_tokens: float
+    uncached_tokens: float
+    network_s: float
+    backlog_s: float
+    prefill_s: float
+    pending_s: float
+    externality_s: float
+    tpot_s: float
+    kv_pressure_s: float
+    total_s: float
+    excluded_because: str = ""
+
+    @property
+    def ttft_s(self) -> float:
+        """Time to first token that is expected here."""
+        return self.network_s + self.backlog_s + self.prefill_s + self.pending_s
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Where a request goes and why. ``candidates`` are best first, excluded ones last.
+
+    ``waits_for`` names the requests whose prefill the chosen worker's price counts on.
+    """
+
+    chosen: Candidate | None
+    candidates: tuple[Candidate, ...]
+    reason: str
+    margin_s: float = 0.0
+    counterfactual_worker_id: str = ""
+    counterfactual_loss_s: float = 0.0
+    waits_for: frozenset[str] = frozenset()

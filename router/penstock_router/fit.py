@@ -1,0 +1,88 @@
+"""Numbers learned while running: smoothed averages, a line fitted online, a utilisation.
+
+Pure arithmetic; the caller brings the clock.
+"""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Ewma:
+    """An exponentially weighted mean of samples."""
+
+    value: float
+    weight: float = 0.1
+
+    def add(self, sample: float) -> None:
+        """Take one sample in."""
+        self.value += self.weight * (sample - self.value)
+
+
+class LineFit:
+    """``seconds = base + slope * tokens``, by least squares whose past fades with each sample.
+
+    Two pseudo-samples carry the prior until real ones outweigh them, so the fit is defined from
+    the start and when all samples have the same size. Neither coefficient goes below zero.
+
+    Source: recursive least squares with a forgetting factor, in its sufficient statistics.
+    """
+
+    _FORGET = 0.97
+    _PRIOR_TOKENS = 1024.0
+
+    def __init__(self, base_s: float, slope_s: float) -> None:
+        self._n = self._x = self._y = self._xx = self._xy = 0.0
+        self.samples = 0
+        self._take(0.0, base_s)
+        self._take(self._PRIOR_TOKENS, base_s + slope_s * self._PRIOR_TOKENS)
+        self.base_s, self.slope_s = base_s, slope_s
+
+    def add(self, tokens: float, seconds: float) -> None:
+        """Take one measurement in."""
+        for name in ("_n", "_x", "_y", "_xx", "_xy"):
+            setattr(self, name, getattr(self, name) * self._FORGET)
+        self._take(tokens, seconds)
+        self.samples += 1
+        self._solve()
+
+    def predict(self, tokens: float) -> float:
+        """Seconds for this many tokens; none need none."""
+        return self.base_s + self.slope_s * tokens if tokens > 0 else 0.0
+
+    def _take(self, tokens: float, seconds: float) -> None:
+        self._n += 1.0
+        self._x += tokens
+        self._y += seconds
+        self._xx += tokens * tokens
+        self._xy += tokens * seconds
+
+    def _solve(self) -> None:
+        spread = self._n * self._xx - self._x * self._x
+        # All samples of one size say nothing about the slope: put it all there, through zero.
+        if spread < 1e-6 * self._n * self._xx or spread <= 0:
+            self.base_s, self.slope_s = 0.0, self._xy / self._xx if self._xx else self.slope_s
+            return
+        slope = max((self._n * self._xy - self._x * self._y) / spread, 0.0)
+        base = (self._y - slope * self._x) / self._n
+        if base < 0:
+            base, slope = 0.0, max(self._xy / self._xx, 0.0)
+        self.base_s, self.slope_s = base, slope
+
+
+class Utilisation:
+    """Share of the time that a resource was busy, over the last ``window_s`` seconds or so."""
+
+    def __init__(self, window_s: float) -> None:
+        self._window_s = window_s
+        self._rate = 0.0
+        self._at = 0.0
+
+    def add(self, busy_s: float, now: float) -> None:
+        """It was busy this long, until now."""
+        self._rate = self.value(now) + busy_s / self._window_s
+        self._at = now
+
+    def value(self, now: float) -> float:
+        """The share now; may pass 1 for a moment."""
+        return self._rate * math.exp(-max(now - self._at, 0.0) / self._window_s)

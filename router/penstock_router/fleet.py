@@ -1,0 +1,164 @@
+"""Who is there: finds workers in the registry, follows each, and knows which models they serve."""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import grpc
+
+from penstock_core import rpc
+from penstock_core.errors import ModelNotFound, NoWorker, Unavailable
+from penstock_core.ids import new_id
+from penstock_core.registry import Registry
+from penstock_router.changes import Changes
+from penstock_router.follower import Follower
+from penstock_router.frames import WorkerFacts
+from penstock_router.sync import SyncState
+from penstock_router.texts import TextLibrary
+from penstock_router.tracked import Picture, TrackedWorker
+
+logger = logging.getLogger(__name__)
+
+_POLL_S = 1.0
+_REMEMBER_S = 600.0
+RETRY_AFTER_S = 1.0
+_GONE = (SyncState.COLD, SyncState.STALE, SyncState.DEAD)
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A worker with the connection to it."""
+
+    worker: TrackedWorker
+    channel: grpc.aio.Channel
+    task: asyncio.Task[None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A model that was served lately."""
+
+    facts: WorkerFacts
+    seen_at: float
+
+
+class Fleet:
+    """All workers that the registry names."""
+
+    def __init__(
+        self, registry: Registry, picture: Picture, texts: TextLibrary, changes: Changes
+    ) -> None:
+        self._registry = registry
+        self._picture = picture
+        self._texts = texts
+        self._links: dict[str, Link] = {}
+        self._known: dict[str, _Known] = {}
+        self._gone_divergences = 0
+        self._subscriber_id = new_id("router")
+        self.changes = changes
+
+    async def run(self) -> None:
+        """Follow the registry until cancelled; then let go of every worker."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                while True:
+                    await self._poll(group)
+                    self._look(group)
+                    await asyncio.sleep(_POLL_S)
+        finally:
+            for link in self._links.values():
+                await link.channel.close()
+            self._links.clear()
+
+    def workers(self) -> list[TrackedWorker]:
+        """Everybody, by id."""
+        found = (link.worker for link in self._links.values())
+        return sorted(found, key=lambda w: (w.worker_id, w.endpoint))
+
+    def channel(self, worker: TrackedWorker) -> grpc.aio.Channel:
+        """The connection to a worker. Raises NoWorker if it has just gone."""
+        link = self._links.get(worker.endpoint)
+        if link is None or link.worker is not worker:
+            raise NoWorker(f"worker {worker.worker_id} is gone", retry_after_s=RETRY_AFTER_S)
+        return link.channel
+
+    def serving(self, model: str) -> list[TrackedWorker]:
+        """Who serves a model, in whatever state; one for each worker id.
+
+        Raises:
+            ModelNotFound: nobody does, nor did lately; the message names what there is.
+            NoWorker: those who did are gone, or no worker has been met yet.
+        """
+        # A worker that came back on another port leaves a dead namesake: the living one counts.
+        now = self._picture.clock()
+        by_life = sorted(
+            self.workers(), key=lambda w: w.sync.state(now) not in (SyncState.DEAD, SyncState.COLD)
+        )
+        found = {w.worker_id: w for w in by_life if w.facts and model in w.facts.models}
+        if found:
+            return list(found.values())
+        names = sorted(self.models())
+        if model in self._known or not names:
+            raise NoWorker(f"no worker serves {model!r} now", retry_after_s=RETRY_AFTER_S)
+        raise ModelNotFound(f"no model {model!r}; there are {', '.join(names)}")
+
+    def models(self) -> Mapping[str, WorkerFacts]:
+        """Every model by name, with a worker that serves it."""
+        named = {n: k.facts for n, k in self._known.items()}
+        for worker in self.workers():
+            if worker.facts is not None:
+                named |= dict.fromkeys(worker.facts.models, worker.facts)
+        return named
+
+    def states(self) -> Mapping[str, int]:
+        """How many workers are in which state."""
+        now = self._picture.clock()
+        return Counter(w.sync.state(now).value for w in self.workers())
+
+    def divergences(self) -> int:
+        """Times that the index was found to be wrong, over all workers there were."""
+        return self._gone_divergences + sum(w.sync.divergences for w in self.workers())
+
+    async def _poll(self, group: asyncio.TaskGroup) -> None:
+        try:
+            named = {entry.endpoint for entry in await self._registry.workers()}
+        except Unavailable as error:
+            logger.warning("going on with the workers that are known: %s", error)
+            return
+        for endpoint in named - self._links.keys():
+            worker, channel = TrackedWorker(endpoint, self._picture), rpc.channel(endpoint)
+            follower = Follower(worker, channel, self._picture, self.changes, self._subscriber_id)
+            self._links[endpoint] = Link(worker, channel, group.create_task(follower.run()))
+            logger.info("following the worker at %s", endpoint)
+        for endpoint in self._links.keys() - named:
+            # Out of the registry is no proof of death; a broken stream as well is.
+            if self._links[endpoint].worker.sync.state(self._picture.clock()) in _GONE:
+                await self._let_go(endpoint)
+
+    async def _let_go(self, endpoint: str) -> None:
+        link = self._links.pop(endpoint)
+        link.task.cancel()
+        await asyncio.wait([link.task])
+        await link.channel.close()
+        self._gone_divergences += link.worker.sync.divergences
+        logger.info("the worker at %s is gone", endpoint)
+
+    def _look(self, group: asyncio.TaskGroup) -> None:
+        """Remember models, and load tokenizers before the first request needs them."""
+        now = self._picture.clock()
+        used: set[tuple[str, str]] = set()
+        for worker in self.workers():
+            facts = worker.facts
+            if facts is None:
+                continue
+            used.add((facts.tokenizer_source, facts.tokenizer_digest))
+            self._known |= dict.fromkeys(facts.models, _Known(facts, now))
+            if self._texts.ready(facts) is None:
+                group.create_task(self._load(facts))
+        self._texts.keep(used)
+        self._known = {n: k for n, k in self._known.items() if now - k.seen_at < _REMEMBER_S}
+
+    async def _load(self, facts: WorkerFacts) -> None:
+        await self._texts.get(facts)

@@ -1,0 +1,174 @@
+"""What one worker has to do, from its own ledger and from what was just sent there.
+
+A request is *reserved* when it is routed, *admitted* when the worker says so, *decoding* after its
+prefill and gone when finished. Reservations expire: a request that never arrived must not weigh.
+The worker's report of queued prefill tokens is the base of the backlog; requests that the report
+cannot have counted yet are added to it. Several routers see the same ledger, so they agree.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from penstock_router.fit import Ewma, LineFit, Utilisation
+from penstock_router.frames import (
+    Admitted,
+    Finished,
+    LedgerEvent,
+    LoadReport,
+    PrefillDone,
+    Progress,
+)
+
+RESERVATION_TTL_S = 2.0
+# A report may have been on its way while the request was.
+_REPORT_LAG_S = 0.05
+_PRIOR_BASE_S = 0.002
+_PRIOR_SLOPE_S = 1 / 4000
+_PRIOR_OUTPUT_TOKENS = 64.0
+_TRUST_FLOOR = 0.3
+_UTILISATION_WINDOW_S = 10.0
+_MIN_SAMPLES = 5
+
+
+class _Phase(Enum):
+    RESERVED = auto()
+    ADMITTED = auto()
+    DECODING = auto()
+
+
+@dataclass(slots=True)
+class _Entry:
+    uncached: int
+    phase: _Phase
+    since: float
+    expires: float = float("inf")
+    # Whether the worker's last report of queued prefill tokens includes it.
+    reported: bool = False
+
+
+class WorkerLoad:
+    """One worker's backlog, batch and learned speeds."""
+
+    def __init__(self) -> None:
+        self.report = LoadReport()
+        self.prefill = LineFit(_PRIOR_BASE_S, _PRIOR_SLOPE_S)
+        self.trust = Ewma(1.0, 0.05)
+        self.output_tokens = Ewma(_PRIOR_OUTPUT_TOKENS)
+        self._utilisation = Utilisation(_UTILISATION_WINDOW_S)
+        self._entries: dict[str, _Entry] = {}
+        self._reported_tokens = 0
+
+    def reserve(self, request_id: str, uncached: int, now: float, ttl_s: float) -> None:
+        """A request is on its way here and will have to compute this many tokens."""
+        entry = _Entry(uncached, _Phase.RESERVED, now, now + ttl_s)
+        self._entries.setdefault(request_id, entry)
+
+    def release(self, request_id: str) -> None:
+        """A reserved request will not come. What the worker admitted, only the worker ends."""
+        entry = self._entries.get(request_id)
+        if entry is not None and entry.phase is _Phase.RESERVED:
+            del self._entries[request_id]
+
+    def reset(self, events: Iterable[LedgerEvent], now: float) -> None:
+        """A snapshot: what the worker says is all there is, besides what is on its way."""
+        on_the_way = {i: e for i, e in self._entries.items() if e.phase is _Phase.RESERVED}
+        self._entries = on_the_way
+        self._reported_tokens = 0
+        for event in events:
+            self.apply(event, now)
+
+    def apply(self, event: LedgerEvent, now: float) -> None:
+        """One line of the ledger."""
+        match event:
+            case Progress(load):
+                self.take_report(load, now)
+            case Admitted():
+                self._admitted(event, now)
+            case PrefillDone():
+                self._prefill_done(event, now)
+            case Finished():
+                entry = self._entries.pop(event.request_id, None)
+                if entry is not None and entry.phase is not _Phase.DECODING:
+                    self._leaves_backlog(entry)
+                if not event.aborted:
+                    self.output_tokens.add(event.output_tokens)
+
+    def take_report(self, load: LoadReport, now: float) -> None:
+        """The worker's own count: it replaces what was summed up since the one before."""
+        self.report = load
+        self._reported_tokens = load.queued_prefill_tokens
+        for entry in self._entries.values():
+            if entry.phase is not _Phase.DECODING:
+                arrived = entry.phase is _Phase.ADMITTED or now - entry.since > _REPORT_LAG_S
+                entry.reported = arrived and load.queued_prefill_tokens > 0
+
+    def expire(self, now: float) -> None:
+        """Forget reservations of requests that never came."""
+        for request_id in [i for i, e in self._entries.items() if e.expires <= now]:
+            del self._entries[request_id]
+
+    def observe_hit(self, predicted: int, actual: int) -> None:
+        """What was promised against what was there."""
+        if predicted > 0:
+            self.trust.add(min(actual / predicted, 1.0))
+
+    @property
+    def trust_factor(self) -> float:
+        """Smoothed actual over predicted cached tokens, floored so that it can recover."""
+        return max(self.trust.value, _TRUST_FLOOR)
+
+    def backlog_tokens(self) -> int:
+        """Prompt tokens to be computed here before a new request's."""
+        ahead = self._ahead()
+        return self._reported_tokens + sum(e.uncached for e in ahead if not e.reported)
+
+    def waiting(self) -> int:
+        """Requests that have no first token yet."""
+        return max(len(self._ahead()), self.report.waiting)
+
+    def running(self) -> int:
+        """Requests that decode."""
+        return sum(e.phase is _Phase.DECODING for e in self._entries.values())
+
+    def utilisation(self, now: float) -> float:
+        """Share of the time spent in prefill."""
+        return self._utilisation.value(now)
+
+    def prefill_line(self) -> tuple[float, float]:
+        """(base seconds, seconds a token) of a prefill; the worker's own rate until enough is seen."""
+        rate = self.report.prefill_tokens_per_s
+        if self.prefill.samples < _MIN_SAMPLES and rate > 0:
+            return _PRIOR_BASE_S, 1 / rate
+        return self.prefill.base_s, self.prefill.slope_s
+
+    def _ahead(self) -> list[_Entry]:
+        return [e for e in self._entries.values() if e.phase is not _Phase.DECODING]
+
+    def _admitted(self, event: Admitted, now: float) -> None:
+        uncached = event.prompt_tokens - event.cached_tokens
+        entry = self._entries.get(event.request_id)
+        if entry is None:
+            entry = self._entries[event.request_id] = _Entry(uncached, _Phase.ADMITTED, now)
+        entry.uncached, entry.phase, entry.expires = uncached, _Phase.ADMITTED, float("inf")
+
+    def _prefill_done(self, event: PrefillDone, now: float) -> None:
+        entry = self._entries.get(event.request_id)
+        if entry is None:
+            entry = self._entries[event.request_id] = _Entry(0, _Phase.ADMITTED, now)
+        if entry.phase is not _Phase.DECODING:
+            self._leaves_backlog(entry)
+        entry.phase, entry.expires = _Phase.DECODING, float("inf")
+        if event.computed_tokens > 0 and event.prefill_s > 0:
+            self.prefill.add(event.computed_tokens, event.prefill_s)
+            self._utilisation.add(event.prefill_s, now)
+
+    def _leaves_backlog(self, entry: _Entry) -> None:
+        if not entry.reported:
+            return
+        others = sum(e.uncached for e in self._ahead() if e.reported and e is not entry)
+        # The report may have counted part of it as done already: never take from the others.
+        self._reported_tokens = max(
+            self._reported_tokens - entry.uncached, min(self._reported_tokens, others)
+        )
+        entry.reported = False

@@ -1,0 +1,144 @@
+"""The decision: a pure function of what is known, the request, the clock and a seed.
+
+Ties (``CostParams.tie_s`` or ``tie_share`` of the best) go to the larger hit, then to a rendezvous
+hash of the first block nobody holds. Routers that know the same therefore choose the same, and the
+second request with a new prefix goes where the first one went, whichever router took it.
+"""
+
+from collections.abc import Sequence
+
+import xxhash
+
+from penstock_router.cost import CostParams, price, worth_waiting
+from penstock_router.facts import (
+    NO_MATCH,
+    Candidate,
+    Decision,
+    Match,
+    RoutingRequest,
+    WorkerView,
+)
+
+_EXCLUDED_BY_CALLER = "it just failed this request"
+
+
+def decide(
+    workers: Sequence[WorkerView],
+    request: RoutingRequest,
+    now: float,
+    seed: int,
+    params: CostParams,
+) -> Decision:
+    """Choose a worker.
+
+    Args:
+        workers: everybody who serves the model; excluded ones are recorded, never chosen.
+        request: what is asked for, with what each worker holds of it.
+        now: the clock that ``Match.eta`` refers to, in seconds.
+        seed: breaks ties where no cache is at stake.
+        params: the policy's parameters.
+    """
+    open_to = [w for w in workers if not _why_not(w, request)]
+    refused = [_refused(w, request) for w in workers if _why_not(w, request)]
+    if not open_to:
+        return Decision(None, tuple(refused), "no worker can take it")
+    clock = (now, min((w.step_s for w in open_to if w.step_s), default=0.0))
+    found = request.matches
+    matches = {
+        w.worker_id: worth_waiting(w, found[w.worker_id], now, params)
+        for w in open_to
+        if w.worker_id in found
+    }
+    priced = [price(w, matches.get(w.worker_id, NO_MATCH), request, clock, params) for w in open_to]
+    priced.sort(key=lambda c: (c.total_s, c.worker_id))
+    tied = _tied(priced, params)
+    chosen = max(tied, key=lambda c: (c.matched_tokens, *_rendezvous(c, request, seed)))
+    blind = min(
+        (price(w, NO_MATCH, request, clock, params) for w in open_to),
+        key=lambda c: (c.total_s, *(-n for n in _rendezvous(c, request, seed))),
+    )
+    actual = next(c for c in priced if c.worker_id == blind.worker_id)
+    match = matches.get(chosen.worker_id, NO_MATCH)
+    rest = [c for c in priced if c is not chosen]
+    return Decision(
+        chosen=chosen,
+        candidates=(chosen, *rest, *refused),
+        reason=_reason(chosen, rest, tied, (match, request.prompt_tokens)),
+        margin_s=max(rest[0].total_s - chosen.total_s, 0.0) if rest else 0.0,
+        counterfactual_worker_id=blind.worker_id,
+        counterfactual_loss_s=max(actual.total_s - chosen.total_s, 0.0),
+        waits_for=match.pending_requests,
+    )
+
+
+def _why_not(worker: WorkerView, request: RoutingRequest) -> str:
+    if worker.worker_id in request.excluded:
+        return _EXCLUDED_BY_CALLER
+    return worker.excluded_because
+
+
+def _refused(worker: WorkerView, request: RoutingRequest) -> Candidate:
+    matched = request.matches.get(worker.worker_id, NO_MATCH).matched_tokens
+    facts = (worker.worker_id, worker.epoch, worker.seq, worker.sync_state, matched)
+    uncached = float(request.prompt_tokens - matched)
+    nothing = (0.0,) * 8
+    return Candidate(*facts, float(matched), uncached, *nothing, _why_not(worker, request))
+
+
+def _tied(priced: Sequence[Candidate], params: CostParams) -> list[Candidate]:
+    least = priced[0].total_s
+    limit = least + max(params.tie_s, params.tie_share * least)
+    return [c for c in priced if c.total_s <= limit]
+
+
+def _rendezvous(candidate: Candidate, request: RoutingRequest, seed: int) -> tuple[int]:
+    # Without a block to compute nothing will be cached, so equals may as well share the work.
+    key = seed if request.divergent is None else request.divergent
+    return (xxhash.xxh3_64_intdigest(candidate.worker_id.encode(), key & (2**64 - 1)),)
+
+
+def _reason(
+    chosen: Candidate,
+    rest: Sequence[Candidate],
+    tied: Sequence[Candidate],
+    prompt: tuple[Match, int],
+) -> str:
+    match, prompt_tokens = prompt
+    holds = f"holds {chosen.matched_tokens} of {prompt_tokens} prompt tokens"
+    if match.pending_tokens:
+        holds += f" and is computing {match.pending_tokens} more"
+    if not rest:
+        return f"the only worker that can take it; it {holds}"
+    if len(tied) > 1:
+        if any(c.matched_tokens < chosen.matched_tokens for c in tied):
+            return f"about as cheap as {len(tied) - 1} other(s), and {holds}, the most of them"
+        return (
+            f"about as cheap as {len(tied) - 1} other(s); it {holds}; chosen by the prefix's hash"
+        )
+    return f"{holds}; {_advantage(chosen, rest[0])}"
+
+
+def _advantage(chosen: Candidate, runner: Candidate) -> str:
+    """What decided it against the next best, in words."""
+    names = {
+        "backlog_s": "a shorter queue",
+        "prefill_s": "less to compute",
+        "pending_s": "no wait for blocks under way",
+        "externality_s": "less delay for others",
+        "tpot_s": "faster decoding",
+        "kv_pressure_s": "more free KV memory",
+        "network_s": "a shorter way",
+    }
+    gains = {name: getattr(runner, name) - getattr(chosen, name) for name in names}
+    best = max(gains, key=lambda name: gains[name])
+    beats = runner.total_s - chosen.total_s
+    return f"{beats * 1000:.1f} ms cheaper than {runner.worker_id}, most of it {names[best]}"
+
+
+def first_divergent(
+    hashes: Sequence[int], matches: Sequence[Match], block_tokens: int
+) -> int | None:
+    """The first block of a chain that no worker holds or computes; None if all are held."""
+    deepest = max((m.matched_tokens + m.pending_tokens for m in matches), default=0)
+    position = deepest // block_tokens
+    return hashes[position] if position < len(hashes) else None

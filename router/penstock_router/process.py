@@ -1,0 +1,117 @@
+"""Puts a router together and runs it: built here, passed in, nothing global."""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from penstock.inference.v1 import inference_service_pb2, inference_service_pb2_grpc
+from penstock.routing.v1 import routing_service_pb2, routing_service_pb2_grpc
+from penstock_core.auth import KeyRing
+from penstock_core.interceptors import ServerInterceptor
+from penstock_core.registry import open_registry
+from penstock_core.rpc import RpcServer
+from penstock_router.changes import Changes
+from penstock_router.decision_log import write_decisions
+from penstock_router.decisions import DecisionBook
+from penstock_router.fleet import Fleet
+from penstock_router.forward import Forwarder
+from penstock_router.metrics import RouterMetrics
+from penstock_router.prompts import Preparer
+from penstock_router.routing import Router
+from penstock_router.routing_service import RouterRouting
+from penstock_router.servicer import RouterInference
+from penstock_router.settings import RouterSettings
+from penstock_router.texts import TextLibrary
+from penstock_router.tracked import Picture
+
+logger = logging.getLogger(__name__)
+
+SERVICES = (
+    inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
+    routing_service_pb2.DESCRIPTOR.services_by_name["RoutingService"].full_name,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RunningRouter:
+    """A router that serves. ``endpoint`` is where."""
+
+    endpoint: str
+    fleet: Fleet
+    book: DecisionBook
+    picture: Picture
+
+
+@asynccontextmanager
+async def running_router(settings: RouterSettings) -> AsyncIterator[RunningRouter]:
+    """Serve until the context ends; then refuse, let streams finish within the grace, let go.
+
+    Raises:
+        OSError: the address cannot be bound, or the key file not be read.
+        ValueError: the key file is malformed.
+    """
+    keys = KeyRing.load(Path(settings.keys_file)) if settings.keys_file else KeyRing.open_to_all()
+    metrics, changes, texts = RouterMetrics(), Changes(), TextLibrary()
+    picture = Picture(DecisionBook(), metrics, time.monotonic)
+    registry = open_registry(settings.registry_url, settings.endpoints())
+    fleet = Fleet(registry, picture, texts, changes)
+    metrics.watch_fleet(fleet.states, lambda: len(picture.index), fleet.divergences)
+    cache_secret = settings.cache_secret.encode() or secrets.token_bytes(32)
+    preparer = Preparer(fleet, texts, cache_secret)
+    router = Router(picture, changes, settings.lease_secret.encode())
+    forwarder = Forwarder(router, fleet, metrics, picture.clock)
+    inference = RouterInference(preparer, forwarder, fleet, texts)
+    routing = RouterRouting(preparer, router, fleet, picture.book)
+    server = RpcServer(
+        ServerInterceptor(keys),
+        (
+            lambda s: inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(
+                inference, s
+            ),
+            lambda s: routing_service_pb2_grpc.add_RoutingServiceServicer_to_server(routing, s),
+        ),
+        SERVICES,
+    )
+    port = server.bind(settings.listen)
+    try:
+        async with _background(fleet, picture.book, settings):
+            await server.start()
+            await server.serve()
+            try:
+                yield RunningRouter(_endpoint(settings.listen, port), fleet, picture.book, picture)
+            finally:
+                await server.stop(settings.grace_s)
+    finally:
+        await registry.close()
+
+
+async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
+    """Serve until ``stop`` is set."""
+    async with running_router(settings) as router:
+        logger.info("the router listens on %s", router.endpoint)
+        await stop.wait()
+
+
+@asynccontextmanager
+async def _background(
+    fleet: Fleet, book: DecisionBook, settings: RouterSettings
+) -> AsyncIterator[None]:
+    """Tasks that run beside the server; if one fails, so does the process."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(fleet.run())]
+        if settings.decision_log:
+            tasks.append(group.create_task(write_decisions(book, Path(settings.decision_log))))
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+
+
+def _endpoint(listen: str, port: int) -> str:
+    return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"

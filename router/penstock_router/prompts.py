@@ -1,0 +1,167 @@
+"""From a request to what routing needs: tokens, who may serve it, hashes of its blocks."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from penstock.common.v1 import sampling_pb2
+from penstock.inference.v1 import generate_pb2
+from penstock_core import blocks, validation
+from penstock_core.auth import Principal
+from penstock_core.errors import InvalidRequest, NotFound, NoWorker, Unavailable
+from penstock_core.ids import new_id
+from penstock_router.fleet import RETRY_AFTER_S, Fleet
+from penstock_router.frames import WorkerFacts
+from penstock_router.texts import ModelText, TextLibrary, TextProblem
+from penstock_router.tracked import TrackedWorker
+from penstock_text.prompt import encode_prompt
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedRequest:
+    """A checked request with its tokens.
+
+    Attributes:
+        request: the caller's message, with a request id.
+        prompt: packed token ids of the prompt.
+        prefix: the same and what an earlier attempt emitted, for looking up caches.
+        workers: who serves the model with this tokenizer.
+        excluded: why a worker of the model cannot serve this request, by worker id.
+    """
+
+    request: generate_pb2.GenerateRequest
+    prompt: bytes
+    prefix: bytes
+    max_tokens: int
+    principal: Principal
+    cache_salt: int
+    workers: tuple[TrackedWorker, ...]
+    excluded: dict[str, str]
+    chains: dict[tuple[str, int], list[int]] = field(default_factory=dict)
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Tokens whose KV a worker needs before it can go on."""
+        return len(self.prefix) // blocks.TOKEN_BYTES
+
+    @property
+    def priority(self) -> "sampling_pb2.PriorityClass.ValueType":
+        """The class after the tenant's limits: only the platform itself is SYSTEM."""
+        asked = self.request.priority or sampling_pb2.PRIORITY_CLASS_STANDARD
+        if asked == sampling_pb2.PRIORITY_CLASS_SYSTEM and not self.principal.is_service:
+            return sampling_pb2.PRIORITY_CLASS_INTERACTIVE
+        return asked
+
+    def hashes(self, facts: WorkerFacts) -> list[int]:
+        """Chain hashes of all full blocks, as a worker's engine names them."""
+        key = (facts.model_revision, facts.block_tokens)
+        if key not in self.chains:
+            start = blocks.chain_start(
+                facts.model_revision, facts.tokenizer_digest, self.request.adapter, self.cache_salt
+            )
+            self.chains[key] = blocks.chain(self.prefix, start, facts.block_tokens)
+        return self.chains[key]
+
+
+class Preparer:
+    """Checks requests and turns their prompts into tokens."""
+
+    def __init__(self, fleet: Fleet, texts: TextLibrary, cache_secret: bytes) -> None:
+        self._fleet = fleet
+        self._texts = texts
+        self._cache_secret = cache_secret
+
+    async def prepare(
+        self, request: generate_pb2.GenerateRequest, principal: Principal
+    ) -> PreparedRequest:
+        """Everything that is done once a request, however often it is routed.
+
+        Raises:
+            InvalidRequest: with the field that is wrong.
+            ModelNotFound, NotFound: the model or the adapter does not exist.
+            NoWorker: the model is known but nobody serves it now.
+        """
+        validation.check_request(request)
+        request.request_id = request.request_id or new_id("req")
+        workers = self._same_tokenizer(self._fleet.serving(request.model))
+        facts = [w.facts for w in workers if w.facts is not None]
+        if request.adapter and not any(request.adapter in f.adapters for f in facts):
+            raise NotFound(f"{request.model!r} has no adapter {request.adapter!r}")
+        roomiest = max(facts, key=lambda f: f.max_context_tokens)
+        problems = await self._tokenizer_problems(workers)
+        prompt, count = await self._tokens(request, roomiest, workers)
+        max_tokens = validation.check_fit(count, request, roomiest)
+        emitted = next((c.emitted.ids for c in request.resume.choices), b"")
+        return PreparedRequest(
+            request=request,
+            prompt=prompt,
+            prefix=prompt + emitted,
+            max_tokens=max_tokens,
+            principal=principal,
+            cache_salt=blocks.cache_salt(self._cache_secret, principal.tenant),
+            workers=tuple(workers),
+            excluded=_unfit(workers, request, count) | problems,
+        )
+
+    async def text_of(self, model: str) -> ModelText:
+        """A model's tokenizer and template. Raises as ``prepare`` does."""
+        workers = self._same_tokenizer(self._fleet.serving(model))
+        return await self._text(workers)
+
+    async def _tokens(
+        self,
+        request: generate_pb2.GenerateRequest,
+        facts: WorkerFacts,
+        workers: list[TrackedWorker],
+    ) -> tuple[bytes, int]:
+        if request.WhichOneof("prompt") == "tokens":
+            ids = blocks.unpack_tokens(request.tokens.ids)
+            packed = request.tokens.ids
+        else:
+            text = await self._text(workers)
+            ids = await encode_prompt(request, text.tokenizer, text.template)
+            packed = blocks.pack_tokens(ids)
+        validation.check_token_ids(ids, facts, validation.prompt_field(request))
+        return packed, len(ids)
+
+    async def _text(self, workers: list[TrackedWorker]) -> ModelText:
+        problem = "nobody said where it is"
+        for facts in {w.facts for w in workers if w.facts is not None}:
+            found = await self._texts.get(facts)
+            if isinstance(found, ModelText):
+                return found
+            problem = found.why
+        raise Unavailable(f"text cannot be tokenized: {problem}", retry_after_s=RETRY_AFTER_S)
+
+    async def _tokenizer_problems(self, workers: list[TrackedWorker]) -> dict[str, str]:
+        """Workers whose tokens mean something else than they say."""
+        problems = {}
+        for worker in workers:
+            found = await self._texts.get(worker.facts) if worker.facts is not None else None
+            if isinstance(found, TextProblem) and found.is_mismatch:
+                problems[worker.worker_id] = found.why
+        return problems
+
+    def _same_tokenizer(self, workers: list[TrackedWorker]) -> list[TrackedWorker]:
+        """Those who agree with most of the others on what a token is."""
+        by_digest = Counter(w.facts.tokenizer_digest for w in workers if w.facts is not None)
+        if not by_digest:
+            raise NoWorker("no worker is known well enough yet", retry_after_s=RETRY_AFTER_S)
+        digest = max(by_digest, key=lambda d: (by_digest[d], d))
+        return [w for w in workers if w.facts is not None and w.facts.tokenizer_digest == digest]
+
+
+def _unfit(
+    workers: list[TrackedWorker], request: generate_pb2.GenerateRequest, prompt_tokens: int
+) -> dict[str, str]:
+    reasons = {}
+    for worker in workers:
+        facts = worker.facts
+        if facts is None:
+            continue
+        try:
+            validation.check_fit(prompt_tokens, request, facts)
+        except InvalidRequest:
+            reasons[worker.worker_id] = f"its context has {facts.max_context_tokens} tokens"
+        if request.adapter and request.adapter not in facts.adapters:
+            reasons[worker.worker_id] = f"it has no adapter {request.adapter}"
+    return reasons

@@ -1,0 +1,129 @@
+"""``InferenceService`` as the router serves it: the workers' contract, over all of them."""
+
+from collections.abc import AsyncIterator
+from typing import Any, TypeAlias
+
+import grpc
+
+from penstock.common.v1 import tokens_pb2
+from penstock.inference.v1 import generate_pb2, inference_service_pb2, inference_service_pb2_grpc
+from penstock_core import blocks, logs, validation
+from penstock_core.errors import InvalidRequest, ModelNotFound
+from penstock_core.interceptors import principal
+from penstock_core.status import from_rpc_error
+from penstock_core.tracing import outgoing
+from penstock_router.fleet import Fleet
+from penstock_router.forward import Forwarder
+from penstock_router.frames import WorkerFacts
+from penstock_router.prompts import Preparer
+from penstock_router.texts import ModelText, TextLibrary
+from penstock_text.prompt import encode_text
+
+# gRPC types a context by its messages; these handlers only ask it for the deadline.
+_Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+_EMBED_TIMEOUT_S = 60.0
+_LONGEST_TIMEOUT_S = 1e8
+
+
+class RouterInference(inference_service_pb2_grpc.InferenceServiceServicer):
+    """Routes and forwards; tokenizes by itself."""
+
+    def __init__(
+        self, preparer: Preparer, forwarder: Forwarder, fleet: Fleet, texts: TextLibrary
+    ) -> None:
+        self._preparer = preparer
+        self._forwarder = forwarder
+        self._fleet = fleet
+        self._texts = texts
+
+    async def Generate(  # type: ignore[override]  # noqa: N802 - raw bytes; gRPC's name
+        self, request: generate_pb2.GenerateRequest, context: _Context
+    ) -> AsyncIterator[bytes]:
+        """Stream tokens from the worker that was chosen."""
+        prepared = await self._preparer.prepare(request, principal.get())
+        logs.request_id.set(request.request_id)
+        stream = self._forwarder.generate(prepared, time_left(context))
+        try:
+            async for raw in stream:
+                yield raw
+        finally:
+            await stream.aclose()  # type: ignore[attr-defined]
+
+    async def Embed(  # noqa: N802
+        self, request: inference_service_pb2.EmbedRequest, context: _Context
+    ) -> inference_service_pb2.EmbedResponse:
+        """Ask any worker that serves the model."""
+        worker = self._fleet.serving(request.model)[0]
+        stub = inference_service_pb2_grpc.InferenceServiceStub(self._fleet.channel(worker))
+        timeout = min(time_left(context) or _EMBED_TIMEOUT_S, _EMBED_TIMEOUT_S)
+        try:
+            return await stub.Embed(request, timeout=timeout, metadata=outgoing())
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+
+    async def Tokenize(  # noqa: N802
+        self, request: inference_service_pb2.TokenizeRequest, context: _Context
+    ) -> inference_service_pb2.TokenizeResponse:
+        """Turn text into tokens."""
+        text = await self._text(request.model)
+        ids = await encode_text(request.text, text.tokenizer)
+        return inference_service_pb2.TokenizeResponse(
+            tokens=tokens_pb2.TokenIds(ids=blocks.pack_tokens(ids))
+        )
+
+    async def Detokenize(  # noqa: N802
+        self, request: inference_service_pb2.DetokenizeRequest, context: _Context
+    ) -> inference_service_pb2.DetokenizeResponse:
+        """Turn tokens into text."""
+        text = await self._text(request.model)
+        if len(request.tokens.ids) % blocks.TOKEN_BYTES:
+            raise InvalidRequest("no whole number of uint32 token ids", field="tokens.ids")
+        ids = blocks.unpack_tokens(request.tokens.ids)
+        validation.check_token_ids(ids, self._fleet.models()[request.model], "tokens.ids")
+        return inference_service_pb2.DetokenizeResponse(text=text.tokenizer.decode(ids))
+
+    async def ListModels(  # noqa: N802
+        self, request: inference_service_pb2.ListModelsRequest, context: _Context
+    ) -> inference_service_pb2.ListModelsResponse:
+        """Everything that can be asked for."""
+        models = sorted(self._fleet.models().items())
+        described = [await self._describe(name, facts) for name, facts in models]
+        return inference_service_pb2.ListModelsResponse(models=described)
+
+    async def GetModel(  # noqa: N802
+        self, request: inference_service_pb2.GetModelRequest, context: _Context
+    ) -> inference_service_pb2.GetModelResponse:
+        """One model."""
+        models = self._fleet.models()
+        if request.model not in models:
+            raise ModelNotFound(
+                f"no model {request.model!r}; there are {', '.join(sorted(models))}"
+            )
+        model = await self._describe(request.model, models[request.model])
+        return inference_service_pb2.GetModelResponse(model=model)
+
+    async def _text(self, model: str) -> ModelText:
+        if not model:
+            raise InvalidRequest("model must be named", field="model")
+        return await self._preparer.text_of(model)
+
+    async def _describe(self, name: str, facts: WorkerFacts) -> inference_service_pb2.Model:
+        text = await self._texts.get(facts)
+        return inference_service_pb2.Model(
+            name=name,
+            revision=facts.model_revision,
+            tokenizer_digest=facts.tokenizer_digest,
+            max_context_tokens=facts.max_context_tokens,
+            block_tokens=facts.block_tokens,
+            vocab_size=facts.vocab_size,
+            has_chat_template=isinstance(text, ModelText) and text.template is not None,
+            created_unix_s=facts.started_unix_s,
+            adapters=facts.adapters,
+        )
+
+
+def time_left(context: _Context) -> float | None:
+    """Seconds until the caller's deadline; None if it set none."""
+    left = context.time_remaining()
+    return None if left is None or left > _LONGEST_TIMEOUT_S else left

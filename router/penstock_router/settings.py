@@ -1,0 +1,39 @@
+"""The router's settings, from the environment."""
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from penstock_core.settings import ProcessSettings
+
+
+class RouterSettings(ProcessSettings):
+    """Variables with the prefix ``PENSTOCK_ROUTER_``."""
+
+    model_config = SettingsConfigDict(env_prefix="PENSTOCK_ROUTER_", frozen=True, extra="forbid")
+
+    listen: str = Field("127.0.0.1:50051", description="host:port or unix:path of the gRPC server")
+    registry_url: str = Field("", description="redis:// or unix:// url where workers announce")
+    workers: str = Field(
+        "", description="fixed workers, host:port with commas; instead of a registry"
+    )
+    lease_secret: str = Field(
+        "", repr=False, description="signs leases; must equal the workers' one; empty = unsigned"
+    )
+    cache_secret: str = Field(
+        "",
+        repr=False,
+        description="keys the tenants' cache salts; routers must share it; empty = random",
+    )
+    keys_file: str = Field("", description="file of API keys; empty admits everybody")
+    metrics_listen: str = Field(
+        "", description="host:port of the Prometheus endpoint; empty = none"
+    )
+    decision_log: str = Field(
+        "", description="file to append decisions to, as JSON lines; empty = none"
+    )
+    grace_s: float = Field(30.0, ge=0, description="seconds that running requests get on SIGTERM")
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
+
+    def endpoints(self) -> list[str]:
+        """The fixed workers."""
+        return [part.strip() for part in self.workers.split(",") if part.strip()]

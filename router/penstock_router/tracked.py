@@ -1,0 +1,135 @@
+"""One worker as the router knows it: its picture, its load, its breaker.
+
+Listens to the worker's state stream, joins the ledger with decisions and pending blocks, and gives
+decisions a frozen view.
+"""
+
+from collections.abc import Callable, Sequence
+
+from penstock_router.breaker import Breaker
+from penstock_router.decisions import DecisionBook
+from penstock_router.facts import WorkerView
+from penstock_router.frames import (
+    Admitted,
+    Finished,
+    LedgerEvent,
+    LoadReport,
+    PrefillDone,
+    WorkerFacts,
+)
+from penstock_router.index import PrefixIndex
+from penstock_router.load import WorkerLoad
+from penstock_router.metrics import RouterMetrics
+from penstock_router.pending import PendingTable
+from penstock_router.sync import SyncState, WorkerSync
+
+CONFIDENCE = {SyncState.LIVE: 1.0, SyncState.SYNCING: 0.7, SyncState.STALE: 0.3}
+# Engines tell of a first token and of the blocks behind it on two ways.
+_SETTLE_S = 0.25
+_ADMITTED_TTL_S = 120.0
+
+
+class Picture:
+    """What all workers of a router share: one index, one pending table, one book, one clock."""
+
+    def __init__(
+        self, book: DecisionBook, metrics: RouterMetrics, clock: Callable[[], float]
+    ) -> None:
+        self.index = PrefixIndex()
+        self.pending = PendingTable()
+        self.book = book
+        self.metrics = metrics
+        self.clock = clock
+
+
+class TrackedWorker:
+    """A worker at one address, over its restarts."""
+
+    def __init__(self, endpoint: str, picture: Picture) -> None:
+        self._picture = picture
+        self.endpoint = endpoint
+        self.sync = WorkerSync(picture.index, self)
+        self.load = WorkerLoad()
+        self.breaker = Breaker()
+
+    @property
+    def facts(self) -> WorkerFacts | None:
+        """Who it is; None until it has said so."""
+        return self.sync.facts
+
+    @property
+    def worker_id(self) -> str:
+        """Its id; empty until it is known."""
+        return self.sync.facts.worker_id if self.sync.facts else ""
+
+    def why_not(self, now: float) -> str:
+        """Why no request can go there; empty if it can."""
+        state = self.sync.state(now)
+        if state in (SyncState.COLD, SyncState.DEAD):
+            return f"its state is {state.value}"
+        if self.load.report.draining:
+            return "it is draining"
+        if not self.load.report.serving:
+            return "its engine failed"
+        return "its breaker is open" if self.breaker.is_open(now) else ""
+
+    def view(self, now: float, excluded_because: str = "") -> WorkerView:
+        """What a decision sees of it."""
+        load, facts = self.load, self.sync.facts
+        state = self.sync.state(now)
+        base_s, slope_s = load.prefill_line()
+        report = load.report
+        return WorkerView(
+            worker_id=self.worker_id,
+            epoch=self.sync.epoch,
+            seq=self.sync.seq,
+            sync_state=state.value,
+            confidence=CONFIDENCE.get(state, 0.0),
+            trust=load.trust_factor,
+            backlog_tokens=load.backlog_tokens(),
+            running=load.running(),
+            waiting=load.waiting(),
+            base_s=base_s,
+            slope_s=slope_s,
+            utilisation=load.utilisation(now),
+            step_s=report.step_s / max(report.tokens_per_step, 1.0),
+            output_tokens=load.output_tokens.value,
+            used_blocks=report.used_blocks,
+            capacity_blocks=facts.capacity_blocks if facts else 0,
+            block_tokens=facts.block_tokens if facts else 1,
+            excluded_because=excluded_because or self.why_not(now),
+        )
+
+    def stored(self, hashes: Sequence[int]) -> None:
+        """Blocks are there now."""
+        if len(self._picture.pending):
+            self._picture.pending.stored(self.worker_id, hashes)
+
+    def ledger(self, events: Sequence[LedgerEvent]) -> None:
+        """Lines of the ledger."""
+        now, pending = self._picture.clock(), self._picture.pending
+        for event in events:
+            self.load.apply(event, now)
+            if isinstance(event, Admitted):
+                pending.keep(event.request_id, now + _ADMITTED_TTL_S)
+            elif isinstance(event, PrefillDone | Finished):
+                pending.settle(event.request_id, now + _SETTLE_S)
+                self._join(event)
+
+    def reset(self, events: Sequence[LedgerEvent]) -> None:
+        """The ledger as a whole; what was known before is void."""
+        self.load.reset((), self._picture.clock())
+        if not events:
+            self._picture.pending.drop_worker(self.worker_id)
+        self.ledger(events)
+
+    def report(self, load: LoadReport) -> None:
+        """What the worker does now."""
+        self.load.take_report(load, self._picture.clock())
+
+    def _join(self, event: PrefillDone | Finished) -> None:
+        outcome = self._picture.book.on_ledger(self.worker_id, event)
+        if outcome is not None and isinstance(event, PrefillDone):
+            predicted = outcome.predicted_cached_tokens
+            self.load.observe_hit(predicted, event.cached_tokens)
+            self._picture.metrics.hit(self.worker_id, predicted, event.cached_tokens)

@@ -1,0 +1,184 @@
+"""Between the wire and plain values: a worker's frames in, records and states out."""
+
+from collections.abc import Iterable
+from dataclasses import asdict
+
+from penstock.routing.v1 import decision_pb2, routing_service_pb2
+from penstock.worker.v1 import state_pb2, worker_service_pb2
+from penstock_core.blocks import unpack_hashes
+from penstock_core.errors import MalformedMessage
+from penstock_router import frames as f
+from penstock_router.decisions import DecisionRecord, Outcome
+from penstock_router.sync import SyncState
+from penstock_router.tracked import TrackedWorker
+
+_SCALAR_FACTS = (
+    "worker_id", "epoch", "endpoint", "model_revision", "tokenizer_digest", "tokenizer_source",
+    "engine", "device", "block_tokens", "capacity_blocks", "max_context_tokens", "max_batch",
+    "vocab_size", "zone", "pool", "speculation", "version", "started_unix_s", "stores_per_chunk",
+)  # fmt: skip
+_LOAD_NUMBERS = (
+    "running", "waiting", "queued_prefill_tokens", "context_tokens", "used_blocks",
+    "cached_blocks", "capacity_blocks", "step_s", "tokens_per_step", "prefill_tokens_per_s",
+    "preemptions",
+)  # fmt: skip
+_SYNC_STATES = {
+    SyncState.COLD: routing_service_pb2.SYNC_STATE_COLD,
+    SyncState.SYNCING: routing_service_pb2.SYNC_STATE_SYNCING,
+    SyncState.LIVE: routing_service_pb2.SYNC_STATE_LIVE,
+    SyncState.STALE: routing_service_pb2.SYNC_STATE_STALE,
+    SyncState.DEAD: routing_service_pb2.SYNC_STATE_DEAD,
+}
+
+
+def frame(message: worker_service_pb2.WatchStateResponse) -> f.Frame | None:
+    """A frame; None for a kind that this version does not know. Raises MalformedMessage."""
+    kind, epoch, seq = message.WhichOneof("frame"), message.epoch, message.seq
+    try:
+        if kind == "delta":
+            return _delta(epoch, seq, message.delta)
+        if kind == "heartbeat":
+            beat = message.heartbeat
+            return f.Heartbeat(epoch, seq, beat.num_blocks, beat.xor_digest, load(beat.load))
+        if kind == "snapshot_begin":
+            begin = message.snapshot_begin
+            return f.SnapshotBegin(epoch, begin.as_of_seq, begin.num_blocks, facts(begin.info))
+        if kind == "snapshot_chunk":
+            chunk = message.snapshot_chunk
+            return f.SnapshotChunk(
+                epoch,
+                tuple(unpack_hashes(chunk.block_hashes)),
+                tuple(chunk.parent_distances),
+                tuple(chunk.root_parents),
+            )
+        if kind == "snapshot_end":
+            end = message.snapshot_end
+            return f.SnapshotEnd(epoch, end.xor_digest, _ledger(end.ledger))
+    except ValueError as error:
+        raise MalformedMessage(f"a worker's {kind} does not parse: {error}") from error
+    return None
+
+
+def _delta(epoch: str, seq: int, delta: state_pb2.Delta) -> f.Delta:
+    # Moves between tiers change nothing yet: a block counts as held wherever it lies.
+    return f.Delta(
+        epoch,
+        seq,
+        tuple(tuple(unpack_hashes(r.block_hashes)) for r in delta.removed),
+        tuple((s.parent_hash, tuple(unpack_hashes(s.block_hashes))) for s in delta.stored),
+        _ledger(delta.ledger),
+    )
+
+
+def _ledger(events: Iterable[state_pb2.LedgerEvent]) -> tuple[f.LedgerEvent, ...]:
+    found = (_ledger_event(event) for event in events)
+    return tuple(event for event in found if event is not None)
+
+
+def _ledger_event(event: state_pb2.LedgerEvent) -> f.LedgerEvent | None:
+    kind = event.WhichOneof("event")
+    if kind == "admitted":
+        a = event.admitted
+        return f.Admitted(a.request_id, a.prompt_tokens, a.cached_tokens)
+    if kind == "prefill_done":
+        p = event.prefill_done
+        return f.PrefillDone(
+            p.request_id, p.cached_tokens, p.computed_tokens, p.queue_s, p.prefill_s, p.ttft_s
+        )
+    if kind == "progress":
+        return f.Progress(load(event.progress.load))
+    if kind == "finished":
+        done = event.finished
+        return f.Finished(done.request_id, done.output_tokens, done.aborted)
+    return None
+
+
+def load(message: state_pb2.WorkerLoad) -> f.LoadReport:
+    """What a worker does now."""
+    return f.LoadReport(
+        running=message.running,
+        waiting=message.waiting,
+        queued_prefill_tokens=message.queued_prefill_tokens,
+        context_tokens=message.context_tokens,
+        used_blocks=message.used_blocks,
+        cached_blocks=message.cached_blocks,
+        capacity_blocks=message.capacity_blocks,
+        step_s=message.step_s,
+        tokens_per_step=message.tokens_per_step,
+        prefill_tokens_per_s=message.prefill_tokens_per_s,
+        serving=message.health != state_pb2.WORKER_HEALTH_FAILED,
+        draining=message.health == state_pb2.WORKER_HEALTH_DRAINING,
+        preemptions=message.preemptions,
+    )
+
+
+def facts(info: state_pb2.WorkerInfo) -> f.WorkerFacts:
+    """Who a worker is."""
+    return f.WorkerFacts(
+        **{name: getattr(info, name) for name in _SCALAR_FACTS},
+        models=tuple(info.models),
+        adapters=tuple(info.adapters),
+    )
+
+
+def info_message(known: f.WorkerFacts) -> state_pb2.WorkerInfo:
+    """The wire form of who a worker is."""
+    scalars = {name: getattr(known, name) for name in _SCALAR_FACTS}
+    return state_pb2.WorkerInfo(**scalars, models=known.models, adapters=known.adapters)
+
+
+def load_message(report: f.LoadReport) -> state_pb2.WorkerLoad:
+    """The wire form of what a worker does."""
+    health = state_pb2.WORKER_HEALTH_SERVING
+    if report.draining:
+        health = state_pb2.WORKER_HEALTH_DRAINING
+    if not report.serving:
+        health = state_pb2.WORKER_HEALTH_FAILED
+    numbers = {name: getattr(report, name) for name in _LOAD_NUMBERS}
+    return state_pb2.WorkerLoad(**numbers, health=health)
+
+
+def worker_status(worker: TrackedWorker, now: float) -> routing_service_pb2.WorkerStatus:
+    """One worker as this router sees it."""
+    known = worker.facts or f.WorkerFacts(worker.worker_id, "", worker.endpoint)
+    silence = worker.sync.silence_s(now)
+    return routing_service_pb2.WorkerStatus(
+        info=info_message(known),
+        load=load_message(worker.load.report),
+        sync_state=_SYNC_STATES[worker.sync.state(now)],
+        seq=worker.sync.seq,
+        indexed_blocks=worker.sync.indexed_blocks(),
+        divergences=worker.sync.divergences,
+        trust=worker.load.trust_factor,
+        breaker_open=worker.breaker.is_open(now),
+        last_frame_age_s=max(silence, 0.0) if silence != float("inf") else 0.0,
+    )
+
+
+def decision_message(record: DecisionRecord) -> decision_pb2.DecisionRecord:
+    """The wire form of a decision."""
+    decision = record.decision
+    return decision_pb2.DecisionRecord(
+        decision_id=record.decision_id,
+        request_id=record.request_id,
+        attempt=record.attempt,
+        unix_time_s=record.unix_time_s,
+        model=record.model,
+        policy_digest=record.policy_digest,
+        seed=record.seed,
+        prompt_tokens=record.prompt_tokens,
+        num_blocks=record.num_blocks,
+        candidates=[decision_pb2.Candidate(**c._asdict()) for c in decision.candidates],
+        chosen_worker_id=record.worker_id,
+        reason=decision.reason,
+        margin_s=decision.margin_s,
+        counterfactual_worker_id=decision.counterfactual_worker_id,
+        counterfactual_loss_s=decision.counterfactual_loss_s,
+        decision_us=record.decision_us,
+        trace_id=record.trace_id,
+    )
+
+
+def outcome_message(outcome: Outcome) -> decision_pb2.OutcomeRecord:
+    """The wire form of an outcome."""
+    return decision_pb2.OutcomeRecord(**asdict(outcome))

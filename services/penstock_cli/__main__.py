@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from penstock_cli.commands import batch, chat, explain, fleet, generate, up
+from penstock_cli.commands import batch, chat, demo, explain, fleet, generate, up
 from penstock_core.version import VERSION
 
 _HELP = "Serve large language models over gRPC, and run offline batches over them."
@@ -22,6 +22,7 @@ def build_app() -> typer.Typer:
     )
     app.callback()(_options)
     app.command(epilog=up.EPILOG)(up.up)
+    app.command(epilog=demo.EPILOG)(demo.demo)
     app.command(epilog=generate.EPILOG)(generate.generate)
     app.command(epilog=chat.EPILOG)(chat.chat)
     app.add_typer(batch.app, name="batch")

@@ -1,0 +1,1 @@
+"""The main job, told as a story: stream, hit the cache, run a batch."""

@@ -1,6 +1,7 @@
 """The house rules that a reader relies on: sizes, roots, light imports."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,17 @@ def test_every_package_says_what_it_is() -> None:
     ]
 
     assert silent == []
+
+
+def test_only_telemetry_knows_the_sdk_of_opentelemetry() -> None:
+    knowing = [
+        _name(path)
+        for path in _sources()
+        if path.parts[len(ROOT.parts)] in IMPORT_ROOTS
+        and re.search(r"^\s*(from|import) opentelemetry\.sdk", path.read_text("utf-8"), re.M)
+    ]
+
+    assert knowing == ["services/penstock_core/telemetry.py"]
 
 
 LIGHT = {

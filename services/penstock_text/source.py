@@ -12,7 +12,7 @@ from penstock_core.errors import NotFound
 
 DEMO_NAME = "demo"
 _DEMO_SERVED_NAME = "penstock-demo"
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _TEXT_PATTERNS = [
     "tokenizer.json",
     "tokenizer_config.json",
@@ -38,7 +38,7 @@ def resolve_model(model: str, *, weights: bool) -> Path:
     if model == DEMO_NAME:
         return penstock_models.DEMO
     path = Path(model).expanduser()
-    if path.is_dir():
+    if model and path.is_dir():
         return path
     if not _HUB_ID.fullmatch(model):
         raise NotFound(f"there is no model directory {model}")

@@ -86,7 +86,8 @@ def _load(settings: WorkerSettings) -> tuple[Engine, Text]:
     # Loaded before torch is: a bad directory is told at once.
     text = Text(Tokenizer.load(path), ChatTemplate.load(path), settings.model)
     # Imported here, behind the environment that torch reads: it takes seconds.
-    from penstock_engine.native.engine import NativeEngine, NativeSettings  # noqa: PLC0415
+    from penstock_engine.native.engine import NativeEngine  # noqa: PLC0415
+    from penstock_engine.native.settings import NativeSettings  # noqa: PLC0415
 
     chosen = NativeSettings(
         model=path,

@@ -29,7 +29,8 @@ async def write_decisions(book: DecisionBook, path: Path) -> None:
                     batch.append(queue.get_nowait())
                 await asyncio.to_thread(_append, path, batch)
         finally:
-            _append(path, [queue.get_nowait() for _ in range(queue.qsize())])
+            rest = [queue.get_nowait() for _ in range(queue.qsize())]
+            await asyncio.to_thread(_append, path, rest)
 
 
 def _append(path: Path, entries: list[Entry]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import TypeAlias
 
 import grpc
+from google.protobuf.message import Message
 
 from penstock.inference.v1 import generate_pb2, inference_service_pb2
 from penstock_core.errors import (
@@ -27,7 +28,7 @@ from penstock_router.metrics import RouterMetrics
 from penstock_router.prompts import PreparedRequest
 from penstock_router.routing import Attempt, Routed, Router
 
-_RawCall: TypeAlias = "grpc.aio.UnaryStreamCall[generate_pb2.GenerateRequest, bytes]"
+_RawCall: TypeAlias = "grpc.aio.UnaryStreamCall[Message, bytes]"
 
 _SERVICE = inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"]
 GENERATE = f"/{_SERVICE.full_name}/Generate"

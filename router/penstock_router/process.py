@@ -55,7 +55,9 @@ async def running_router(settings: RouterSettings) -> AsyncIterator[RunningRoute
         OSError: the address cannot be bound, or the key file not be read.
         ValueError: the key file is malformed.
     """
-    keys = KeyRing.load(Path(settings.keys_file)) if settings.keys_file else KeyRing.open_to_all()
+    keys = KeyRing.open_to_all()
+    if settings.keys_file:
+        keys = await asyncio.to_thread(KeyRing.load, Path(settings.keys_file))
     metrics, changes, texts = RouterMetrics(), Changes(), TextLibrary()
     picture = Picture(DecisionBook(), metrics, time.monotonic)
     registry = open_registry(settings.registry_url, settings.endpoints())

@@ -131,11 +131,17 @@ class NativeEngine:
         return True
 
     async def kv_events(self) -> AsyncIterator[Sequence[KvEvent]]:
-        """Cache changes in order, complete from the start; ends when the engine does."""
+        """Cache changes in order, complete from the start; ends when the engine is closed.
+
+        Raises:
+            EngineFailed: the engine failed.
+        """
         while True:
             if len(self._events):
                 yield self._events.take()
             elif self._ended is not None:
+                if self.state().failed:
+                    raise EngineFailed(self._ended.message)
                 return
             else:
                 self._events_changed.clear()

@@ -18,8 +18,8 @@ INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
 
 # Answers go to standard output, everything said about them to standard error.
-output = Console(highlight=False)
-notes = Console(stderr=True, highlight=False)
+output = Console(highlight=False, emoji=False)
+notes = Console(stderr=True, highlight=False, emoji=False)
 
 
 @contextmanager

@@ -150,7 +150,7 @@ def list_(
         async with AsyncBatchClient(target, api_key=api_key or None) as client:
             page = await client.list(after=after, limit=limit)
         if as_json:
-            output.print(messages_to_json(page.batches), markup=False, soft_wrap=True)
+            output.out(messages_to_json(page.batches), highlight=False)
         else:
             output.print(batches_table(page.batches))
             if page.has_more:
@@ -200,7 +200,7 @@ async def saved(client: AsyncBatchClient, file_id: str, path: Path) -> None:
 
 def _show(batch: batch_pb2.Batch, *, as_json: bool) -> None:
     if as_json:
-        output.print(to_json(to_dict(batch)), markup=False, soft_wrap=True)
+        output.out(to_json(to_dict(batch)), highlight=False)
     else:
         output.print(batch_lines(batch))
     if batch.status in ENDED and batch.status != batch_pb2.BATCH_STATUS_COMPLETED and not as_json:

@@ -51,7 +51,7 @@ def demo(
 
     report = run(work())
     if as_json:
-        output.print(to_json(asdict(report)), markup=False, soft_wrap=True)
+        output.out(to_json(asdict(report)), highlight=False)
 
 
 async def _tell(options: PlatformOptions, console: Console, output_dir: Path) -> DemoReport:

@@ -30,7 +30,7 @@ def explain(
                 decision_id=name if by_decision else "", request_id="" if by_decision else name
             )
         if as_json:
-            output.print(to_json(to_dict(answer)), markup=False, soft_wrap=True)
+            output.out(to_json(to_dict(answer)), highlight=False)
         else:
             output.print(decision_view(answer))
 

@@ -31,7 +31,7 @@ def fleet(
                 return
             workers = await client.workers()
         if as_json:
-            output.print(messages_to_json(workers), markup=False, soft_wrap=True)
+            output.out(messages_to_json(workers), highlight=False)
         else:
             output.print(fleet_table(workers))
 

@@ -48,7 +48,7 @@ def generate(  # noqa: PLR0913 - one for each option
         async with AsyncClient(target, api_key=api_key or None, mode=mode) as client:
             whole = await streamed(client, text, options, model=model, show=not as_json)
         if as_json:
-            output.print(to_json(asdict(whole)), markup=False, soft_wrap=True)
+            output.out(to_json(asdict(whole)), highlight=False)
         else:
             notes.print(summary(whole), style="dim", markup=False)
 

@@ -96,7 +96,9 @@ class Scheduler:
         ended = [
             sample
             for sample in request.samples
-            if sample.phase is not Phase.FINISHED and choice_index in (None, sample.choice_index)
+            if sample.phase is not Phase.FINISHED
+            and not sample.is_complete  # ends by itself when the request does
+            and choice_index in (None, sample.choice_index)
         ]
         for sample in ended:
             last = TokenOut(sample.choice_index, sample.num_output, (), finish=FinishReason.ABORTED)

@@ -26,9 +26,11 @@ def key_prefix(redis_prefix: str) -> str:
 
 def broker_url(redis_url: str) -> str:
     """A Redis URL in the form that kombu reads."""
-    if redis_url.startswith("unix://"):
-        return f"redis+socket://{redis_url.removeprefix('unix://')}"
-    return redis_url
+    if not redis_url.startswith("unix://"):
+        return redis_url
+    path, _, query = redis_url.removeprefix("unix://").partition("?")
+    options = query.replace("db=", "virtual_host=")
+    return f"redis+socket://{path}?{options}" if options else f"redis+socket://{path}"
 
 
 def build_app(settings: BatchSettings) -> Celery:

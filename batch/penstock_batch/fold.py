@@ -136,9 +136,10 @@ def _status(facts: Facts, now: float) -> Status:
 
 
 def _counts(facts: Facts) -> Counts:
+    if (outcome := facts.outcome) is not None:
+        # From the outcome alone: a planner that comes too late must not change an ended batch.
+        return Counts(outcome.completed + outcome.failed, outcome.completed, outcome.failed)
     total = facts.planned.lines if facts.planned else 0
-    if facts.outcome is not None:
-        return Counts(total, facts.outcome.completed, facts.outcome.failed)
     completed = sum(shard.completed for shard in facts.shards.values())
     return Counts(total, completed, sum(shard.failed for shard in facts.shards.values()))
 

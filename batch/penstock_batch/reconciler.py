@@ -5,7 +5,8 @@ After a loss of Redis, of the queue's messages or of every process, this is what
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from penstock_batch.metrics import BatchMetrics
 from penstock_batch.steward import Steward
@@ -51,18 +52,26 @@ class Reconciler:
         """
         by_deadline: list[tuple[float, str]] = []
         for batch_id in await self._store.open_batches():
-            created = (await self._store.load(batch_id)).created
-            if created is not None:
-                by_deadline.append((created.expires, batch_id))
-            elif self._clock() - _born(batch_id) > _ORPHAN_S:
-                # Its creator died between the index and the fact; nobody was told of it.
-                await self._store.close_batch(batch_id)
+            with _alone(batch_id):
+                created = (await self._store.load(batch_id)).created
+                if created is not None:
+                    by_deadline.append((created.expires, batch_id))
+                elif self._clock() - _born(batch_id) > _ORPHAN_S:
+                    # Its creator died between the index and the fact; nobody was told of it.
+                    await self._store.close_batch(batch_id)
         self._metrics.open_batches(len(by_deadline))
         for _, batch_id in sorted(by_deadline):
-            try:
+            with _alone(batch_id):
                 await self._steward.advance(batch_id)
-            except PenstockError as error:
-                logger.warning("batch %s cannot go on now: %s", batch_id, error)
+
+
+@contextmanager
+def _alone(batch_id: str) -> Iterator[None]:
+    """One batch's failure is logged and keeps no other batch from going on."""
+    try:
+        yield
+    except PenstockError as error:
+        logger.warning("batch %s cannot go on now: %s", batch_id, error)
 
 
 def _born(batch_id: str) -> float:

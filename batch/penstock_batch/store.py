@@ -13,7 +13,7 @@ from collections import OrderedDict
 
 from penstock_batch import facts as f
 from penstock_batch.objects import Objects
-from penstock_core.errors import NotFound
+from penstock_core.errors import InternalError, NotFound
 from penstock_core.ids import is_safe_id, new_id
 
 _CACHED_BATCHES = 256
@@ -60,13 +60,14 @@ class FactStore:
 
         Raises:
             Unavailable: the object store does not answer.
+            InternalError: what is stored is no fact.
         """
         known = self._cached(batch_id)
         folder = f"batches/{batch_id}/facts"
         for entry in await self.objects.names(folder):
             name = entry.removesuffix(_JSON)
             if name not in known:
-                known[name] = f.decode(await self.objects.get(f"{folder}/{entry}"))
+                known[name] = await self._read(f"{folder}/{entry}")
         return f.Facts.of(list(known.values()))
 
     async def load_owned(self, batch_id: str, tenant: str) -> f.Facts:
@@ -109,6 +110,12 @@ class FactStore:
     async def close_batch(self, batch_id: str) -> None:
         """Take a batch that is over off the reconciler's list."""
         await self.objects.delete(f"open/{batch_id}")
+
+    async def _read(self, path: str) -> f.Fact:
+        try:
+            return f.decode(await self.objects.get(path))
+        except ValueError as error:
+            raise InternalError(f"{path}: {error}") from error
 
     def _cached(self, batch_id: str) -> dict[str, f.Fact]:
         known = self._cache.setdefault(batch_id, {})

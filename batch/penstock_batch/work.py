@@ -6,9 +6,11 @@ Threads, never processes: gRPC does not survive a fork, and all shards share one
 import logging
 import threading
 import time
+import warnings
 from contextlib import AsyncExitStack
 
 from celery import Celery, signals
+from celery.exceptions import SecurityWarning
 
 from penstock_batch.app import build_app
 from penstock_batch.board import Board
@@ -91,6 +93,11 @@ def _run_celery(app: Celery, loop: LoopThread, settings: BatchSettings, name: st
         timer.start()
 
     signals.worker_shutting_down.connect(begin_drain, weak=False)
+    for noisy in ("celery.app.trace", "celery.worker.strategy"):
+        # Two lines a task; failures are still logged.
+        logging.getLogger(noisy).setLevel(max(logging.WARNING, logger.getEffectiveLevel()))
+    # About pickled messages when run as root; ours are JSON.
+    warnings.simplefilter("ignore", SecurityWarning)
     worker = app.Worker(
         hostname=f"{name}@penstock",
         pool="threads",

@@ -3,7 +3,7 @@
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, from_json
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
@@ -20,9 +20,9 @@ async def read_json(request: Request, schema: type[Schema], max_bytes: int) -> S
         HTTPException: 413 if the body is larger than allowed, 415 if it is declared as no JSON.
     """
     require_content_type(request, "application/json")
-    text = _text(await _read(request, max_bytes))
+    value = _parsed(await _read(request, max_bytes))
     try:
-        return schema.model_validate_json(text)
+        return schema.model_validate(value)
     except ValidationError as error:
         details = error.errors(include_url=False, include_context=False)
         raise _explained(details[0], schema) from error
@@ -44,9 +44,9 @@ def check_length(request: Request, max_bytes: int) -> None:
 
 def too_large(max_bytes: int) -> HTTPException:
     """The refusal of a body beyond the limit."""
-    # What is left of the body stays unread, so the connection cannot be used again.
-    headers = {"connection": "close"}
-    return HTTPException(413, f"the body exceeds the limit of {max_bytes} bytes", headers)
+    # No "connection: close": with bytes unread that would be a reset, which can overtake the
+    # answer. The server discards what is left of the body.
+    return HTTPException(413, f"the body exceeds the limit of {max_bytes} bytes")
 
 
 async def _read(request: Request, max_bytes: int) -> bytes:
@@ -59,20 +59,26 @@ async def _read(request: Request, max_bytes: int) -> bytes:
     return bytes(body)
 
 
-def _text(body: bytes) -> str:
+def _parsed(body: bytes) -> object:
     try:
-        return body.decode("utf-8")
+        text = body.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidRequest(
             f"the body is no UTF-8: {error.reason} at byte {error.start}"
+        ) from error
+    try:
+        return from_json(text, allow_inf_nan=False)
+    except ValueError as error:
+        raise InvalidRequest(
+            f"We could not parse the JSON body of your request: {error}"
         ) from error
 
 
 def _explained(detail: ErrorDetails, schema: type[BaseModel]) -> InvalidRequest:
     kind, location = detail["type"], detail["loc"]
-    top = str(location[0]) if location else ""
-    if kind == "json_invalid":
-        return InvalidRequest(f"We could not parse the JSON body of your request: {detail['msg']}")
+    if not location:
+        return InvalidRequest("the body must be a JSON object")
+    top = str(location[0])
     if kind == "extra_forbidden" and len(location) == 1:
         return InvalidRequest(f"Unrecognized request argument supplied: {top}", field=top)
     if kind == "missing" and len(location) == 1:
@@ -82,7 +88,7 @@ def _explained(detail: ErrorDetails, schema: type[BaseModel]) -> InvalidRequest:
         return InvalidRequest(f"Invalid value for '{top}': it must be {forms}", field=top)
     path = _path(location)
     reason = detail["msg"].removeprefix("Value error, ")
-    return InvalidRequest(f"Invalid value for '{path}': {reason}" if path else reason, field=path)
+    return InvalidRequest(f"Invalid value for '{path}': {reason}", field=path)
 
 
 def _forms(schema: type[BaseModel], parameter: str) -> str:

@@ -2,6 +2,8 @@
 
 import json
 
+from pydantic import JsonValue
+
 from penstock.common.v1 import chat_pb2
 from penstock_core.errors import InvalidRequest, NotSupported
 from penstock_gateway.schemas import ChatBody, ContentPart, Message, NamedTool, ToolBody
@@ -21,6 +23,14 @@ def chat_prompt(body: ChatBody) -> chat_pb2.ChatPrompt:
     if body.tool_choice is not None:
         prompt.tool_choice = _tool_choice(body.tool_choice, prompt)
     return prompt
+
+
+def json_text(value: JsonValue, field: str) -> str:
+    """JSON that came in as JSON that goes on. Raises InvalidRequest for a number like 1e999."""
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError as error:
+        raise InvalidRequest(f"'{field}' holds a number that JSON has not", field=field) from error
 
 
 def _message(message: Message, path: str) -> chat_pb2.ChatMessage:
@@ -69,7 +79,9 @@ def _tool(tool: ToolBody, path: str) -> chat_pb2.Tool:
     return chat_pb2.Tool(
         name=function.name,
         description=function.description or "",
-        parameters_json="" if function.parameters is None else json.dumps(function.parameters),
+        parameters_json=""
+        if function.parameters is None
+        else json_text(function.parameters, f"{path}.function.parameters"),
     )
 
 

@@ -1,5 +1,7 @@
 """Probes and metrics."""
 
+import asyncio
+
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -29,4 +31,5 @@ class HealthEndpoint:
 
     async def metrics(self, _request: Request) -> Response:
         """Prometheus' text format."""
-        return Response(scrape(), media_type=METRICS_CONTENT_TYPE)
+        # Collectors read /proc, which must not hold the event loop up.
+        return Response(await asyncio.to_thread(scrape), media_type=METRICS_CONTENT_TYPE)

@@ -18,7 +18,7 @@ Prompts = str | list[TokenId] | list[str] | list[list[TokenId]]
 class Body(BaseModel):
     """Strict about types and unknown parameters."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Tolerant(BaseModel):

@@ -3,14 +3,13 @@
 A body with several prompts becomes several requests; sample j of prompt i is choice i * n + j.
 """
 
-import json
 from collections.abc import Sequence
 
 from penstock.common.v1 import sampling_pb2, tokens_pb2
 from penstock.inference.v1 import generate_pb2
 from penstock_core.blocks import pack_tokens
 from penstock_core.errors import InvalidRequest, NotSupported
-from penstock_gateway.chat_prompt import chat_prompt
+from penstock_gateway.chat_prompt import chat_prompt, json_text
 from penstock_gateway.schemas import ChatBody, CompletionBody, GenerationBody, ResponseFormat
 
 MAX_PROMPTS = 2048
@@ -148,4 +147,5 @@ def _constraint(form: ResponseFormat | None) -> sampling_pb2.Constraint | None:
             field="response_format.json_schema",
         )
     schema = form.json_schema.schema_
-    return sampling_pb2.Constraint(json_schema=json.dumps({} if schema is None else schema))
+    text = json_text({} if schema is None else schema, "response_format.json_schema.schema")
+    return sampling_pb2.Constraint(json_schema=text)

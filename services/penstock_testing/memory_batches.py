@@ -15,7 +15,7 @@ import grpc
 from penstock.batch.v1 import batch_pb2, batch_service_pb2, batch_service_pb2_grpc
 from penstock.common.v1 import usage_pb2
 from penstock_core.auth import KeyRing
-from penstock_core.errors import Conflict, InvalidRequest, NotFound
+from penstock_core.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from penstock_core.interceptors import ServerInterceptor
 from penstock_core.rpc import RpcServer
 
@@ -38,6 +38,7 @@ class Stored:
     batches: dict[str, batch_pb2.Batch] = field(default_factory=dict)
     created: list[batch_service_pb2.CreateBatchRequest] = field(default_factory=list)
     largest_piece: int = 0
+    fail_download_at: int | None = None
 
 
 class MemoryBatches(batch_service_pb2_grpc.BatchServiceServicer):
@@ -67,6 +68,8 @@ class MemoryBatches(batch_service_pb2_grpc.BatchServiceServicer):
         """Stream a file."""
         content = self._stored.contents[self._file(request.file_id).id]
         for start in range(request.offset, len(content), _PIECE_BYTES):
+            if self._stored.fail_download_at is not None and start > self._stored.fail_download_at:
+                raise Unavailable("the store is gone")
             piece = content[start : start + _PIECE_BYTES]
             yield batch_service_pb2.DownloadFileResponse(data=piece)
 

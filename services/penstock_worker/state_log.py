@@ -172,26 +172,30 @@ class StateLog:
         for tier, run in groupby(order, key=lambda key: self._blocks[key].tier):
             keys = list(run)
             for start in range(0, len(keys), CHUNK_BLOCKS):
-                part = keys[start : start + CHUNK_BLOCKS]
-                parents = [self._blocks[key].parent for key in part]
-                yield state_pb2.SnapshotChunk(
-                    block_hashes=pack_hashes(part),
-                    parent_distances=[
-                        position[key] - position.get(parent, position[key])
-                        for key, parent in zip(part, parents, strict=True)
-                    ],
-                    root_parents=[parent for parent in parents if parent not in position],
-                    tier=tier,
-                )
+                yield self._chunk(keys[start : start + CHUNK_BLOCKS], position, tier)
+
+    def _chunk(
+        self, keys: list[int], position: dict[int, int], tier: state_pb2.KvTier.ValueType
+    ) -> state_pb2.SnapshotChunk:
+        chunk = state_pb2.SnapshotChunk(block_hashes=pack_hashes(keys), tier=tier)
+        for key in keys:
+            parent = self._blocks[key].parent
+            distance = position[key] - position.get(parent, position[key])
+            is_root = distance <= 0
+            chunk.parent_distances.append(0 if is_root else distance)
+            if is_root:
+                chunk.root_parents.append(parent)
+        return chunk
 
 
 def _roots_first(blocks: dict[int, _Block]) -> list[int]:
-    """All blocks, each behind its parent."""
+    """All blocks, each behind its parent (but for a cycle, which takes a collision of hashes)."""
     order: dict[int, None] = {}
     for leaf in blocks:
-        path, key = [], leaf
-        while key in blocks and key not in order:
-            path.append(key)
+        path: dict[int, None] = {}
+        key = leaf
+        while key in blocks and key not in order and key not in path:
+            path[key] = None
             key = blocks[key].parent
         order.update(dict.fromkeys(reversed(path)))
     return list(order)

@@ -77,6 +77,7 @@ _RENAMED = (
     ("output.", ""),
     ("constraint", "response_format"),
     ("completion_window_s", "completion_window"),
+    ("description.", ""),
 )
 _WORD_END = re.compile(r"[.\[]|$")
 

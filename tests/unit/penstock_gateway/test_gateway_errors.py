@@ -51,6 +51,7 @@ def test_the_sdk_is_told_whether_to_try_again(cls: type[e.PenstockError]) -> Non
         ("constraint", "response_format"),
         ("output.logprobs", "logprobs"),
         ("completion_window_s", "completion_window"),
+        ("description.purpose", "purpose"),
         ("output_expires_after", "output_expires_after"),
         ("model", "model"),
         ("textual", "textual"),

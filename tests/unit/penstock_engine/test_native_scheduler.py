@@ -1,0 +1,271 @@
+"""What the scheduler decides, one decision at a time."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from penstock_core.errors import Conflict, Overloaded, PromptTooLong
+from penstock_engine.api import (
+    Admitted,
+    EngineOutput,
+    EngineRequest,
+    FinishReason,
+    Priority,
+    RequestDone,
+    TokenOut,
+)
+from penstock_engine.native.limits import Limits
+from penstock_engine.native.memory import KvMemory
+from penstock_engine.native.plan import StepPlan, StepResult
+from penstock_engine.native.request import Drawn
+from penstock_engine.native.scheduler import Scheduler
+
+BLOCK = 4
+
+
+class Driver:
+    """A scheduler whose steps draw token 1 and take a tenth of a second."""
+
+    def __init__(
+        self, *, pages: int = 64, batch: int = 4, budget: int = 16, waiting: int = 8
+    ) -> None:
+        self.memory = KvMemory(pages, BLOCK)
+        limits = Limits(batch, budget, max_waiting=waiting, max_context=100)
+        self.scheduler = Scheduler(limits, self.memory)
+        self.outputs: dict[str, list[EngineOutput]] = {}
+        self.now = 0.0
+
+    def submit(
+        self, name: str, prompt: Sequence[int], max_tokens: int = 4, **changes: object
+    ) -> None:
+        spec = EngineRequest(name, prompt, max_tokens, **changes)  # type: ignore[arg-type]
+        self.scheduler.submit(spec, self.now)
+
+    def plan(self) -> StepPlan:
+        plan = self.scheduler.plan(self.now)
+        assert plan is not None
+        self.scheduler.check_integrity()
+        return plan
+
+    def step(self) -> dict[str, int]:
+        """Run a step; tells how many tokens of each request it computed."""
+        plan = self.plan()
+        drawn = [Drawn((1,)) for chunk in plan.chunks for _ in chunk.draws]
+        self.now += 0.1
+        self.scheduler.apply(plan, StepResult(drawn, 0.1), self.now)
+        self.take()
+        computed: dict[str, int] = {}
+        for chunk in plan.chunks:
+            name = chunk.sample.request.spec.request_id
+            computed[name] = computed.get(name, 0) + chunk.count
+        return computed
+
+    def take(self) -> None:
+        for name, output in self.scheduler.take_outputs():
+            self.outputs.setdefault(name, []).append(output)
+
+    def run(self) -> None:
+        while self.scheduler.has_work:
+            self.step()
+
+    def admitted(self, name: str) -> Admitted:
+        first = self.outputs[name][0]
+        assert isinstance(first, Admitted)
+        return first
+
+    def done(self, name: str) -> RequestDone:
+        last = self.outputs[name][-1]
+        assert isinstance(last, RequestDone)
+        return last
+
+
+def test_a_long_prompt_is_cut_to_the_token_budget() -> None:
+    driver = Driver(budget=10)
+    driver.submit("a", range(25))
+
+    assert [driver.step()["a"] for _ in range(4)] == [10, 10, 5, 1]
+
+
+def test_decoding_goes_on_while_another_prompt_is_computed() -> None:
+    driver = Driver(budget=10)
+    driver.submit("a", [1, 2])
+    driver.step()
+    driver.submit("b", range(30))
+
+    assert driver.step() == {"a": 1, "b": 9}
+
+
+def test_a_prompt_being_computed_is_waited_for() -> None:
+    driver = Driver(budget=8)
+    driver.submit("first", range(20))
+    driver.submit("second", [*range(20), 99])
+    driver.submit("other", [50, 51])
+
+    assert driver.step() == {"first": 8}
+    assert driver.step() == {"first": 8}
+    driver.run()
+
+    assert driver.admitted("second").cached_tokens == 20
+    assert driver.done("second").computed_prompt_tokens == 1
+
+
+def test_a_waiter_starts_as_soon_as_the_shared_blocks_are_there() -> None:
+    driver = Driver(budget=8)
+    driver.submit("first", range(40))
+    driver.submit("second", [*range(8), 99])
+
+    driver.step()
+    driver.step()
+
+    assert driver.admitted("second").cached_tokens == 8
+
+
+def test_a_waiter_goes_on_when_the_one_it_waits_for_is_aborted() -> None:
+    driver = Driver(budget=8)
+    driver.submit("first", range(40))
+    driver.submit("second", range(40))
+    driver.step()
+
+    driver.scheduler.abort("first", None, driver.now)
+
+    assert driver.step() == {"second": 8}
+    assert driver.admitted("second").cached_tokens == 8
+
+
+def test_nobody_waits_for_a_worse_class() -> None:
+    driver = Driver(budget=12)
+    driver.submit("batch", range(40), priority=Priority.BATCH)
+    driver.step()
+    driver.submit("system", range(40), priority=Priority.SYSTEM)
+
+    assert driver.step()["system"] > 0
+
+
+def test_better_classes_are_admitted_first() -> None:
+    driver = Driver(batch=1)
+    driver.submit("batch", [1], priority=Priority.BATCH)
+    driver.submit("standard", [2])
+    driver.submit("system", [3], priority=Priority.SYSTEM)
+
+    order = []
+    while driver.scheduler.has_work:
+        order += list(driver.step())
+
+    assert list(dict.fromkeys(order)) == ["system", "standard", "batch"]
+
+
+def test_a_better_class_takes_the_place_of_a_worse_one() -> None:
+    driver = Driver(batch=2, budget=20)
+    driver.submit("old", [1], 9, priority=Priority.BATCH)
+    driver.submit("young", [2], 9, priority=Priority.BATCH)
+    driver.step()
+    driver.submit("urgent", [3], 2, priority=Priority.INTERACTIVE)
+
+    assert set(driver.step()) == {"old", "urgent"}
+    driver.run()
+    assert driver.done("young").preemptions == 1
+    assert driver.done("old").preemptions == 0
+
+
+def test_the_latest_is_preempted_when_pages_run_out() -> None:
+    driver = Driver(pages=6, budget=20)
+    driver.submit("old", [1, 2, 3], 16)
+    driver.submit("young", [7, 8, 9], 16)
+    driver.run()
+
+    assert driver.done("old").preemptions == 0
+    assert driver.done("young").preemptions >= 1
+    assert sum(len(o.token_ids) for o in driver.outputs["young"] if isinstance(o, TokenOut)) == 16
+    assert driver.memory.used_pages == 0
+
+
+def test_samples_share_the_prompt_and_copy_what_they_change() -> None:
+    driver = Driver()
+    driver.submit("a", range(10), n=3)
+    assert driver.step() == {"a": 10}
+    assert driver.memory.used_pages == 3
+
+    plan = driver.plan()
+
+    # The last holder of the half-filled page writes into it in place.
+    assert len(plan.copies) == 2
+    assert driver.memory.used_pages == 2 + 3
+
+
+def test_the_queue_is_bounded_and_preempted_ones_do_not_count() -> None:
+    driver = Driver(batch=1, waiting=2)
+    driver.submit("running", [1], 9, priority=Priority.BATCH)
+    driver.step()
+    driver.submit("urgent", [2])
+    driver.step()
+    driver.submit("b", [3])
+    driver.submit("c", [4])
+
+    with pytest.raises(Overloaded):
+        driver.submit("d", [5])
+
+
+def test_an_id_is_served_once_at_a_time() -> None:
+    driver = Driver()
+    driver.submit("a", [1])
+
+    with pytest.raises(Conflict):
+        driver.submit("a", [1])
+
+
+def test_what_exceeds_the_memory_is_refused_with_both_numbers() -> None:
+    driver = Driver(pages=5)
+    driver.submit("just fits", range(10), 11)
+
+    with pytest.raises(PromptTooLong, match=r"need 6 KV blocks, and there are 5"):
+        driver.submit("a", range(10), 12)
+
+
+def test_min_tokens_is_about_tokens_kept() -> None:
+    driver = Driver()
+    driver.submit("a", [5], 6, stop_token_ids=frozenset({1}), min_tokens=3)
+    driver.run()
+
+    last = driver.outputs["a"][-2]
+    assert isinstance(last, TokenOut)
+    assert (last.finish, last.first_position) == (FinishReason.STOP, 3)
+
+
+def test_times_add_up() -> None:
+    driver = Driver(batch=1, budget=8)
+    driver.submit("a", range(16), 3)
+    driver.submit("b", [90], 2)
+    driver.run()
+
+    a, b = driver.done("a"), driver.done("b")
+    assert a.queue_s == 0
+    assert a.prefill_s == pytest.approx(0.2)
+    assert a.worker_s == pytest.approx(0.4)
+    assert b.queue_s == pytest.approx(0.4)
+    assert b.worker_s == pytest.approx(0.2)
+
+
+def test_a_resumed_request_that_had_all_its_tokens_ends_at_once() -> None:
+    driver = Driver()
+    driver.submit("a", [1, 2], 2, emitted=[[7, 8]])
+    driver.take()
+
+    assert [type(output) for output in driver.outputs["a"]] == [Admitted, TokenOut, RequestDone]
+    assert not driver.scheduler.has_work
+
+
+def test_queued_tokens_count_down_as_chunks_are_computed() -> None:
+    driver = Driver(batch=1, budget=8)
+    driver.submit("a", range(20))
+    driver.submit("b", range(50, 60), n=2)
+    assert driver.scheduler.counts().queued_prefill_tokens == 30
+
+    driver.step()
+
+    counts = driver.scheduler.counts()
+    assert (counts.queued_prefill_tokens, counts.running, counts.waiting) == (22, 1, 1)
+
+
+def test_limits_leave_room_for_prefill() -> None:
+    with pytest.raises(ValueError, match="nothing for prefill"):
+        Limits(max_batch=8, max_batched_tokens=8, max_waiting=1, max_context=10)

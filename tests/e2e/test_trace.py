@@ -1,0 +1,177 @@
+"""One trace from the edge to the decode step, as a real OTLP receiver gets it."""
+
+import json
+import secrets
+import urllib.request
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import grpc
+import openai
+import pytest
+
+from penstock.inference.v1 import generate_pb2, inference_service_pb2_grpc
+from penstock_core import semconv as sc
+from penstock_testing.otlp import OtlpReceiver, ReceivedSpan
+from penstock_testing.platform import UpProcess, wait_for
+
+pytestmark = [pytest.mark.process, pytest.mark.xdist_group("platform")]
+
+WriteLines = Callable[[Sequence[str]], Path]
+GENERATE = "penstock.inference.v1.InferenceService/Generate"
+PHASES = (sc.SPAN_QUEUE, sc.SPAN_PREFILL, sc.SPAN_DECODE)
+CODE = "import sys\n\n\ndef main():\n"
+
+
+class Caller:
+    """Whoever calls the platform: the root of a trace."""
+
+    def __init__(self) -> None:
+        self.trace_id, self.span_id = secrets.token_hex(16), secrets.token_hex(8)
+        self.traceparent = f"00-{self.trace_id}-{self.span_id}-01"
+
+
+@pytest.fixture
+def caller() -> Caller:
+    return Caller()
+
+
+def spans_by_place(spans: Sequence[ReceivedSpan]) -> dict[tuple[str, str], ReceivedSpan]:
+    return {(span.service, span.name): span for span in spans}
+
+
+def check_request(spans: Sequence[ReceivedSpan], parent_id: str) -> None:
+    """Router, decision, worker and the engine's phases hang together under one span."""
+    place = spans_by_place(spans)
+    routed = place["penstock-router", GENERATE]
+    decided = place["penstock-router", sc.SPAN_ROUTE]
+    served = place["penstock-worker", GENERATE]
+    phases = [place["penstock-worker", name] for name in PHASES]
+
+    assert routed.parent_id == parent_id
+    assert decided.parent_id == routed.span_id
+    assert served.parent_id == decided.span_id
+    assert {phase.parent_id for phase in phases} == {served.span_id}
+    assert [phase.start_ns for phase in phases] == sorted(phase.start_ns for phase in phases)
+    assert all(served.start_ns <= p.start_ns <= p.end_ns <= served.end_ns for p in phases)
+    assert decided.attributes[sc.WORKER_ID] == served.instance
+    assert decided.attributes[sc.DECISION_ID] == served.attributes[sc.DECISION_ID]
+    assert phases[1].attributes[sc.CACHED_TOKENS] == served.attributes[sc.CACHED_TOKENS]
+    assert not any(span.failed for span in (routed, decided, served))
+
+
+def whole(receiver: OtlpReceiver, trace_id: str, services: Sequence[str]) -> list[ReceivedSpan]:
+    """A trace once every service's part of it has arrived."""
+
+    def arrived() -> bool:
+        return {span.service for span in receiver.trace(trace_id)} >= set(services)
+
+    assert receiver.wait_until(arrived), receiver.trace(trace_id)
+    return receiver.trace(trace_id)
+
+
+def test_request_through_the_gateway_is_one_trace(
+    sdk: openai.OpenAI, model: str, receiver: OtlpReceiver, caller: Caller
+) -> None:
+    sdk.completions.create(
+        model=model, prompt=CODE, max_tokens=4, extra_headers={"traceparent": caller.traceparent}
+    )
+    spans = whole(
+        receiver, caller.trace_id, ("penstock-gateway", "penstock-router", "penstock-worker")
+    )
+
+    edge = spans_by_place(spans)["penstock-gateway", "POST /v1/completions"]
+    assert edge.parent_id == caller.span_id
+    assert edge.attributes["http.response.status_code"] == 200
+    check_request(spans, edge.span_id)
+    assert len(spans) == 7
+    assert "def main" not in repr([span.attributes for span in spans])
+
+
+def test_request_of_a_plain_stub_is_one_trace(
+    platform: UpProcess, model: str, receiver: OtlpReceiver, caller: Caller
+) -> None:
+    request = generate_pb2.GenerateRequest(model=model, text=CODE)
+    request.stop.max_tokens = 4
+    metadata = (
+        ("authorization", f"Bearer {platform.api_key}"),
+        ("traceparent", caller.traceparent),
+    )
+    with grpc.insecure_channel(platform.router) as channel:
+        stub = inference_service_pb2_grpc.InferenceServiceStub(channel)
+        list(stub.Generate(request, metadata=metadata, timeout=30))
+    spans = whole(receiver, caller.trace_id, ("penstock-router", "penstock-worker"))
+
+    check_request(spans, caller.span_id)
+
+
+def test_batch_is_linked_from_its_shard_to_the_trace_that_submitted_it(
+    sdk: openai.OpenAI, batch_file: WriteLines, receiver: OtlpReceiver, caller: Caller
+) -> None:
+    with batch_file([f"{CODE}    # {n}\n" for n in range(3)]).open("rb") as file:
+        uploaded = sdk.files.create(file=file, purpose="batch")
+    batch = sdk.batches.create(
+        input_file_id=uploaded.id,
+        endpoint="/v1/completions",
+        completion_window="24h",
+        extra_headers={"traceparent": caller.traceparent},
+    )
+    wait_for(lambda: sdk.batches.retrieve(batch.id).status == "completed", "the batch to end")
+
+    submitted = spans_by_place(
+        whole(receiver, caller.trace_id, ("penstock-gateway", "penstock-batch"))
+    )
+    edge = submitted["penstock-gateway", "POST /v1/batches"]
+    assert edge.parent_id == caller.span_id
+    created = submitted["penstock-batch", "penstock.batch.v1.BatchService/CreateBatch"]
+    assert created.parent_id == edge.span_id
+    assert submitted["penstock-batch", sc.SPAN_SUBMIT].parent_id == created.span_id
+
+    def shards() -> list[ReceivedSpan]:
+        named = [span for span in receiver.spans() if span.name == sc.SPAN_SHARD]
+        return [span for span in named if span.attributes[sc.BATCH_ID] == batch.id]
+
+    assert receiver.wait_until(lambda: bool(shards()))
+    (shard,) = shards()
+    assert shard.links == (caller.trace_id,)
+    assert shard.trace_id != caller.trace_id
+
+    def requests() -> list[ReceivedSpan]:
+        found = whole(receiver, shard.trace_id, ("penstock-router", "penstock-worker"))
+        return [span for span in found if span.name == sc.SPAN_DECODE]
+
+    assert receiver.wait_until(lambda: len(requests()) == 3)
+    trace = receiver.trace(shard.trace_id)
+    by_id = {span.span_id: span for span in trace}
+    for routed in [s for s in trace if (s.service, s.name) == ("penstock-router", GENERATE)]:
+        assert routed.parent_id == shard.span_id
+        beneath = [span for span in trace if routed.span_id in ancestors(span, by_id)]
+        check_request([routed, *beneath], shard.span_id)
+
+
+def ancestors(span: ReceivedSpan, by_id: dict[str, ReceivedSpan]) -> set[str]:
+    found: set[str] = set()
+    while (parent := by_id.get(span.parent_id)) is not None:
+        found.add(parent.span_id)
+        span = parent
+    return found
+
+
+def test_metrics_go_out_by_otlp_and_are_there_to_scrape(
+    platform: UpProcess, sdk: openai.OpenAI, model: str, receiver: OtlpReceiver
+) -> None:
+    sdk.completions.create(model=model, prompt=CODE, max_tokens=4)
+
+    judged = {("penstock-worker", name) for name in (sc.TTFT, sc.TPOT, sc.REQUEST_DURATION)}
+    assert receiver.wait_until(lambda: receiver.metrics() >= judged), receiver.metrics()
+    scraped = ""
+    for address in (platform.gateway, *metrics_addresses(platform)):
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=5) as answer:
+            scraped += answer.read().decode()
+    for name in (sc.TTFT, sc.TPOT, sc.DECISION_DURATION, sc.HTTP_DURATION, sc.RPC_DURATION):
+        assert name.replace(".", "_") in scraped
+
+
+def metrics_addresses(platform: UpProcess) -> list[str]:
+    announced = json.loads((platform.data_dir / "platform.json").read_text(encoding="utf-8"))
+    return list(announced["metrics"].values())

@@ -1,0 +1,71 @@
+"""``penstock bench ...``: figures of the parts, each alone."""
+
+import os
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from penstock_cli.bench.engine import EngineBench, EngineLoad, measure
+from penstock_cli.execution import failures_told, notes, output, run
+from penstock_cli.options import Json
+from penstock_cli.views.benches import engine_view
+from penstock_cli.views.documents import to_json
+from penstock_text.source import resolve_model
+
+app = typer.Typer(help="Measure the parts, each alone.", no_args_is_help=True)
+
+_THREADS_HELP = "Of one torch operation; 0 leaves torch's own choice."
+
+
+@app.command(epilog="Example: penstock bench engine --batches 1,4,16 --new-tokens 64 --json")
+def engine(
+    model: Annotated[str, typer.Option(help="'demo', a directory or a Hugging Face id.")] = "demo",
+    batches: Annotated[str, typer.Option(help="Batch sizes, with commas.")] = "1,2,4,8",
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Of each prompt.")] = 256,
+    new_tokens: Annotated[int, typer.Option(min=2, help="Of each answer.")] = 64,
+    repeats: Annotated[int, typer.Option(min=1, help="Medians are taken over these.")] = 3,
+    threads: Annotated[int, typer.Option(min=0, help=_THREADS_HELP)] = 0,
+    *,
+    as_json: Json = False,
+) -> None:
+    """Measure TTFT, TPOT and tokens a second by batch, and what the prefix cache saves."""
+    load = EngineLoad(_sizes(batches), prompt_tokens, new_tokens, repeats)
+    with failures_told():
+        bench = run(_measured(model, threads, load))
+    if as_json:
+        document = asdict(bench)
+        document["cache"]["speedup"] = bench.cache.speedup
+        output.out(to_json(document), highlight=False)
+    else:
+        output.print(engine_view(bench))
+
+
+async def _measured(model: str, threads: int, load: EngineLoad) -> EngineBench:
+    path = resolve_model(model, weights=True)
+    # Threads that spin at barriers starve the neighbours; torch reads this when it is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    notes.print("loading the engine", style="dim")
+    # Imported here, behind that environment: it takes seconds.
+    from penstock_engine.native.engine import NativeEngine  # noqa: PLC0415
+    from penstock_engine.native.settings import NativeSettings  # noqa: PLC0415
+
+    settings = NativeSettings(
+        path, max_batch=max(load.batches), threads=threads or None, max_waiting=max(load.batches)
+    )
+    measured = NativeEngine(settings)
+    await measured.start()
+    try:
+        return await measure(measured, load, lambda part: notes.print(part, style="dim"))
+    finally:
+        await measured.close()
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise typer.BadParameter(f"{text!r} is no list of batch sizes like 1,2,4")
+    return sizes

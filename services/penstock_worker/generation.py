@@ -78,7 +78,8 @@ class Generation:
         try:
             while not pump.done():
                 await self._outbox.ready()
-                for response in self._ready():
+                # A list, made at once: what comes while these are sent waits for the next round.
+                for response in list(self._ready()):
                     yield response
                 if self._evicted is not None:
                     raise self._evicted

@@ -1,0 +1,57 @@
+"""The worker's command line and settings."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from penstock_core.settings import SettingsError
+from penstock_worker.__main__ import main
+from penstock_worker.settings import WorkerSettings
+
+
+def test_defaults_serve_the_demo_model_on_loopback() -> None:
+    settings = WorkerSettings.from_environment()
+
+    assert settings.model == "demo"
+    assert settings.listen.startswith("127.0.0.1:")
+    assert settings.names("penstock-demo") == ("penstock-demo",)
+
+
+def test_served_names_are_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PENSTOCK_WORKER_SERVED_NAMES", "a, b,")
+
+    assert WorkerSettings.from_environment().names("own") == ("a", "b")
+
+
+def test_a_misspelt_variable_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PENSTOCK_WORKER_MAX_BACH", "3")
+
+    with pytest.raises(SettingsError, match="PENSTOCK_WORKER_MAX_BACH"):
+        WorkerSettings.from_environment()
+
+
+def test_help_names_every_variable(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+
+    shown = capsys.readouterr().out
+    assert all(f"PENSTOCK_WORKER_{name.upper()}" in shown for name in WorkerSettings.model_fields)
+
+
+def test_arguments_are_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--listen", "x"]) == 2
+    assert "--help" in capsys.readouterr().err
+
+
+def test_a_missing_model_is_told_in_one_line() -> None:
+    environment = {**os.environ, "PENSTOCK_WORKER_MODEL": "/no/such/model"}
+
+    ended = subprocess.run(
+        [sys.executable, "-m", "penstock_worker"],
+        env=environment, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+    assert ended.returncode == 1
+    assert "there is no model directory /no/such/model" in ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -1,5 +1,6 @@
 """How `penstock up` and `penstock demo` begin and end."""
 
+import asyncio
 import json
 import os
 import signal
@@ -11,7 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from penstock_client import Client
+from penstock_client import AsyncBatchClient, Client
+from penstock_core.errors import Rejected
 from penstock_testing.platform import has_ended, up, wait_for
 
 pytestmark = [pytest.mark.process, pytest.mark.xdist_group("platform")]
@@ -34,6 +36,40 @@ def test_nothing_is_left_running_however_it_ends_and_a_stale_folder_is_fine(
         assert interrupted.stop(signal.SIGINT) == 0
     assert all(has_ended(child) for child in children)
     assert not (tmp_path / "platform.json").exists()
+
+
+def test_platform_comes_back_when_every_process_is_killed(tmp_path: Path) -> None:
+    with up(tmp_path, "--workers", "1") as platform, Client(platform.router) as client:
+        killed = platform.children()
+        for child in killed:
+            child.kill()
+        wait_for(lambda: all(has_ended(child) for child in killed), "the children to die")
+
+        def answered() -> bool:
+            try:
+                return client.generate("import os", max_tokens=2).usage.completion_tokens == 2
+            except Rejected:
+                return False
+
+        wait_for(answered, "an answer", timeout_s=60)
+        requests = tmp_path / "requests.jsonl"
+        requests.write_text("\n".join(two_lines()), encoding="utf-8")
+        assert asyncio.run(completed_lines(platform.batch, requests)) == 2
+        wait_for(lambda: len(platform.children()) == len(killed), "all to be back")
+
+
+def two_lines() -> list[str]:
+    body = {"model": "penstock-demo", "prompt": "import os", "max_tokens": 2}
+    line = {"method": "POST", "url": "/v1/completions", "body": body}
+    return [json.dumps({"custom_id": name, **line}) for name in ("a", "b")]
+
+
+async def completed_lines(target: str, path: Path) -> int:
+    async with AsyncBatchClient(target) as client, asyncio.timeout(60):
+        uploaded = await client.upload(path)
+        batch = await client.create(uploaded.id, "/v1/completions")
+        states = [state async for state in client.watch(batch.id)]
+    return states[-1].counts.completed
 
 
 def test_taken_port_is_one_sentence_and_status_1(tmp_path: Path) -> None:

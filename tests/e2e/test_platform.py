@@ -162,25 +162,47 @@ def test_seeded_text_is_the_same_through_worker_router_and_gateway(
     assert {*texts, through.choices[0].text} == {texts[0]}
 
 
-def test_command_line_generates_explains_and_lists_the_fleet(platform: UpProcess) -> None:
-    def penstock(*arguments: str) -> dict[str, object] | list[dict[str, object]]:
-        access = ("--target", platform.router, "--api-key", platform.api_key, "--json")
-        argv = (sys.executable, "-m", "penstock_cli", *arguments, *access)
-        done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60)
-        document: dict[str, object] | list[dict[str, object]] = json.loads(done.stdout)
-        return document
+def penstock(platform: UpProcess, target: str, *arguments: str) -> str:
+    access = ("--target" if target == platform.router else "--batch-target", target)
+    argv = (sys.executable, "-m", "penstock_cli", *arguments, *access)
+    done = subprocess.run(
+        [*argv, "--api-key", platform.api_key],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return done.stdout
 
-    whole = penstock("generate", CODE, "--max-tokens", "4")
-    assert isinstance(whole, dict)
-    started = whole["started"]
-    assert isinstance(started, dict)
-    story = penstock("explain", started["request_id"])
-    assert isinstance(story, dict)
-    decision = story["decision"]
-    assert isinstance(decision, dict)
-    assert decision["chosen_worker_id"] == started["worker_id"]
-    assert len(decision["candidates"]) == 2
-    assert len(penstock("fleet")) == 2
+
+def test_command_line_generates_explains_and_lists_the_fleet(platform: UpProcess) -> None:
+    target = platform.router
+    whole = json.loads(penstock(platform, target, "generate", CODE, "-n", "4", "--json"))
+    request_id, worker_id = whole["started"]["request_id"], whole["started"]["worker_id"]
+    story = json.loads(penstock(platform, target, "explain", request_id, "--json"))
+    told = penstock(platform, target, "explain", whole["started"]["decision_id"])
+
+    assert story["decision"]["chosen_worker_id"] == worker_id
+    assert len(story["decision"]["candidates"]) == 2
+    assert f"{worker_id}, because" in told
+    assert len(json.loads(penstock(platform, target, "fleet", "--json"))) == 2
+
+
+def test_command_line_runs_a_batch(
+    platform: UpProcess, batch_file: WriteLines, tmp_path: Path
+) -> None:
+    target, answers = platform.batch, tmp_path / "answers.jsonl"
+    requests = str(batch_file([CODE, CODE + "    pass\n"]))
+    batch = json.loads(penstock(platform, target, "batch", "submit", requests, "--watch", "--json"))
+    penstock(platform, target, "batch", "results", batch["id"], "--output", str(answers))
+
+    assert (batch["status"], batch["counts"]["completed"]) == ("BATCH_STATUS_COMPLETED", 2)
+    assert len(answers.read_text(encoding="utf-8").splitlines()) == 2
+    assert batch["id"] in penstock(platform, target, "batch", "list", "--json")
+    assert "2 answered" in penstock(platform, target, "batch", "status", batch["id"])
+    assert penstock(platform, target, "batch", "results", batch["id"]) == answers.read_text(
+        encoding="utf-8"
+    )
 
 
 async def test_killed_worker_is_started_again_while_requests_go_elsewhere(

@@ -12,7 +12,8 @@ ROOTS = ("protos", "services", "router", "batch")
 @pytest.fixture(autouse=True)
 def _no_blocking_calls(request: pytest.FixtureRequest) -> Iterator[BlockBuster | None]:
     """A blocking call inside a coroutine of ours fails the test that made it."""
-    modules = ["penstock_core", "penstock_router", "penstock_worker", "penstock_gateway"]
+    processes = ["penstock_router", "penstock_worker", "penstock_gateway", "penstock_batch"]
+    modules = ["penstock_core", *processes]
     with blockbuster_ctx(modules) as guard:
         # grpc.aio joins its poller thread when the last channel dies.
         guard.functions["threading.Lock.acquire"].deactivate()

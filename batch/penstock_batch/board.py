@@ -66,7 +66,12 @@ class Board:
 
     def __init__(self, url: str, prefix: str) -> None:
         self._redis: Redis = Redis.from_url(
-            url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S, decode_responses=True
+            url,
+            socket_timeout=_TIMEOUT_S,
+            socket_connect_timeout=_TIMEOUT_S,
+            decode_responses=True,
+            # Else each connection reads redis-py's version from disk, blocking the loop.
+            driver_info=None,
         )
         self._prefix = f"{prefix}:batch:"
 

@@ -7,7 +7,7 @@ itself), so any two finalizers of the same ending write the same files.
 import asyncio
 import hashlib
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import IO, NoReturn
 
 from penstock_batch.answers import Job, not_run
@@ -31,12 +31,16 @@ class Spool:
         self._places: list[tuple[int, int, bool] | None] = [None] * lines
         self._end = 0
 
-    def add(self, answer: Answer) -> None:
-        """Take a line's result.
+    def add(self, answers: Iterable[Answer]) -> None:
+        """Take lines' results.
 
         Raises:
-            InternalError: the line does not exist or has its result already.
+            InternalError: a line does not exist or has its result already.
         """
+        for answer in answers:
+            self._add(answer)
+
+    def _add(self, answer: Answer) -> None:
         index = answer.number - 1
         if not 0 <= index < len(self._places) or self._places[index] is not None:
             raise InternalError(f"line {answer.number} was answered twice or does not exist")
@@ -117,8 +121,7 @@ class Finalizer:
         job = Job(batch_id, created.endpoint, int(created.at))
         for shard in range(planned.shards):
             answers = await shard_answers(self._store, planned, facts.shards[shard], job, ending)
-            for answer in answers:
-                spool.add(answer)
+            await asyncio.to_thread(spool.add, answers)
         spool.check()
 
     async def _write(

@@ -18,62 +18,75 @@ from penstock.batch.v1 import batch_pb2, batch_service_pb2_grpc
 from penstock.batch.v1 import batch_service_pb2 as pb
 from penstock.inference.v1 import generate_pb2
 from penstock_core import rpc
-from penstock_testing.batch import BatchProcesses, batch_processes, jsonl, parsed
+from penstock_core.auth import KeyRing, key_file
+from penstock_testing.batch import TENANT, BatchProcesses, batch_processes, jsonl, parsed
 from penstock_testing.echo_router import EchoRouter, running_echo
-from penstock_testing.redis import redis_server
+from penstock_testing.redis import RedisServer
 
 pytestmark = pytest.mark.process
 DONE = batch_pb2.BATCH_STATUS_COMPLETED
 LINES = 64
+KEY = "the submitter's key"
 
 
 class Client:
-    """What a submitter does."""
+    """What a submitter does, with a key of its own."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, key: str = KEY) -> None:
+        self.channel = channel
         self.stub = batch_service_pb2_grpc.BatchServiceStub(channel)
+        self.key = (("authorization", f"Bearer {key}"),)
 
     async def upload(self, data: bytes) -> batch_pb2.File:
         description = pb.FileDescription(filename="input.jsonl", purpose="batch")
         parts = [pb.UploadFileRequest(description=description)]
         parts += [pb.UploadFileRequest(data=data[i : i + 999]) for i in range(0, len(data), 999)]
-        return (await self.stub.UploadFile(iter(parts))).file
+        return (await self.stub.UploadFile(iter(parts), metadata=self.key)).file
 
     async def submit(self, data: bytes) -> str:
         file = await self.upload(data)
         request = pb.CreateBatchRequest(input_file_id=file.id, endpoint="/v1/completions")
-        return (await self.stub.CreateBatch(request)).batch.id
+        return (await self.stub.CreateBatch(request, metadata=self.key)).batch.id
 
     async def watch(self, batch_id: str) -> AsyncIterator[batch_pb2.Batch]:
-        async for change in self.stub.WatchBatch(pb.WatchBatchRequest(batch_id=batch_id)):
+        request = pb.WatchBatchRequest(batch_id=batch_id)
+        async for change in self.stub.WatchBatch(request, metadata=self.key):
             yield change.batch
+
+    async def get(self, batch_id: str) -> batch_pb2.Batch:
+        request = pb.GetBatchRequest(batch_id=batch_id)
+        return (await self.stub.GetBatch(request, metadata=self.key, wait_for_ready=True)).batch
 
     async def ended(self, batch_id: str) -> batch_pb2.Batch:
         """Poll, since this must outlive a restart of the server."""
         while True:
-            request = pb.GetBatchRequest(batch_id=batch_id)
-            batch = (await self.stub.GetBatch(request, wait_for_ready=True)).batch
+            batch = await self.get(batch_id)
             if batch.status >= DONE and batch.status != batch_pb2.BATCH_STATUS_CANCELLING:
                 return batch
             await asyncio.sleep(0.05)
 
     async def lines(self, file_id: str) -> list[dict[str, object]]:
-        call = self.stub.DownloadFile(pb.DownloadFileRequest(file_id=file_id))
+        request = pb.DownloadFileRequest(file_id=file_id)
+        call = self.stub.DownloadFile(request, metadata=self.key)
         return parsed(b"".join([part.data async for part in call]))
 
 
 @asynccontextmanager
 async def cluster(
     router: EchoRouter, *kinds: str, **settings: object
-) -> AsyncIterator[tuple[BatchProcesses, Client, str]]:
-    with TemporaryDirectory(prefix="penstock-") as directory, redis_server() as redis_url:
-        async with running_echo(router) as address:
-            with batch_processes(
-                Path(directory), redis_url, address, kinds, **settings
-            ) as processes:
+) -> AsyncIterator[tuple[BatchProcesses, Client, RedisServer]]:
+    with TemporaryDirectory(prefix="penstock-") as name, RedisServer(Path(name)) as redis:
+        directory = Path(name)
+        keys = directory / "keys.json"
+        keys.write_text(
+            key_file([(KEY, TENANT, False), ("rival", "rival", False), ("batch", "batch", True)])
+        )
+        settings = {"keys_file": keys, "service_key": "batch", **settings}
+        async with running_echo(router, await asyncio.to_thread(KeyRing.load, keys)) as address:
+            with batch_processes(directory, redis.url, address, kinds, **settings) as processes:
                 async with rpc.channel(processes.endpoint) as channel, asyncio.timeout(50):
                     await channel.channel_ready()
-                    yield processes, Client(channel), redis_url
+                    yield processes, Client(channel), redis
 
 
 async def check_whole(client: Client, batch: batch_pb2.Batch) -> None:
@@ -108,12 +121,18 @@ async def test_a_batch_runs_from_upload_to_results(router: EchoRouter) -> None:
         order = [batch.status for batch in seen]
         assert order == sorted(order)
         await check_whole(client, seen[-1])
-        call = client.stub.StreamResults(pb.StreamResultsRequest(batch_id=batch_id))
+        request = pb.StreamResultsRequest(batch_id=batch_id)
+        call = client.stub.StreamResults(request, metadata=client.key)
         results = [result async for result in call]
         assert sorted(result.line for result in results) == list(range(1, LINES + 1))
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await client.stub.GetBatch(pb.GetBatchRequest(batch_id="batch_0"))
-        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+        assert router.tenants == {TENANT}
+        for key, status in (
+            ("rival", grpc.StatusCode.NOT_FOUND),
+            ("wrong", grpc.StatusCode.UNAUTHENTICATED),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await Client(client.channel, key).get(batch_id)
+            assert caught.value.code() is status
         assert await asyncio.to_thread(processes.stop) == [0, 0]
 
 
@@ -131,13 +150,13 @@ async def test_a_killed_worker_costs_no_line_and_doubles_none(router: EchoRouter
 
 
 async def test_losing_redis_and_every_process_at_once_costs_no_line(router: EchoRouter) -> None:
-    async with cluster(router, "serve", "work") as (processes, client, redis_url):
+    async with cluster(router, "serve", "work") as (processes, client, redis):
         router.before = hold = HoldsAfter(20)
         batch_id = await client.submit(jsonl(LINES))
         await router.until(lambda r: r.answers == 20 and sum(r.calls.values()) > 20)
         processes.kill(processes.running)
-        async with Redis.from_url(redis_url) as redis:
-            await redis.flushall()
+        async with Redis.from_url(redis.url) as redis_client:
+            await redis_client.flushall()
         hold.go_on.set()
         for kind in ("serve", "work"):
             processes.start(kind)
@@ -145,12 +164,24 @@ async def test_losing_redis_and_every_process_at_once_costs_no_line(router: Echo
 
 
 async def test_flushing_redis_under_running_processes_costs_no_line(router: EchoRouter) -> None:
-    async with cluster(router, "serve", "work") as (_, client, redis_url):
+    async with cluster(router, "serve", "work") as (_, client, redis):
         router.before = hold = HoldsAfter(20)
         batch_id = await client.submit(jsonl(LINES))
         await router.until(lambda r: r.answers == 20 and sum(r.calls.values()) > 20)
-        async with Redis.from_url(redis_url) as redis:
-            await redis.flushall()
+        async with Redis.from_url(redis.url) as redis_client:
+            await redis_client.flushall()
+        hold.go_on.set()
+        await check_whole(client, await client.ended(batch_id))
+
+
+async def test_a_restart_of_redis_without_its_data_costs_no_line(router: EchoRouter) -> None:
+    async with cluster(router, "serve", "work") as (_, client, redis):
+        router.before = hold = HoldsAfter(20)
+        batch_id = await client.submit(jsonl(LINES))
+        await router.until(lambda r: r.answers == 20 and sum(r.calls.values()) > 20)
+        redis.stop()
+        assert (await client.get(batch_id)).status == batch_pb2.BATCH_STATUS_IN_PROGRESS
+        redis.start()
         hold.go_on.set()
         await check_whole(client, await client.ended(batch_id))
 

@@ -281,6 +281,47 @@ async def test_two_finalizers_leave_one_outcome_and_its_files(bench: BatchBench)
     assert [file.id for file in outputs] == [batch.output_file_id]
 
 
+async def test_one_damaged_batch_keeps_no_other_from_going_on(bench: BatchBench) -> None:
+    damaged = await bench.submit(jsonl(1))
+    healthy = await bench.submit(jsonl(1))
+    await bench.objects.put(f"batches/{damaged.id}/facts/planned.json", b"garbage")
+    bench.queue.waiting.clear()
+    await bench.board._redis.flushdb()
+    await bench.reconciler.look()
+    assert [batch_id for batch_id, _ in bench.queue.waiting] == [healthy.id]
+
+
+async def test_the_batch_with_the_least_time_left_goes_first(bench: BatchBench) -> None:
+    await bench.submit(jsonl(1))
+    urgent = await bench.submit(jsonl(1), window_s=600)
+    bench.queue.waiting.clear()
+    await bench.board._redis.flushdb()
+    await bench.reconciler.look()
+    assert bench.queue.waiting[0][0] == urgent.id
+    assert bench.queue.levels[-2] < bench.queue.levels[-1]
+
+
+async def test_an_index_entry_without_a_batch_is_forgotten_in_time(bench: BatchBench) -> None:
+    await bench.objects.put("open/batch_0190000000000123456789abcdef", b"")
+    await bench.reconciler.look()
+    assert await bench.store.open_batches() == []
+
+
+async def test_an_empty_file_can_be_stored_and_fails_its_batch(bench: BatchBench) -> None:
+    batch = await bench.submit(b"")
+    await bench.run_all()
+    batch = await bench.batches.get(TENANT, batch.id)
+    assert [problem.code for problem in batch.problems] == ["empty_file"]
+
+
+async def test_the_queue_is_never_filled_beyond_its_window(bench: BatchBench) -> None:
+    await bench.submit(jsonl(80 * 8))
+    await bench.run_next()
+    assert len(bench.queue.waiting) == 64
+    await bench.run_next()
+    assert len(bench.queue.waiting) == 64
+
+
 async def test_damaged_answers_are_never_handed_out(bench: BatchBench) -> None:
     batch = await bench.submit(jsonl(8))
     await bench.run_next()

@@ -77,6 +77,14 @@ def test_draws_follow_the_distribution() -> None:
     assert shares[3] == 0
 
 
+def test_choices_and_positions_draw_apart() -> None:
+    flat = [0.0] * 1000
+    places = [(0, 0), (0, 1), (0, 2), (1, 0), (2, 0)]
+    rows = [sample(Sampling(seed=1), [0] * said, choice=choice) for choice, said in places]
+
+    assert len(set(draw([flat] * len(rows), *rows))) == len(rows)
+
+
 def test_a_row_draws_the_same_whoever_shares_the_batch() -> None:
     torch.manual_seed(0)
     logits = torch.randn(6, 300)

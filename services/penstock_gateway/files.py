@@ -84,32 +84,32 @@ class ByteStream:
 
     def __init__(self, pieces: AsyncGenerator[bytes, None]) -> None:
         self._pieces = pieces
+        self._has_started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Stream until the end, a failure, or the client leaves."""
-        await until_disconnect(receive, self._run(send))
-
-    async def _run(self, send: Send) -> None:
-        headers = [(b"content-type", b"application/octet-stream")]
-        start = {"type": "http.response.start", "status": 200, "headers": headers}
-        has_started = False
         try:
-            async for piece in self._pieces:
-                if not has_started:
-                    has_started = True
-                    await send(start)
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await until_disconnect(receive, self._run(send))
         except PenstockError as error:
-            if not has_started:
+            if not self._has_started:
                 raise
             # Ending without the last chunk breaks the connection: the client sees a cut file.
-            logger.warning("a download failed: %s", error.slug)
-            return
+            logger.warning("a download ended early: %s", error.slug)
         finally:
             await self._pieces.aclose()
-        if not has_started:
-            await send(start)
+
+    async def _run(self, send: Send) -> None:
+        async for piece in self._pieces:
+            await self._start(send)
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await self._start(send)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _start(self, send: Send) -> None:
+        if not self._has_started:
+            self._has_started = True
+            headers = [(b"content-type", b"application/octet-stream")]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
 
 
 def _rendered(file: batch_pb2.File) -> Json:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from starlette.types import Receive, Scope, Send
 
-from penstock_core.errors import PenstockError
+from penstock_core.errors import Aborted, PenstockError
 from penstock_gateway.disconnect import until_disconnect
 from penstock_gateway.errors import body_of
 from penstock_gateway.json_object import Json
@@ -42,7 +42,13 @@ class EventStream:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Stream until the producer ends, fails or the client leaves."""
-        await until_disconnect(receive, self._run(_Writer(send)))
+        writer = _Writer(send)
+        try:
+            await until_disconnect(receive, self._run(writer))
+        except Aborted:
+            if not writer.has_started:
+                raise
+            logger.info("the client left a stream")
 
     async def _run(self, writer: "_Writer") -> None:
         try:

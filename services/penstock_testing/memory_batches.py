@@ -3,6 +3,7 @@
 A real gRPC server with the true contract; only the work is pretended.
 """
 
+import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator, Sequence
@@ -38,6 +39,7 @@ class Stored:
     batches: dict[str, batch_pb2.Batch] = field(default_factory=dict)
     created: list[batch_service_pb2.CreateBatchRequest] = field(default_factory=list)
     largest_piece: int = 0
+    download_ended: asyncio.Event = field(default_factory=asyncio.Event)
     fail_download_at: int | None = None
 
 
@@ -66,12 +68,17 @@ class MemoryBatches(batch_service_pb2_grpc.BatchServiceServicer):
         self, request: batch_service_pb2.DownloadFileRequest, context: _Context
     ) -> AsyncIterator[batch_service_pb2.DownloadFileResponse]:
         """Stream a file."""
-        content = self._stored.contents[self._file(request.file_id).id]
-        for start in range(request.offset, len(content), _PIECE_BYTES):
-            if self._stored.fail_download_at is not None and start > self._stored.fail_download_at:
-                raise Unavailable("the store is gone")
-            piece = content[start : start + _PIECE_BYTES]
-            yield batch_service_pb2.DownloadFileResponse(data=piece)
+        stored = self._stored
+        content = stored.contents[self._file(request.file_id).id]
+        try:
+            for start in range(request.offset, len(content), _PIECE_BYTES):
+                if stored.fail_download_at is not None and start > stored.fail_download_at:
+                    raise Unavailable("the store is gone")
+                yield batch_service_pb2.DownloadFileResponse(
+                    data=content[start : start + _PIECE_BYTES]
+                )
+        finally:
+            stored.download_ended.set()
 
     async def GetFile(  # noqa: N802
         self, request: batch_service_pb2.GetFileRequest, context: _Context

@@ -74,6 +74,16 @@ async def test_a_failure_before_the_first_token_has_its_status(
     assert caught.value.code == code
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_failure_of_one_of_several_prompts_is_the_requests(
+    client: Any, script: Script, stream: bool
+) -> None:
+    script.error = e.PromptTooLong("too long")
+
+    with pytest.raises(openai.BadRequestError, match="too long"):
+        await client.completions.create(model=MODEL, prompt=["a", "b", "c"], stream=stream)
+
+
 async def test_a_rate_limit_says_when_to_try_again(client: Any, script: Script) -> None:
     script.error = e.QuotaExceeded("tokens", subject="tenant:acme", retry_after_s=2.5)
 

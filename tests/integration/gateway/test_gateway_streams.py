@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -13,6 +14,13 @@ from penstock_testing.scripted_router import MODEL, Script, running_router
 
 WAIT_S = 10.0
 CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture(autouse=True)
+def _nothing_failed_unexpectedly(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    yield
+    errors = [r for r in caplog.records if r.name.startswith("penstock") and r.levelname == "ERROR"]
+    assert [record.getMessage() for record in errors] == []
 
 
 def body(*, stream: bool = True, **more: object) -> dict[str, object]:
@@ -174,6 +182,22 @@ async def test_shutdown_ends_streams_that_outlast_their_grace() -> None:
         with pytest.raises(httpx.RemoteProtocolError):
             await response.aread()
         await reached(script.was_cancelled)
+
+
+async def test_a_client_that_leaves_a_download_ends_it() -> None:
+    stored = Stored()
+    async with (
+        running_batches(stored) as batch,
+        running_gateway(batch, batch) as gateway,
+        httpx.AsyncClient(base_url=gateway.url, timeout=WAIT_S) as http,
+    ):
+        form: dict[str, Any] = {"file": ("x", b"y" * 20_000_000), "purpose": (None, "batch")}
+        file_id = (await http.post("/v1/files", files=form)).json()["id"]
+        async with http.stream("GET", f"/v1/files/{file_id}/content") as response:
+            await anext(response.aiter_raw())
+            assert not stored.download_ended.is_set()
+
+        await reached(stored.download_ended)
 
 
 async def test_a_download_that_fails_midway_is_seen_as_cut() -> None:

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
+from redis import DriverInfo
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from penstock_core.errors import Unavailable
+from penstock_core.version import VERSION
 
 TTL_S = 10.0
 RENEW_S = 3.0
@@ -59,7 +61,12 @@ class RedisRegistry:
 
     def __init__(self, url: str, prefix: str = "penstock") -> None:
         self._redis: Redis = Redis.from_url(
-            url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S, decode_responses=True
+            url,
+            socket_timeout=_TIMEOUT_S,
+            socket_connect_timeout=_TIMEOUT_S,
+            decode_responses=True,
+            # Unless told, redis-py reads its own version from the disk with each connection.
+            driver_info=DriverInfo("penstock", VERSION),
         )
         self._index = f"{prefix}:workers"
         self._prefix = f"{prefix}:worker:"

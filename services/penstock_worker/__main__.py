@@ -51,7 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     with telemetry.start(
         SERVICE, instance=options.worker_id, metrics_listen=settings.metrics_listen
-    ):
+    ) as measuring:
+        if measuring.metrics_port:
+            logger.info("metrics on port %d", measuring.metrics_port)
         return run(serve)
 
 

@@ -92,11 +92,13 @@ class StateFeed:
                 frames, position = self._frames_after(position)
                 for frame in frames:
                     yield frame
-                if self._now() >= beat_at:
-                    yield self._log.heartbeat(self.load())
-                    beat_at = self._now() + self._timing.heartbeat_s
                 if self._log.seq > position:
                     continue  # the subscriber was slow to take these; there is more already
+                # Only to one that has everything: a heartbeat ahead of it would mean a lost frame.
+                if self._now() >= beat_at:
+                    beat_at = self._now() + self._timing.heartbeat_s
+                    yield self._log.heartbeat(self.load())
+                    continue
                 if self._closed:
                     return
                 await self._wait(beat_at)

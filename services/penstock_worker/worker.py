@@ -72,10 +72,11 @@ class Options:
 
 
 class Worker:
-    """Serves one engine. ``start`` then ``close``, or ``run``."""
+    """Serves one engine. ``start`` then ``close``, or ``run``; ``ready`` is set once it serves."""
 
     def __init__(self, engine: Engine, text: Text, options: Options) -> None:
         self.info = _describe(engine, text, options)
+        self.ready = asyncio.Event()
         self._engine = engine
         self._options = options
         self._requests = RequestTable()
@@ -138,6 +139,7 @@ class Worker:
             entry = WorkerEntry(self.info.endpoint, self.info.worker_id)
             self._registration = Registration(self._registry, entry)
             self._tasks.append(asyncio.create_task(self._registration.run()))
+        self.ready.set()
 
     async def drain(self, grace_s: float) -> DrainResult:
         """Send new requests elsewhere and wait for the running ones; end those that take too long."""

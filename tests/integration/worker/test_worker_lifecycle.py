@@ -1,0 +1,217 @@
+"""How a worker is found and how it ends: health, registry, draining, failure, crash."""
+
+import asyncio
+import logging
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from penstock.inference.v1.generate_pb2 import GenerateRequest
+from penstock.worker.v1 import state_pb2
+from penstock.worker.v1 import worker_service_pb2 as worker_pb2
+from penstock_core import rpc
+from penstock_core.errors import Draining, EngineFailed, Evicted, InvalidRequest, Unavailable
+from penstock_core.registry import RedisRegistry, WorkerEntry
+from penstock_core.status import from_rpc_error
+from penstock_testing.calls import Calls, calls_to, read
+from penstock_testing.engine import FakeEngine
+from penstock_testing.models import write_byte_tokenizer
+from penstock_testing.redis import RedisServer
+from penstock_testing.worker import DEFAULT_OPTIONS, running_worker
+from penstock_text.tokenizer import Tokenizer
+from penstock_worker.registration import Registration
+from penstock_worker.state_feed import FeedTiming
+from penstock_worker.worker import Text, Worker
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+SERVICE = "penstock.inference.v1.InferenceService"
+
+
+def ask(max_tokens: int = 8) -> GenerateRequest:
+    request = GenerateRequest(model="fake", text="hello " * 10, request_id="r")
+    request.stop.max_tokens = max_tokens
+    return request
+
+
+async def health(calls: Calls, service: str = SERVICE) -> int:
+    stub = health_pb2_grpc.HealthStub(calls.channel)
+    answer = await stub.Check(health_pb2.HealthCheckRequest(service=service))
+    return int(answer.status)
+
+
+async def test_draining_refuses_new_requests_and_finishes_the_running_ones() -> None:
+    engine = FakeEngine()
+    async with running_worker(engine) as worker, calls_to(worker.endpoint) as calls:
+        assert await health(calls) == await health(calls, "") == SERVING
+        engine.hold()
+        running = asyncio.create_task(read(calls.inference.Generate(ask())))
+        await engine.until(lambda e: e.state().running == 1)
+
+        draining = asyncio.ensure_future(calls.control.Drain(worker_pb2.DrainRequest(grace_s=60)))
+        async with asyncio.timeout(20):
+            while await health(calls) == SERVING:
+                pass
+        with pytest.raises(Draining):
+            await calls.generate(ask())
+        state = await calls.control.GetWorker(worker_pb2.GetWorkerRequest())
+        engine.release()
+
+        assert len((await running).tokens()) == 8
+        result = await draining
+    assert (result.finished, result.aborted) == (1, 0)
+    assert state.load.health == state_pb2.WORKER_HEALTH_DRAINING
+    assert list(state.request_ids) == ["r"]
+
+
+async def test_what_outlasts_the_grace_period_is_handed_on() -> None:
+    engine = FakeEngine()
+    engine.hold()
+    async with running_worker(engine) as worker, calls_to(worker.endpoint) as calls:
+        running = asyncio.create_task(read(calls.inference.Generate(ask())))
+        await engine.until(lambda e: e.state().running == 1)
+
+        result = await calls.control.Drain(worker_pb2.DrainRequest(grace_s=0))
+
+        with pytest.raises(Evicted) as caught:
+            await running
+        assert engine.state().running == 0
+    assert (result.finished, result.aborted) == (0, 1)
+    assert caught.value.retryable
+
+
+@pytest.mark.parametrize("grace_s", [-1.0, float("nan"), float("inf")])
+async def test_a_grace_period_must_be_a_time(grace_s: float) -> None:
+    async with running_worker() as worker, calls_to(worker.endpoint) as calls:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await calls.control.Drain(worker_pb2.DrainRequest(grace_s=grace_s))
+        assert (await calls.generate(ask())).text()
+
+    error = from_rpc_error(caught.value)
+    assert isinstance(error, InvalidRequest)
+    assert error.field == "grace_s"
+
+
+async def test_a_stopping_worker_says_so_in_its_feed_and_ends_it() -> None:
+    async with running_worker() as worker, calls_to(worker.endpoint) as calls:
+        frames = calls.control.WatchState(worker_pb2.WatchStateRequest())
+        stream = aiter(frames)
+        await anext(stream)
+
+        await worker.stop()
+
+        last = [frame async for frame in stream][-1]
+    health_of = [event.progress.load.health for event in last.delta.ledger]
+    assert health_of == [state_pb2.WORKER_HEALTH_DRAINING]
+
+
+async def test_a_crash_breaks_streams_without_a_word() -> None:
+    engine = FakeEngine()
+    engine.hold()
+    async with running_worker(engine) as worker, calls_to(worker.endpoint) as calls:
+        stream = calls.inference.Generate(ask())
+        await stream.read()
+
+        await worker.kill()
+
+        with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError)):
+            await stream.read()
+
+
+async def test_a_failed_engine_ends_the_process_with_an_error() -> None:
+    engine = FakeEngine()
+    options = replace(DEFAULT_OPTIONS, feed=FeedTiming(progress_s=0.005))
+    with tempfile.TemporaryDirectory() as directory:
+        tokenizer = Tokenizer.load(write_byte_tokenizer(Path(directory)))
+    worker = Worker(engine, Text(tokenizer, None, ""), options)
+    running = asyncio.create_task(worker.run(asyncio.Event()))
+    await worker.ready.wait()
+
+    engine.fail("the device is gone")
+
+    with pytest.raises(EngineFailed):
+        await asyncio.wait_for(running, 20)
+    async with rpc.channel(worker.info.endpoint) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_taken_address_is_an_error_at_once() -> None:
+    async with running_worker() as worker:
+        options = replace(DEFAULT_OPTIONS, listen=worker.endpoint)
+        with pytest.raises(OSError, match="cannot listen"):
+            async with running_worker(options=options):
+                pass
+
+
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    with tempfile.TemporaryDirectory(prefix="penstock-") as directory:
+        server = RedisServer(Path(directory))
+        with server:
+            yield server
+
+
+async def announced(url: str, wanted: list[WorkerEntry]) -> bool:
+    """Whether the registry says so before long."""
+    found: list[WorkerEntry] = []
+    async with asyncio.timeout(20), RedisRegistry(url) as registry:
+        while found != wanted:
+            found = await registry.workers()
+    return True
+
+
+async def test_a_worker_is_announced_while_it_serves(redis: RedisServer) -> None:
+    async with running_worker(registry_url=redis.url, worker_id="w7") as worker:
+        entry = WorkerEntry(worker.endpoint, "w7")
+        assert await announced(redis.url, [entry])
+
+        await worker.stop()
+
+        async with RedisRegistry(redis.url) as registry:
+            assert await registry.workers() == []
+
+
+async def test_a_registry_that_goes_and_returns_is_told_again(
+    redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    entry = WorkerEntry("127.0.0.1:1", "w")
+
+    def lines(part: str) -> int:
+        return sum(part in record.message for record in caplog.records)
+
+    async def answers(registry: RedisRegistry) -> bool:
+        try:
+            await registry.workers()
+        except Unavailable:
+            return False
+        return True
+
+    async with RedisRegistry(redis.url) as registry:
+        running = asyncio.create_task(Registration(registry, entry, renew_s=0.001).run())
+        assert await announced(redis.url, [entry])
+        redis.stop()
+        async with asyncio.timeout(20):
+            while await answers(registry) or not lines("cannot announce"):
+                pass
+        redis.start()
+
+        assert await announced(redis.url, [entry])
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    assert lines("cannot announce") == 1
+    assert lines("announced as") == 2
+
+
+async def test_a_worker_serves_and_stops_without_its_registry() -> None:
+    nowhere = "unix:///nonexistent/redis.sock"
+    async with running_worker(registry_url=nowhere) as worker, calls_to(worker.endpoint) as calls:
+        assert (await calls.generate(ask())).text()

@@ -20,6 +20,8 @@ from penstock_engine.native.truncation import truncate
 
 _MASK = (1 << 64) - 1
 _GAMMA = 0x9E3779B97F4A7C15
+_LEAST_TEMPERATURE = 1e-5
+"""Below it a draw is the best token but for overflow, so the best token is taken."""
 
 
 def uniform(seed: int, choice_index: int, position: int, lane: int = 0) -> float:
@@ -45,7 +47,7 @@ class Sampler:
         logprobs = _raw_logprobs(logits, samples)
         _adjust(logits, samples)
         tokens = logits.argmax(dim=-1)
-        random = [i for i, s in enumerate(samples) if s.request.spec.sampling.temperature > 0]
+        random = [i for i, sample in enumerate(samples) if _is_random(sample)]
         if random:
             index = torch.tensor(random, device=logits.device)
             tokens[index] = _draw_random(logits[index], [samples[i] for i in random])
@@ -53,6 +55,10 @@ class Sampler:
         if logprobs is None:
             return [Drawn((token,)) for token in ids]
         return _with_logprobs(ids, logprobs, samples)
+
+
+def _is_random(sample: Sample) -> bool:
+    return sample.request.spec.sampling.temperature >= _LEAST_TEMPERATURE
 
 
 def _raw_logprobs(logits: Tensor, samples: Sequence[Sample]) -> Tensor | None:

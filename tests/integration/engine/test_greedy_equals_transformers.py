@@ -149,6 +149,26 @@ async def test_greedy_output_survives_whole_prompt_prefill(
     assert cold == [reference.generate(prompt) for prompt in asked]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")
+async def test_greedy_output_on_a_gpu_equals_transformers(
+    checkpoint: tuple[Path, Reference],
+) -> None:
+    path, reference = checkpoint
+    asked = prompts()
+    settings = NativeSettings(
+        path, device="cuda", dtype="float32", kv_blocks=96, max_batch=16, max_batched_tokens=27
+    )
+    engine = NativeEngine(settings)
+    await engine.start()
+    try:
+        together, _ = await continue_all(engine, asked, "gpu")
+    finally:
+        await engine.close()
+
+    assert together == [reference.generate(prompt) for prompt in asked]
+
+
 async def test_greedy_output_survives_preemption(tmp_path: Path) -> None:
     reference = load_reference(write_checkpoint(tmp_path))
     asked = [[i, *range(20 + i)] for i in range(6)]

@@ -108,6 +108,10 @@ def test_greedy_takes_the_best() -> None:
     assert draw([[0, 3, 1], [2, 1, 0]], sample(), sample()) == [1, 0]
 
 
+def test_a_vanishing_temperature_is_greedy() -> None:
+    assert draw([[0, 3, 1]], sample(Sampling(temperature=1e-40))) == [1]
+
+
 def test_top_k_keeps_k() -> None:
     assert allowed([1, 5, 4, 3], top_k=2) == {1, 2}
 

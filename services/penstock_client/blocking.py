@@ -15,6 +15,8 @@ from penstock_client.streaming import Mode
 
 T = TypeVar("T")
 
+_CANCEL_TIMEOUT_S = 5.0
+
 
 class LoopThread:
     """An event loop on a daemon thread; the caller's trace context comes along."""
@@ -27,12 +29,22 @@ class LoopThread:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine to its end; it is cancelled if the wait is interrupted."""
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        """Run a coroutine to its end; an interrupted wait (Ctrl-C) cancels it and sees it end."""
+        ended = threading.Event()
+
+        async def tracked() -> T:
+            try:
+                return await work
+            finally:
+                ended.set()
+
+        future = asyncio.run_coroutine_threadsafe(tracked(), self._loop)
         try:
             return future.result()
-        except BaseException:
+        except KeyboardInterrupt:
+            # A generator can only be closed once nobody runs in it any more.
             future.cancel()
+            ended.wait(_CANCEL_TIMEOUT_S)
             raise
 
     def iterate(self, events: AsyncGenerator[T, None]) -> Generator[T, None, None]:

@@ -123,20 +123,33 @@ async def test_version_is_told() -> None:
     assert (await penstock("--version")).out == f"penstock {VERSION}\n"
 
 
-async def test_interrupted_command_ends_with_130_and_ends_its_request(
-    fleet: FleetFactory,
+@pytest.mark.parametrize(
+    ("command", "number", "status"),
+    [
+        (("generate", "hi"), signal.SIGINT, 130),
+        (("generate", "hi"), signal.SIGTERM, 143),
+        (("chat", "--message", "hi"), signal.SIGINT, 130),
+    ],
+)
+async def test_stopped_command_ends_its_request_and_says_how_by_its_status(
+    fleet: FleetFactory, command: tuple[str, ...], number: signal.Signals, status: int
 ) -> None:
     running = await fleet(Script(hangs=True))
-    argv = ("-m", "penstock_cli", "generate", "hi", "--target", running.target)
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, *argv, "--api-key", API_KEY), stdout=asyncio.subprocess.PIPE
+        *(sys.executable, "-m", "penstock_cli", *command, "--target", running.target),
+        *("--api-key", API_KEY),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
     )
     assert process.stdout is not None
     async with asyncio.timeout(30):
         assert await process.stdout.readexactly(2) == b"0 "
-        process.send_signal(signal.SIGINT)
-        assert await process.wait() == 130
+        process.send_signal(number)
+        _, err = await process.communicate()
         await running.workers[0].ended.wait()
+
+    assert process.returncode == status
+    assert b"Traceback" not in err
 
 
 def test_every_command_has_an_example() -> None:

@@ -1,7 +1,7 @@
 """Appends decisions and outcomes to a file as JSON lines, off the event loop."""
 
 import asyncio
-import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from google.protobuf.json_format import MessageToJson
@@ -9,8 +9,6 @@ from google.protobuf.json_format import MessageToJson
 from penstock.routing.v1 import routing_service_pb2
 from penstock_router import translate
 from penstock_router.decisions import DecisionBook, DecisionRecord, Entry
-
-logger = logging.getLogger(__name__)
 
 _BATCH = 128
 
@@ -21,16 +19,18 @@ async def write_decisions(book: DecisionBook, path: Path) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    with book.watch() as queue:
+    loop = asyncio.get_running_loop()
+    # One thread, so that lines keep their order and the last write is behind all others.
+    with book.watch() as queue, ThreadPoolExecutor(1, "decision-log") as writer:
         try:
             while True:
                 batch = [await queue.get()]
                 while not queue.empty() and len(batch) < _BATCH:
                     batch.append(queue.get_nowait())
-                await asyncio.to_thread(_append, path, batch)
+                await asyncio.shield(loop.run_in_executor(writer, _append, path, batch))
         finally:
             rest = [queue.get_nowait() for _ in range(queue.qsize())]
-            await asyncio.to_thread(_append, path, rest)
+            await loop.run_in_executor(writer, _append, path, rest)
 
 
 def _append(path: Path, entries: list[Entry]) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from penstock_core.auth import KeyRing
 from penstock_core.interceptors import ServerInterceptor
 from penstock_core.registry import open_registry
 from penstock_core.rpc import RpcServer
+from penstock_core.settings import SettingsError
 from penstock_router.changes import Changes
 from penstock_router.decision_log import write_decisions
 from penstock_router.decisions import DecisionBook
@@ -39,12 +40,13 @@ SERVICES = (
 
 @dataclass(frozen=True, slots=True)
 class RunningRouter:
-    """A router that serves. ``endpoint`` is where."""
+    """A router that serves. ``endpoint`` is where; when one of ``tasks`` ends, it has failed."""
 
     endpoint: str
     fleet: Fleet
     book: DecisionBook
     picture: Picture
+    tasks: tuple[asyncio.Task[None], ...]
 
 
 @asynccontextmanager
@@ -52,6 +54,7 @@ async def running_router(settings: RouterSettings) -> AsyncIterator[RunningRoute
     """Serve until the context ends; then refuse, let streams finish within the grace, let go.
 
     Raises:
+        SettingsError: there is neither a registry nor a list of workers.
         OSError: the address cannot be bound, or the key file not be read.
         ValueError: the key file is malformed.
     """
@@ -60,6 +63,8 @@ async def running_router(settings: RouterSettings) -> AsyncIterator[RunningRoute
         keys = await asyncio.to_thread(KeyRing.load, Path(settings.keys_file))
     metrics, changes, texts = RouterMetrics(), Changes(), TextLibrary()
     picture = Picture(DecisionBook(), metrics, time.monotonic)
+    if not settings.registry_url and not settings.endpoints():
+        raise SettingsError("PENSTOCK_ROUTER_REGISTRY_URL or PENSTOCK_ROUTER_WORKERS must be set")
     registry = open_registry(settings.registry_url, settings.endpoints())
     fleet = Fleet(registry, picture, texts, changes)
     metrics.watch_fleet(fleet.states, lambda: len(picture.index), fleet.divergences)
@@ -80,12 +85,16 @@ async def running_router(settings: RouterSettings) -> AsyncIterator[RunningRoute
         SERVICES,
     )
     port = server.bind(settings.listen)
+    work = [fleet.run()]
+    if settings.decision_log:
+        work.append(write_decisions(picture.book, Path(settings.decision_log)))
+    endpoint = _endpoint(settings.listen, port)
     try:
-        async with _background(fleet, picture.book, settings):
+        async with _background(*work) as tasks:
             await server.start()
             await server.serve()
             try:
-                yield RunningRouter(_endpoint(settings.listen, port), fleet, picture.book, picture)
+                yield RunningRouter(endpoint, fleet, picture.book, picture, tuple(tasks))
             finally:
                 await server.stop(settings.grace_s)
     finally:
@@ -93,26 +102,32 @@ async def running_router(settings: RouterSettings) -> AsyncIterator[RunningRoute
 
 
 async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
-    """Serve until ``stop`` is set."""
+    """Serve until ``stop`` is set, or until a task beside the server fails."""
     async with running_router(settings) as router:
         logger.info("the router listens on %s", router.endpoint)
-        await stop.wait()
+        stopped = asyncio.create_task(stop.wait())
+        try:
+            done, _ = await asyncio.wait(
+                [stopped, *router.tasks], return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            stopped.cancel()
+        for task in done:
+            task.result()
 
 
 @asynccontextmanager
 async def _background(
-    fleet: Fleet, book: DecisionBook, settings: RouterSettings
-) -> AsyncIterator[None]:
-    """Tasks that run beside the server; if one fails, so does the process."""
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(fleet.run())]
-        if settings.decision_log:
-            tasks.append(group.create_task(write_decisions(book, Path(settings.decision_log))))
-        try:
-            yield
-        finally:
-            for task in tasks:
-                task.cancel()
+    *work: Coroutine[None, None, None],
+) -> AsyncIterator[list[asyncio.Task[None]]]:
+    """Tasks beside the server; whoever runs the server watches them."""
+    tasks = [asyncio.create_task(each) for each in work]
+    try:
+        yield tasks
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _endpoint(listen: str, port: int) -> str:

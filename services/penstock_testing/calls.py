@@ -1,6 +1,7 @@
 """Calls a server with plain stubs, and reads a Generate stream strictly as its contract says."""
 
-from collections.abc import AsyncIterable, AsyncIterator
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -77,16 +78,33 @@ class Calls:
         """A whole stream. Raises PenstockError as the server meant it."""
         return await read(self.inference.Generate(request))
 
-    async def watch(self, epoch: str = "", resume_after_seq: int = 0) -> AsyncIterator[Picture]:
-        """The picture after each frame of the state feed; always the same object."""
-        picture = Picture()
-        picture.epoch, picture.seq = epoch, resume_after_seq
-        request = worker_service_pb2.WatchStateRequest(
-            subscriber_id="test", epoch=epoch, resume_after_seq=resume_after_seq
-        )
-        async for frame in self.control.WatchState(request):
-            picture.take(frame)
-            yield picture
+
+class Watch:
+    """A subscription to a worker's state feed; ``picture`` is what it knows."""
+
+    def __init__(self, frames: AsyncIterable[worker_service_pb2.WatchStateResponse]) -> None:
+        self.picture = Picture()
+        self._frames = aiter(frames)
+
+    async def until(self, condition: Callable[[Picture], bool], timeout_s: float = 20) -> Picture:
+        """Follow until a condition holds. Raises TimeoutError."""
+        async with asyncio.timeout(timeout_s):
+            while not condition(self.picture):
+                self.picture.take(await anext(self._frames))
+        return self.picture
+
+
+@asynccontextmanager
+async def watching(calls: Calls) -> AsyncIterator[Watch]:
+    """A subscription that has its snapshot: whatever happens from now on it will hear of."""
+    request = worker_service_pb2.WatchStateRequest(subscriber_id="test")
+    frames = calls.control.WatchState(request)
+    watch = Watch(frames)
+    await watch.until(lambda picture: picture.snapshots == 1)
+    try:
+        yield watch
+    finally:
+        frames.cancel()
 
 
 @asynccontextmanager

@@ -113,17 +113,24 @@ class Worker:
             EngineFailed: the engine broke; a supervisor should start a new process.
             OSError: the address cannot be bound.
         """
-        await self.start()
         stopped = asyncio.create_task(stop.wait())
-        following = self._tasks[0]
+        grace_s = 0.0  # for what fails; an orderly end gives more
         try:
-            await asyncio.wait([stopped, following], return_when=asyncio.FIRST_COMPLETED)
-            if following.done():
-                await self._rpc.not_serving()
-                following.result()
+            await self.start()
+            await self._until(stopped)
+            grace_s = self._options.grace_s
         finally:
             stopped.cancel()
-            await self.close(0.0 if following.done() else self._options.grace_s)
+            await self.close(grace_s)
+
+    async def _until(self, stopped: "asyncio.Task[bool]") -> None:
+        """Wait for the signal; raise what a task of ours died of."""
+        watched: set[asyncio.Task[bool] | asyncio.Task[None]] = {stopped, *self._tasks}
+        while stopped in watched:
+            done, watched = await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                if not task.cancelled():
+                    task.result()
 
     async def start(self) -> None:
         """Start the engine, then take requests and announce that."""

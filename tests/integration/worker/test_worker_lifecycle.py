@@ -15,7 +15,7 @@ from penstock.inference.v1.generate_pb2 import GenerateRequest
 from penstock.worker.v1 import state_pb2
 from penstock.worker.v1 import worker_service_pb2 as worker_pb2
 from penstock_core import rpc
-from penstock_core.errors import Draining, EngineFailed, Evicted, InvalidRequest, Unavailable
+from penstock_core.errors import Draining, EngineFailed, Evicted, InvalidRequest
 from penstock_core.registry import RedisRegistry, WorkerEntry
 from penstock_core.status import from_rpc_error
 from penstock_testing.calls import Calls, calls_to, read
@@ -123,12 +123,47 @@ async def test_a_crash_breaks_streams_without_a_word() -> None:
             await stream.read()
 
 
-async def test_a_failed_engine_ends_the_process_with_an_error() -> None:
+class Unloadable(FakeEngine):
+    """An engine whose model does not fit."""
+
+    async def start(self) -> None:
+        raise EngineFailed("no memory")
+
+
+def worker_of(engine: FakeEngine, tmp_path: Path, listen: str = "127.0.0.1:0") -> Worker:
+    tokenizer = Tokenizer.load(write_byte_tokenizer(tmp_path))
+    options = replace(DEFAULT_OPTIONS, listen=listen, feed=FeedTiming(progress_s=0.005))
+    return Worker(engine, Text(tokenizer, None, ""), options)
+
+
+async def test_an_engine_that_cannot_start_ends_the_process_with_an_error(tmp_path: Path) -> None:
+    with pytest.raises(EngineFailed, match="no memory"):
+        await worker_of(Unloadable(), tmp_path).run(asyncio.Event())
+
+
+async def test_a_taken_address_ends_the_process_with_an_error(tmp_path: Path) -> None:
+    async with running_worker() as worker:
+        with pytest.raises(OSError, match="cannot listen"):
+            await worker_of(FakeEngine(), tmp_path, worker.endpoint).run(asyncio.Event())
+
+
+async def test_a_drained_worker_waits_for_its_signal(tmp_path: Path) -> None:
+    stop = asyncio.Event()
+    worker = worker_of(FakeEngine(), tmp_path)
+    running = asyncio.create_task(worker.run(stop))
+    await worker.ready.wait()
+    async with calls_to(worker.info.endpoint) as calls:
+        await calls.control.Drain(worker_pb2.DrainRequest(grace_s=1))
+        assert await health(calls) == NOT_SERVING
+
+    assert not running.done()
+    stop.set()
+    await asyncio.wait_for(running, 20)
+
+
+async def test_a_failed_engine_ends_the_process_with_an_error(tmp_path: Path) -> None:
     engine = FakeEngine()
-    options = replace(DEFAULT_OPTIONS, feed=FeedTiming(progress_s=0.005))
-    with tempfile.TemporaryDirectory() as directory:
-        tokenizer = Tokenizer.load(write_byte_tokenizer(Path(directory)))
-    worker = Worker(engine, Text(tokenizer, None, ""), options)
+    worker = worker_of(engine, tmp_path)
     running = asyncio.create_task(worker.run(asyncio.Event()))
     await worker.ready.wait()
 
@@ -140,14 +175,6 @@ async def test_a_failed_engine_ends_the_process_with_an_error() -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
     assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
-
-
-async def test_a_taken_address_is_an_error_at_once() -> None:
-    async with running_worker() as worker:
-        options = replace(DEFAULT_OPTIONS, listen=worker.endpoint)
-        with pytest.raises(OSError, match="cannot listen"):
-            async with running_worker(options=options):
-                pass
 
 
 @pytest.fixture
@@ -178,37 +205,53 @@ async def test_a_worker_is_announced_while_it_serves(redis: RedisServer) -> None
             assert await registry.workers() == []
 
 
-async def test_a_registry_that_goes_and_returns_is_told_again(
-    redis: RedisServer, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    entry = WorkerEntry("127.0.0.1:1", "w")
+class Listener(logging.Handler):
+    """Lets a test wait for a log line."""
 
-    def lines(part: str) -> int:
-        return sum(part in record.message for record in caplog.records)
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.lines: list[str] = []
+        self._heard = asyncio.Event()
 
-    async def answers(registry: RedisRegistry) -> bool:
-        try:
-            await registry.workers()
-        except Unavailable:
-            return False
-        return True
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+        self._heard.set()
 
-    async with RedisRegistry(redis.url) as registry:
-        running = asyncio.create_task(Registration(registry, entry, renew_s=0.001).run())
-        assert await announced(redis.url, [entry])
-        redis.stop()
+    async def hears(self, part: str, times: int = 1) -> None:
         async with asyncio.timeout(20):
-            while await answers(registry) or not lines("cannot announce"):
-                pass
-        redis.start()
+            while sum(part in line for line in self.lines) < times:
+                self._heard.clear()
+                await self._heard.wait()
 
-        assert await announced(redis.url, [entry])
+
+@pytest.fixture
+def listener() -> Iterator[Listener]:
+    handler = Listener()
+    log = logging.getLogger("penstock_worker.registration")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    yield handler
+    log.removeHandler(handler)
+    log.setLevel(logging.NOTSET)
+
+
+async def test_a_registry_that_goes_and_returns_is_told_again(
+    redis: RedisServer, listener: Listener
+) -> None:
+    entry = WorkerEntry("127.0.0.1:1", "w")
+    async with RedisRegistry(redis.url) as registry:
+        running = asyncio.create_task(Registration(registry, entry, renew_s=0.01).run())
+        await listener.hears("announced as")
+        redis.stop()
+        await listener.hears("cannot announce")
+        redis.start()
+        await listener.hears("announced as", times=2)
+
+        assert await registry.workers() == [entry]
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
 
-    assert lines("cannot announce") == 1
-    assert lines("announced as") == 2
+    assert sum("cannot announce" in line for line in listener.lines) == 1
 
 
 async def test_a_worker_serves_and_stops_without_its_registry() -> None:

@@ -1,7 +1,6 @@
 """WatchState over real sockets: a subscriber's picture is the engine's truth, however it came by."""
 
 import asyncio
-from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import replace
 from typing import cast
@@ -12,7 +11,7 @@ from penstock.inference.v1.generate_pb2 import GenerateRequest
 from penstock.worker.v1 import state_pb2, worker_service_pb2
 from penstock_core.errors import Overloaded
 from penstock_engine.api import KvStored
-from penstock_testing.calls import Calls, calls_to
+from penstock_testing.calls import calls_to, watching
 from penstock_testing.engine import FakeConfig, FakeEngine
 from penstock_testing.picture import Picture
 from penstock_testing.worker import DEFAULT_OPTIONS, running_worker
@@ -30,42 +29,33 @@ def ask(number: int, request_id: str = "", max_tokens: int = 4) -> GenerateReque
     return request
 
 
-async def watch_until(
-    calls: Calls, condition: Callable[[Picture], bool], epoch: str = "", after: int = 0
-) -> Picture:
-    """Follow until a condition holds."""
-    async with asyncio.timeout(20), aclosing(calls.watch(epoch, after)) as pictures:  # type: ignore[type-var]
-        async for picture in pictures:
-            if condition(picture):
-                return picture
-    raise AssertionError("the feed ended")
-
-
 def finished(picture: Picture, request_id: str) -> bool:
     return any(e.finished.request_id == request_id for e in picture.ledger)
 
 
-async def test_a_fresh_subscriber_gets_a_snapshot_and_then_changes() -> None:
+async def test_a_subscriber_gets_a_snapshot_and_then_changes() -> None:
     engine = FakeEngine(FakeConfig(capacity_blocks=20))
     async with running_worker(engine, options=QUICK) as worker, calls_to(worker.endpoint) as calls:
         await calls.generate(ask(0))
-        following = asyncio.create_task(watch_until(calls, lambda p: finished(p, "last")))
-        for number in range(1, 8):
-            await calls.generate(ask(number))
-        await calls.generate(ask(9, "last"))
-        picture = await following
-        settled = await watch_until(calls, lambda p: bool(p.heartbeats))
+        async with watching(calls) as watch:
+            assert watch.picture.parents
+            for number in range(1, 8):
+                await calls.generate(ask(number))
+            await calls.generate(ask(9, "last"))
+            await watch.until(
+                lambda p: finished(p, "last") and set(p.parents) == engine.cache.hashes
+            )
 
-    assert picture.snapshots == 1
-    assert picture.epoch == worker.info.epoch
-    assert set(settled.parents) == engine.cache.hashes
-    assert len(settled.parents) == 20, "blocks were evicted on the way"
+    assert watch.picture.snapshots == 1
+    assert watch.picture.epoch == worker.info.epoch
+    assert len(watch.picture.parents) == 20, "blocks were evicted on the way"
 
 
 async def test_a_known_position_is_resumed_without_a_snapshot() -> None:
     async with running_worker(options=QUICK) as worker, calls_to(worker.endpoint) as calls:
-        await calls.generate(ask(0, "a"))
-        before = await watch_until(calls, lambda p: bool(p.heartbeats))
+        async with watching(calls) as watch:
+            await calls.generate(ask(0, "a"))
+            before = await watch.until(lambda p: finished(p, "a") and bool(p.heartbeats))
         await calls.generate(ask(1, "b"))
 
         frames = calls.control.WatchState(
@@ -73,13 +63,12 @@ async def test_a_known_position_is_resumed_without_a_snapshot() -> None:
         )
         async with asyncio.timeout(20):
             async for frame in frames:
-                if before.take(frame) == "heartbeat":
+                if before.take(frame) == "heartbeat" and finished(before, "b"):
                     break
-        fresh = await watch_until(calls, lambda p: bool(p.heartbeats))
+        async with watching(calls) as fresh:
+            assert before.parents == fresh.picture.parents
 
     assert before.snapshots == 1
-    assert before.parents == fresh.parents
-    assert finished(before, "b")
 
 
 @pytest.mark.parametrize("why", ["another epoch", "too long ago", "the future"])
@@ -106,8 +95,8 @@ async def test_a_position_that_cannot_be_resumed_gets_a_snapshot(why: str) -> No
 async def test_an_idle_worker_beats_and_its_digest_agrees() -> None:
     async with running_worker(options=QUICK) as worker, calls_to(worker.endpoint) as calls:
         await calls.generate(ask(0))
-
-        picture = await watch_until(calls, lambda p: len(p.heartbeats) >= 3)
+        async with watching(calls) as watch:
+            picture = await watch.until(lambda p: len(p.heartbeats) >= 3)
 
     assert picture.heartbeats[-1].num_blocks == len(picture.parents) > 0
     assert picture.heartbeats[-1].load.health == state_pb2.WORKER_HEALTH_SERVING
@@ -118,16 +107,17 @@ async def test_the_ledger_tells_a_requests_life() -> None:
     engine = FakeEngine()
     async with running_worker(engine, options=QUICK) as worker, calls_to(worker.endpoint) as calls:
         await calls.generate(ask(0))
-        engine.hold()
-        running = asyncio.create_task(calls.generate(ask(0, "r", max_tokens=5)))
-        await watch_until(calls, lambda p: any(e.progress.load.running == 1 for e in p.ledger))
-        opened = await watch_until(calls, lambda p: bool(p.ledger))
-        following = asyncio.create_task(watch_until(calls, lambda p: finished(p, "r")))
-        engine.release()
-        await running
-        picture = await following
+        async with watching(calls) as watch:
+            engine.hold()
+            running = asyncio.create_task(calls.generate(ask(0, "r", max_tokens=5)))
+            await watch.until(lambda p: any(e.progress.load.running == 1 for e in p.ledger))
+            async with watching(calls) as late:
+                opened = list(late.picture.ledger)
+            engine.release()
+            await running
+            picture = await watch.until(lambda p: finished(p, "r"))
 
-    assert opened.ledger[0].admitted.request_id == "r", "a snapshot brings open requests"
+    assert [e.admitted.request_id for e in opened] == ["r"], "a snapshot brings open requests"
     events = {e.WhichOneof("event"): e for e in picture.ledger}
     prompt = len(ask(0).text)
     cached = (prompt - 1) // 32 * 32
@@ -143,12 +133,15 @@ async def test_the_ledger_tells_a_requests_life() -> None:
 async def test_a_cancelled_request_is_entered_as_aborted() -> None:
     engine = FakeEngine()
     engine.hold()
-    async with running_worker(engine, options=QUICK) as worker, calls_to(worker.endpoint) as calls:
-        following = asyncio.create_task(watch_until(calls, lambda p: finished(p, "r")))
+    async with (
+        running_worker(engine, options=QUICK) as worker,
+        calls_to(worker.endpoint) as calls,
+        watching(calls) as watch,
+    ):
         stream = calls.inference.Generate(ask(0, "r"))
         await stream.read()
         stream.cancel()
-        picture = await following
+        picture = await watch.until(lambda p: finished(p, "r"))
 
     (end,) = [e.finished for e in picture.ledger if e.HasField("finished")]
     assert end.aborted

@@ -12,7 +12,7 @@ from penstock.inference.v1.generate_pb2 import ChoiceState, GenerateRequest, Res
 from penstock.worker.v1 import worker_service_pb2 as worker_pb2
 from penstock_core.blocks import pack_tokens
 from penstock_testing.calls import Calls, Transcript, calls_to, read
-from penstock_testing.engine import FakeEngine
+from penstock_testing.engine import FakeConfig, FakeEngine
 from penstock_testing.worker import DEFAULT_OPTIONS, running_worker
 
 NEVER_S = 3600.0
@@ -231,3 +231,21 @@ async def test_an_aborted_request_finishes_as_aborted() -> None:
     assert (known.aborted, gone.aborted) == (True, False)
     assert transcript.finished[0].reason == generate_pb2.FINISH_REASON_ABORTED
     assert transcript.completed is not None
+
+
+async def test_a_request_that_waits_for_its_turn_can_be_aborted() -> None:
+    engine = FakeEngine(FakeConfig(max_batch=1))
+    engine.hold()
+    async with running_worker(engine) as worker, calls_to(worker.endpoint) as calls:
+        first = asyncio.create_task(calls.generate(ask(request_id="first")))
+        await engine.until(lambda e: e.state().running == 1)
+        second = asyncio.create_task(calls.generate(ask(request_id="second")))
+        await engine.until(lambda e: e.state().waiting == 1)
+
+        await calls.control.Abort(worker_pb2.AbortRequest(request_id="second"))
+        transcript = await second
+        engine.release()
+
+        assert len((await first).tokens()) == 64
+    assert transcript.finished[0].reason == generate_pb2.FINISH_REASON_ABORTED
+    assert transcript.tokens() == []

@@ -1,9 +1,5 @@
 """The worker's command line and settings."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 
 from penstock_core.settings import SettingsError
@@ -42,16 +38,3 @@ def test_help_names_every_variable(capsys: pytest.CaptureFixture[str]) -> None:
 def test_arguments_are_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--listen", "x"]) == 2
     assert "--help" in capsys.readouterr().err
-
-
-def test_a_missing_model_is_told_in_one_line() -> None:
-    environment = {**os.environ, "PENSTOCK_WORKER_MODEL": "/no/such/model"}
-
-    ended = subprocess.run(
-        [sys.executable, "-m", "penstock_worker"],
-        env=environment, capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-
-    assert ended.returncode == 1
-    assert "there is no model directory /no/such/model" in ended.stderr
-    assert "Traceback" not in ended.stderr

@@ -7,15 +7,34 @@ from typing import Annotated
 import typer
 
 from penstock_cli.bench.engine import EngineBench, EngineLoad, measure
+from penstock_cli.bench.index import IndexLoad, measure_index
 from penstock_cli.execution import failures_told, notes, output, run
 from penstock_cli.options import Json
-from penstock_cli.views.benches import engine_view
+from penstock_cli.views.benches import engine_view, index_view
 from penstock_cli.views.documents import to_json
 from penstock_text.source import resolve_model
 
 app = typer.Typer(help="Measure the parts, each alone.", no_args_is_help=True)
 
 _THREADS_HELP = "Of one torch operation; 0 leaves torch's own choice."
+
+
+@app.command(epilog="Example: penstock bench index --blocks 256,8192 --workers 64 --json")
+def index(
+    blocks: Annotated[str, typer.Option(help="Of a prompt, with commas.")] = "32,256,1024,8192",
+    workers: Annotated[str, typer.Option(help="Numbers of workers, with commas.")] = "2,16,64",
+    repeats: Annotated[int, typer.Option(min=1, help="Medians are taken over these.")] = 5,
+    *,
+    as_json: Json = False,
+) -> None:
+    """Measure hashing, matching, storing and removing by blocks and workers."""
+    load = IndexLoad(_numbers(blocks), _numbers(workers), repeats)
+    with failures_told():
+        bench = measure_index(load, _say)
+    if as_json:
+        output.out(to_json(asdict(bench)), highlight=False)
+    else:
+        output.print(index_view(bench))
 
 
 @app.command(epilog="Example: penstock bench engine --batches 1,4,16 --new-tokens 64 --json")
@@ -30,9 +49,8 @@ def engine(
     as_json: Json = False,
 ) -> None:
     """Measure TTFT, TPOT and tokens a second by batch, and what the prefix cache saves."""
-    load = EngineLoad(_sizes(batches), prompt_tokens, new_tokens, repeats)
-    with failures_told():
-        bench = run(_measured(model, threads, load))
+    load = EngineLoad(_numbers(batches), prompt_tokens, new_tokens, repeats)
+    bench = run(_measured(model, threads, load))
     if as_json:
         document = asdict(bench)
         document["cache"]["speedup"] = bench.cache.speedup
@@ -45,7 +63,7 @@ async def _measured(model: str, threads: int, load: EngineLoad) -> EngineBench:
     path = resolve_model(model, weights=True)
     # Threads that spin at barriers starve the neighbours; torch reads this when it is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    notes.print("loading the engine", style="dim")
+    _say("loading the engine")
     # Imported here, behind that environment: it takes seconds.
     from penstock_engine.native.engine import NativeEngine  # noqa: PLC0415
     from penstock_engine.native.settings import NativeSettings  # noqa: PLC0415
@@ -56,16 +74,20 @@ async def _measured(model: str, threads: int, load: EngineLoad) -> EngineBench:
     measured = NativeEngine(settings)
     await measured.start()
     try:
-        return await measure(measured, load, lambda part: notes.print(part, style="dim"))
+        return await measure(measured, load, _say)
     finally:
         await measured.close()
 
 
-def _sizes(text: str) -> tuple[int, ...]:
+def _say(part: str) -> None:
+    notes.print(part, style="dim")
+
+
+def _numbers(text: str) -> tuple[int, ...]:
     try:
-        sizes = tuple(int(part) for part in text.split(","))
+        numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
-        sizes = ()
-    if not sizes or min(sizes) < 1:
-        raise typer.BadParameter(f"{text!r} is no list of batch sizes like 1,2,4")
-    return sizes
+        numbers = ()
+    if not numbers or min(numbers) < 1:
+        raise typer.BadParameter(f"{text!r} is no list of numbers like 1,2,4")
+    return numbers

@@ -4,6 +4,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from penstock_cli.bench.engine import EngineBench
+from penstock_cli.bench.index import IndexBench
 from penstock_cli.views.amounts import duration
 
 
@@ -31,3 +32,22 @@ def engine_view(bench: EngineBench) -> RenderableType:
         f"{duration(cache.ttft_off_s)} without, {duration(cache.ttft_on_s)} with: "
         f"{cache.speedup:.1f} times sooner",
     )
+
+
+def index_view(bench: IndexBench) -> RenderableType:
+    """One row for each number of blocks and workers."""
+    table = Table(
+        title=f"routing index, microseconds a prompt, medians of {bench.load.repeats}",
+        caption="match: held to a different depth by each worker; one: by a single worker; "
+        "cold: by nobody",
+    )
+    for name in ("blocks", "workers", "hash", "match", "one", "cold", "store", "remove"):
+        table.add_column(name, justify="right")
+    for row in bench.rows:
+        times = (row.hash_us, row.match_us, row.match_single_us, row.match_cold_us)
+        table.add_row(
+            str(row.blocks),
+            str(row.workers),
+            *(f"{us:.1f}" for us in (*times, row.store_us, row.remove_us)),
+        )
+    return Group(table, f"memory: {bench.bytes_per_block:.0f} bytes a block and worker")

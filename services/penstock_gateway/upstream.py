@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -14,21 +14,17 @@ from penstock.inference.v1 import (
     inference_service_pb2,
     inference_service_pb2_grpc,
 )
+from penstock_core.client_stream import exchange
 from penstock_core.errors import PenstockError, Unauthenticated, Unavailable
 from penstock_core.status import from_rpc_error
 from penstock_core.tracing import outgoing
 from penstock_gateway.caller import Caller
 
 _PROBE_TIMEOUT_S = 2.0
+_BATCHES = batch_service_pb2.DESCRIPTOR.services_by_name["BatchService"].full_name
 _INFERENCE = inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
 
 Answer = TypeVar("Answer")
-
-
-_Upload: TypeAlias = (
-    "grpc.aio.StreamUnaryCall"
-    "[batch_service_pb2.UploadFileRequest, batch_service_pb2.UploadFileResponse]"
-)
 
 
 @contextmanager
@@ -112,6 +108,11 @@ class BatchClient:
 
     def __init__(self, channel: grpc.aio.Channel, timeout_s: float) -> None:
         self.stub = batch_service_pb2_grpc.BatchServiceStub(channel)
+        self._upload = channel.stream_stream(
+            f"/{_BATCHES}/UploadFile",
+            request_serializer=batch_service_pb2.UploadFileRequest.SerializeToString,
+            response_deserializer=batch_service_pb2.UploadFileResponse.FromString,
+        )
         self._timeout_s = timeout_s
 
     async def call(
@@ -125,13 +126,9 @@ class BatchClient:
         self, parts: AsyncIterator[batch_service_pb2.UploadFileRequest], caller: Caller
     ) -> batch_pb2.File:
         """Store a file. If ``parts`` raises, nothing is stored and the error comes out."""
-        call = self.stub.UploadFile(timeout=self._timeout_s, metadata=caller.metadata())
-        try:
-            with translated():
-                await _write_all(call, parts)
-                return (await call).file
-        finally:
-            call.cancel()
+        call = self._upload(timeout=self._timeout_s, metadata=caller.metadata())
+        with translated():
+            return (await exchange(call, parts)).file
 
     async def download(self, file_id: str, caller: Caller) -> AsyncGenerator[bytes, None]:
         """A file's bytes."""
@@ -143,14 +140,3 @@ class BatchClient:
                     yield part.data
         finally:
             call.cancel()
-
-
-async def _write_all(
-    call: _Upload, parts: AsyncIterator[batch_service_pb2.UploadFileRequest]
-) -> None:
-    async for part in parts:
-        if call.done():  # Refused early; awaiting the call tells why.
-            return
-        await call.write(part)
-    if not call.done():
-        await call.done_writing()

@@ -7,6 +7,7 @@ import pytest
 
 from penstock_core.auth import KeyRing, Principal, digest
 from penstock_testing.gateway import running_gateway
+from penstock_testing.memory_batches import Stored, running_batches
 from penstock_testing.scripted_router import MODEL, Script, running_router
 
 
@@ -53,6 +54,21 @@ async def test_probes_need_no_key_where_requests_do() -> None:
     assert refused.status_code == 401
     assert refused.headers["www-authenticate"] == "Bearer"
     assert allowed.status_code == 200
+
+
+async def test_an_upload_with_a_wrong_key_is_a_401_however_large() -> None:
+    keys = KeyRing({digest("pk"): Principal("acme")})
+    async with (
+        running_batches(Stored(), keys) as batch,
+        running_gateway(batch, batch) as gateway,
+        httpx.AsyncClient(base_url=gateway.url) as http,
+    ):
+        files = {"file": ("x", b"y" * 4_000_000)}
+        answers = [
+            await http.post("/v1/files", files=files, data={"purpose": "batch"}) for _ in range(5)
+        ]
+
+    assert [answer.status_code for answer in answers] == [401] * 5
 
 
 async def test_without_a_batch_service_there_are_no_batch_paths() -> None:

@@ -28,14 +28,16 @@ class LineFit:
     Source: recursive least squares with a forgetting factor, in its sufficient statistics.
     """
 
-    _FORGET = 0.97
+    _FORGET = 0.96
     _PRIOR_TOKENS = 1024.0
+    _PRIOR_WEIGHT = 0.1
 
     def __init__(self, base_s: float, slope_s: float) -> None:
         self._n = self._x = self._y = self._xx = self._xy = 0.0
         self.samples = 0
-        self._take(0.0, base_s)
-        self._take(self._PRIOR_TOKENS, base_s + slope_s * self._PRIOR_TOKENS)
+        self._take(0.0, base_s, self._PRIOR_WEIGHT)
+        far = self._PRIOR_TOKENS
+        self._take(far, base_s + slope_s * far, self._PRIOR_WEIGHT)
         self.base_s, self.slope_s = base_s, slope_s
 
     def add(self, tokens: float, seconds: float) -> None:
@@ -50,12 +52,12 @@ class LineFit:
         """Seconds for this many tokens; none need none."""
         return self.base_s + self.slope_s * tokens if tokens > 0 else 0.0
 
-    def _take(self, tokens: float, seconds: float) -> None:
-        self._n += 1.0
-        self._x += tokens
-        self._y += seconds
-        self._xx += tokens * tokens
-        self._xy += tokens * seconds
+    def _take(self, tokens: float, seconds: float, weight: float = 1.0) -> None:
+        self._n += weight
+        self._x += weight * tokens
+        self._y += weight * seconds
+        self._xx += weight * tokens * tokens
+        self._xy += weight * tokens * seconds
 
     def _solve(self) -> None:
         spread = self._n * self._xx - self._x * self._x

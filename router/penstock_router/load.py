@@ -58,9 +58,12 @@ class WorkerLoad:
         self._utilisation = Utilisation(_UTILISATION_WINDOW_S)
         self._entries: dict[str, _Entry] = {}
         self._reported_tokens = 0
+        # Grows with every change, so that a view can be kept until then.
+        self.version = 0
 
     def reserve(self, request_id: str, uncached: int, now: float, ttl_s: float) -> None:
         """A request is on its way here and will have to compute this many tokens."""
+        self.version += 1
         entry = _Entry(uncached, _Phase.RESERVED, now, now + ttl_s)
         self._entries.setdefault(request_id, entry)
 
@@ -68,10 +71,12 @@ class WorkerLoad:
         """A reserved request will not come. What the worker admitted, only the worker ends."""
         entry = self._entries.get(request_id)
         if entry is not None and entry.phase is _Phase.RESERVED:
+            self.version += 1
             del self._entries[request_id]
 
     def reset(self, events: Iterable[LedgerEvent], now: float) -> None:
         """A snapshot: what the worker says is all there is, besides what is on its way."""
+        self.version += 1
         on_the_way = {i: e for i, e in self._entries.items() if e.phase is _Phase.RESERVED}
         self._entries = on_the_way
         self._reported_tokens = 0
@@ -80,6 +85,7 @@ class WorkerLoad:
 
     def apply(self, event: LedgerEvent, now: float) -> None:
         """One line of the ledger."""
+        self.version += 1
         match event:
             case Progress(load):
                 self.take_report(load, now)
@@ -96,6 +102,7 @@ class WorkerLoad:
 
     def take_report(self, load: LoadReport, now: float) -> None:
         """The worker's own count: it replaces what was summed up since the one before."""
+        self.version += 1
         self.report = load
         self._reported_tokens = load.queued_prefill_tokens
         for entry in self._entries.values():
@@ -106,10 +113,12 @@ class WorkerLoad:
     def expire(self, now: float) -> None:
         """Forget reservations of requests that never came."""
         for request_id in [i for i, e in self._entries.items() if e.expires <= now]:
+            self.version += 1
             del self._entries[request_id]
 
     def observe_hit(self, predicted: int, actual: int) -> None:
         """What was promised against what was there."""
+        self.version += 1
         if predicted > 0:
             self.trust.add(min(actual / predicted, 1.0))
 

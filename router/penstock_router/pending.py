@@ -55,10 +55,6 @@ class PendingTable:
         for key in run.hashes:
             self._by_hash.setdefault(key, []).append(run)
 
-    def workers(self, key: int) -> set[str]:
-        """Workers that compute this block."""
-        return {run.worker_id for run in self._by_hash.get(key, ())}
-
     def extent(self, worker_id: str, hashes: Sequence[int], depth: int) -> PendingMatch:
         """How many blocks beyond the first ``depth`` are under way on a worker, without a gap."""
         eta, requests, count = 0.0, set[str](), 0

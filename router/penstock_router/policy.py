@@ -5,7 +5,7 @@ hash of the first block nobody holds. Routers that know the same therefore choos
 second request with a new prefix goes where the first one went, whichever router took it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import xxhash
 
@@ -49,15 +49,13 @@ def decide(
         for w in open_to
         if w.worker_id in found
     }
-    priced = [price(w, matches.get(w.worker_id, NO_MATCH), request, clock, params) for w in open_to]
-    priced.sort(key=lambda c: (c.total_s, c.worker_id))
+    by_worker = [
+        price(w, matches.get(w.worker_id, NO_MATCH), request, clock, params) for w in open_to
+    ]
+    priced = sorted(by_worker, key=lambda c: (c.total_s, c.worker_id))
     tied = _tied(priced, params)
-    chosen = max(tied, key=lambda c: (c.matched_tokens, *_rendezvous(c, request, seed)))
-    blind = min(
-        (price(w, NO_MATCH, request, clock, params) for w in open_to),
-        key=lambda c: (c.total_s, *(-n for n in _rendezvous(c, request, seed))),
-    )
-    actual = next(c for c in priced if c.worker_id == blind.worker_id)
+    chosen = max(tied, key=lambda c: (c.matched_tokens, _rendezvous(c, request, seed)))
+    unaware = _without_affinity(open_to, by_worker, matches, (request, seed, clock, params))
     match = matches.get(chosen.worker_id, NO_MATCH)
     rest = [c for c in priced if c is not chosen]
     return Decision(
@@ -65,10 +63,27 @@ def decide(
         candidates=(chosen, *rest, *refused),
         reason=_reason(chosen, rest, tied, (match, request.prompt_tokens)),
         margin_s=max(rest[0].total_s - chosen.total_s, 0.0) if rest else 0.0,
-        counterfactual_worker_id=blind.worker_id,
-        counterfactual_loss_s=max(actual.total_s - chosen.total_s, 0.0),
+        counterfactual_worker_id=unaware.worker_id,
+        counterfactual_loss_s=max(unaware.total_s - chosen.total_s, 0.0),
         waits_for=match.pending_requests,
     )
+
+
+def _without_affinity(
+    workers: Sequence[WorkerView],
+    priced: Sequence[Candidate],
+    matches: Mapping[str, Match],
+    inputs: tuple[RoutingRequest, int, tuple[float, float], CostParams],
+) -> Candidate:
+    """The candidate, at its true price, that would win if nobody held anything."""
+    request, seed, clock, params = inputs
+    blind = [  # where nothing is cached, the price is the same
+        price(w, NO_MATCH, request, clock, params) if w.worker_id in matches else c
+        for w, c in zip(workers, priced, strict=True)
+    ]
+    least = min(c.total_s for c in blind)
+    equals = [c for b, c in zip(blind, priced, strict=True) if b.total_s == least]
+    return max(equals, key=lambda c: _rendezvous(c, request, seed))
 
 
 def _why_not(worker: WorkerView, request: RoutingRequest) -> str:
@@ -91,10 +106,10 @@ def _tied(priced: Sequence[Candidate], params: CostParams) -> list[Candidate]:
     return [c for c in priced if c.total_s <= limit]
 
 
-def _rendezvous(candidate: Candidate, request: RoutingRequest, seed: int) -> tuple[int]:
+def _rendezvous(candidate: Candidate, request: RoutingRequest, seed: int) -> int:
     # Without a block to compute nothing will be cached, so equals may as well share the work.
     key = seed if request.divergent is None else request.divergent
-    return (xxhash.xxh3_64_intdigest(candidate.worker_id.encode(), key & (2**64 - 1)),)
+    return xxhash.xxh3_64_intdigest(candidate.worker_id.encode(), key & (2**64 - 1))
 
 
 def _reason(

@@ -27,6 +27,8 @@ CONFIDENCE = {SyncState.LIVE: 1.0, SyncState.SYNCING: 0.7, SyncState.STALE: 0.3}
 # Engines tell of a first token and of the blocks behind it on two ways.
 _SETTLE_S = 0.25
 _ADMITTED_TTL_S = 120.0
+# Its utilisation fades with time alone.
+_VIEW_AGE_S = 0.1
 
 
 class Picture:
@@ -51,6 +53,9 @@ class TrackedWorker:
         self.sync = WorkerSync(picture.index, self)
         self.load = WorkerLoad()
         self.breaker = Breaker()
+        self._view: WorkerView | None = None
+        self._view_key: tuple[int, int, str, SyncState, str] | None = None
+        self._view_at = 0.0
 
     @property
     def facts(self) -> WorkerFacts | None:
@@ -74,9 +79,15 @@ class TrackedWorker:
         return "its breaker is open" if self.breaker.is_open(now) else ""
 
     def view(self, now: float, excluded_because: str = "") -> WorkerView:
-        """What a decision sees of it."""
+        """What a decision sees of it; the same object while nothing has changed."""
+        state, why = self.sync.state(now), excluded_because or self.why_not(now)
+        key = (self.load.version, self.sync.seq, self.sync.epoch, state, why)
+        if self._view is None or key != self._view_key or now - self._view_at > _VIEW_AGE_S:
+            self._view, self._view_key, self._view_at = self._look(state, why, now), key, now
+        return self._view
+
+    def _look(self, state: SyncState, why: str, now: float) -> WorkerView:
         load, facts = self.load, self.sync.facts
-        state = self.sync.state(now)
         base_s, slope_s = load.prefill_line()
         report = load.report
         return WorkerView(
@@ -97,7 +108,7 @@ class TrackedWorker:
             used_blocks=report.used_blocks,
             capacity_blocks=facts.capacity_blocks if facts else 0,
             block_tokens=facts.block_tokens if facts else 1,
-            excluded_because=excluded_because or self.why_not(now),
+            excluded_because=why,
         )
 
     def stored(self, hashes: Sequence[int]) -> None:

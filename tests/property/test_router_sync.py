@@ -15,7 +15,6 @@ from penstock_router.frames import (
     Delta,
     Frame,
     Heartbeat,
-    LedgerEvent,
     LoadReport,
     SnapshotBegin,
     SnapshotChunk,
@@ -87,7 +86,7 @@ class Ignores:
     """An observer that does not care."""
 
     def stored(self, hashes: object) -> None: ...
-    def ledger(self, events: tuple[LedgerEvent, ...]) -> None: ...
+    def ledger(self, events: object) -> None: ...
     def reset(self, events: object) -> None: ...
     def report(self, load: LoadReport) -> None: ...
 

@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     except SettingsError as error:
         return fail(str(error))
     logs.configure(SERVICE)
-    _calm_threads(settings.threads)
+    calm_threads(settings.threads)
     options = _options(settings)
     try:
         engine, text = _load(settings)
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         return run(serve)
 
 
-def _calm_threads(threads: int) -> None:
+def calm_threads(threads: int) -> None:
     """Let idle OpenMP threads sleep: spinning ones starve the neighbours on a shared machine."""
     count = threads or len(os.sched_getaffinity(0))
     for name, value in (

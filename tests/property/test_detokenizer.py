@@ -4,11 +4,12 @@ import json
 import tempfile
 from pathlib import Path
 
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from penstock_testing.models import write_byte_tokenizer
 from penstock_text.detokenizer import IncrementalDetokenizer
+from penstock_text.stops import StopMatcher
 from penstock_text.tokenizer import Tokenizer
 
 PIECES = ["▁a", "b", "▁", "é", "ab"] + [f"<0x{b:02X}>" for b in range(256)]
@@ -67,6 +68,33 @@ def test_pieces_are_the_text_up_to_the_first_stop(
     expected = first_stop(tokenizer.decode(tokens), stops)
     assert detokenizer.matched_stop == (expected[0] if expected else None)
     assert text == (expected[1] if expected else tokenizer.decode(tokens))
+
+
+@settings(max_examples=300)
+@given(
+    text=st.text("ab", max_size=16),
+    stops=st.lists(st.text("ab", min_size=1, max_size=5), min_size=1, max_size=3),
+    disarmed=st.integers(0, 8),
+)
+def test_overlapping_stops_are_found_where_they_first_end(
+    text: str, stops: list[str], disarmed: int
+) -> None:
+    matcher = StopMatcher(tuple(stops))
+    early, late = text[:disarmed], text[disarmed:]
+
+    assert matcher.feed(early, armed=False) is None
+    found = matcher.feed(late)
+
+    expected = None
+    for end in range(len(early) + 1, len(text) + 1):
+        complete = [stop for stop in stops if text[:end].endswith(stop)]
+        if complete:
+            expected = max(complete, key=len), end - len(early)
+            break
+    assert found == expected
+    if found is None:
+        partial = (n for s in stops for n in range(len(s)) if text.endswith(s[:n]))
+        assert matcher.held_chars == max(partial)
 
 
 @given(st.text(max_size=20), st.integers(1, 5))

@@ -132,7 +132,7 @@ async def test_samples_are_streamed_side_by_side() -> None:
     assert transcript.completed.usage.completion_tokens == 36
 
 
-async def test_stop_strings_end_a_sample_and_free_its_place() -> None:
+async def test_stop_strings_end_one_sample_and_not_the_other() -> None:
     def script(_: EngineRequest, choice: int) -> list[int]:
         return list(b"one two STOP three" if choice == 0 else b"a" * 18)
 
@@ -148,6 +148,18 @@ async def test_stop_strings_end_a_sample_and_free_its_place() -> None:
     assert transcript.finished[0].completion_tokens == len("one two STOP")
     assert transcript.text(1) == "a" * 18
     assert transcript.finished[1].reason == LENGTH
+
+
+async def test_a_stop_string_ends_the_engines_work_too() -> None:
+    engine = FakeEngine(script=list(b"ab!" + b"x" * 1000))
+    engine.hold()
+    engine.allow(3)
+    request = ask(max_tokens=1000, stop={"strings": ["!"]})
+    request.stop.max_tokens = 1000
+    async with running_worker(engine) as worker, calls_to(worker.endpoint) as calls:
+        transcript = await asyncio.wait_for(calls.generate(request), 20)
+
+    assert transcript.text() == "ab"
 
 
 async def test_stop_tokens_are_named() -> None:

@@ -1,9 +1,11 @@
 """The worker's command line and settings."""
 
+import os
+
 import pytest
 
 from penstock_core.settings import SettingsError
-from penstock_worker.__main__ import main
+from penstock_worker.__main__ import calm_threads, main
 from penstock_worker.settings import WorkerSettings
 
 
@@ -38,3 +40,18 @@ def test_help_names_every_variable(capsys: pytest.CaptureFixture[str]) -> None:
 def test_arguments_are_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--listen", "x"]) == 2
     assert "--help" in capsys.readouterr().err
+
+
+def test_idle_threads_sleep_unless_the_operator_said_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+
+    calm_threads(3)
+
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert os.environ["OMP_NUM_THREADS"] == "3"
+    assert os.environ["GOMP_SPINCOUNT"] == "7"

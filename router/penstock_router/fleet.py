@@ -36,14 +36,6 @@ class Link:
     task: asyncio.Task[None]
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """A model that was served lately."""
-
-    facts: WorkerFacts
-    seen_at: float
-
-
 class Fleet:
     """All workers that the registry names."""
 
@@ -54,7 +46,9 @@ class Fleet:
         self._picture = picture
         self._texts = texts
         self._links: dict[str, Link] = {}
-        self._known: dict[str, _Known] = {}
+        # When each model was last served, so that "gone" can be told from "never heard of".
+        self._known: dict[str, float] = {}
+        self._registry_answers = True
         self._gone_divergences = 0
         self._subscriber_id = new_id("router")
         self.changes = changes
@@ -104,9 +98,17 @@ class Fleet:
             raise NoWorker(f"no worker serves {model!r} now", retry_after_s=RETRY_AFTER_S)
         raise ModelNotFound(f"no model {model!r}; there are {', '.join(names)}")
 
+    def pick(self, model: str) -> TrackedWorker:
+        """Any worker that takes requests for a model now. Raises as ``serving`` does."""
+        now = self._picture.clock()
+        for worker in self.serving(model):
+            if not worker.why_not(now):
+                return worker
+        raise NoWorker(f"no worker serves {model!r} now", retry_after_s=RETRY_AFTER_S)
+
     def models(self) -> Mapping[str, WorkerFacts]:
         """Every model by name, with a worker that serves it."""
-        named = {n: k.facts for n, k in self._known.items()}
+        named: dict[str, WorkerFacts] = {}
         for worker in self.workers():
             if worker.facts is not None:
                 named |= dict.fromkeys(worker.facts.models, worker.facts)
@@ -125,8 +127,11 @@ class Fleet:
         try:
             named = {entry.endpoint for entry in await self._registry.workers()}
         except Unavailable as error:
-            logger.warning("going on with the workers that are known: %s", error)
+            if self._registry_answers:
+                logger.warning("going on with the workers that are known: %s", error)
+            self._registry_answers = False
             return
+        self._registry_answers = True
         for endpoint in named - self._links.keys():
             worker, channel = TrackedWorker(endpoint, self._picture), rpc.channel(endpoint)
             follower = Follower(worker, channel, self._picture, self.changes, self._subscriber_id)
@@ -154,11 +159,11 @@ class Fleet:
             if facts is None:
                 continue
             used.add((facts.tokenizer_source, facts.tokenizer_digest))
-            self._known |= dict.fromkeys(facts.models, _Known(facts, now))
-            if self._texts.ready(facts) is None:
+            self._known |= dict.fromkeys(facts.models, now)
+            if not self._texts.has(facts):
                 group.create_task(self._load(facts))
         self._texts.keep(used)
-        self._known = {n: k for n, k in self._known.items() if now - k.seen_at < _REMEMBER_S}
+        self._known = {n: seen for n, seen in self._known.items() if now - seen < _REMEMBER_S}
 
     async def _load(self, facts: WorkerFacts) -> None:
         await self._texts.get(facts)

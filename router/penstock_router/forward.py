@@ -6,7 +6,7 @@ retry: tokens would come twice.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import TypeAlias
 
 import grpc
@@ -54,7 +54,7 @@ class Forwarder:
 
     async def generate(
         self, prepared: PreparedRequest, timeout_s: float | None
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """Serialized ``GenerateResponse`` events of one request.
 
         Args:
@@ -151,7 +151,7 @@ class _Leg:
         self._routed.worker.breaker.succeeded()
         return frames
 
-    async def rest(self) -> AsyncIterator[bytes]:
+    async def rest(self) -> AsyncGenerator[bytes, None]:
         """What comes after the head."""
         while (raw := await self._read(has_begun=True)) is not None:
             yield raw

@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
+
 from penstock.inference.v1 import inference_service_pb2, inference_service_pb2_grpc
 from penstock.routing.v1 import routing_service_pb2, routing_service_pb2_grpc
 from penstock_core.auth import KeyRing
@@ -54,36 +56,28 @@ async def running_router(settings: RouterSettings) -> AsyncIterator[RunningRoute
     """Serve until the context ends; then refuse, let streams finish within the grace, let go.
 
     Raises:
-        SettingsError: there is neither a registry nor a list of workers.
+        SettingsError: there is neither a registry nor a list of workers, or the registry's URL or
+            the key file is malformed.
         OSError: the address cannot be bound, or the key file not be read.
-        ValueError: the key file is malformed.
     """
-    keys = KeyRing.open_to_all()
-    if settings.keys_file:
-        keys = await asyncio.to_thread(KeyRing.load, Path(settings.keys_file))
-    metrics, changes, texts = RouterMetrics(), Changes(), TextLibrary()
-    picture = Picture(DecisionBook(), metrics, time.monotonic)
     if not settings.registry_url and not settings.endpoints():
         raise SettingsError("PENSTOCK_ROUTER_REGISTRY_URL or PENSTOCK_ROUTER_WORKERS must be set")
-    registry = open_registry(settings.registry_url, settings.endpoints())
-    fleet = Fleet(registry, picture, texts, changes)
-    metrics.watch_fleet(fleet.states, lambda: len(picture.index), fleet.divergences)
-    cache_secret = settings.cache_secret.encode() or secrets.token_bytes(32)
-    preparer = Preparer(fleet, texts, cache_secret)
-    router = Router(picture, changes, settings.lease_secret.encode())
-    forwarder = Forwarder(router, fleet, metrics, picture.clock)
-    inference = RouterInference(preparer, forwarder, fleet, texts)
+    keys = KeyRing.open_to_all()
+    try:
+        if settings.keys_file:
+            keys = await asyncio.to_thread(KeyRing.load, Path(settings.keys_file))
+        registry = open_registry(settings.registry_url, settings.endpoints())
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    picture = Picture(DecisionBook(), RouterMetrics(), time.monotonic)
+    texts = TextLibrary()
+    fleet = Fleet(registry, picture, texts, Changes())
+    picture.metrics.watch_fleet(fleet.states, lambda: len(picture.index), fleet.divergences)
+    preparer = Preparer(fleet, texts, settings.cache_secret.encode() or secrets.token_bytes(32))
+    router = Router(picture, fleet.changes, settings.lease_secret.encode())
     routing = RouterRouting(preparer, router, fleet, picture.book)
-    server = RpcServer(
-        ServerInterceptor(keys),
-        (
-            lambda s: inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(
-                inference, s
-            ),
-            lambda s: routing_service_pb2_grpc.add_RoutingServiceServicer_to_server(routing, s),
-        ),
-        SERVICES,
-    )
+    forwarder = Forwarder(router, fleet, picture.metrics, picture.clock)
+    server = _server(keys, RouterInference(preparer, forwarder, fleet, texts), routing)
     port = server.bind(settings.listen)
     work = [fleet.run()]
     if settings.decision_log:
@@ -96,9 +90,20 @@ async def running_router(settings: RouterSettings) -> AsyncIterator[RunningRoute
             try:
                 yield RunningRouter(endpoint, fleet, picture.book, picture, tuple(tasks))
             finally:
+                routing.close()
                 await server.stop(settings.grace_s)
     finally:
         await registry.close()
+
+
+def _server(keys: KeyRing, inference: RouterInference, routing: RouterRouting) -> RpcServer:
+    def add_inference(server: grpc.aio.Server) -> None:
+        inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(inference, server)
+
+    def add_routing(server: grpc.aio.Server) -> None:
+        routing_service_pb2_grpc.add_RoutingServiceServicer_to_server(routing, server)
+
+    return RpcServer(ServerInterceptor(keys), (add_inference, add_routing), SERVICES)
 
 
 async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:

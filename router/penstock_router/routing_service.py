@@ -46,6 +46,12 @@ class RouterRouting(routing_service_pb2_grpc.RoutingServiceServicer):
         self._fleet = fleet
         self._book = book
         self._clock = clock
+        self._closed = False
+
+    def close(self) -> None:
+        """End the watch streams, which would otherwise last as long as their clients wish."""
+        self._closed = True
+        self._fleet.changes.notify()
 
     async def Route(  # noqa: N802 - gRPC's name
         self, request: pb.RouteRequest, context: _Context
@@ -85,7 +91,7 @@ class RouterRouting(routing_service_pb2_grpc.RoutingServiceServicer):
         self, request: pb.WatchFleetRequest, context: _Context
     ) -> AsyncIterator[pb.WatchFleetResponse]:
         """The fleet's state at once, then at each change and at least each second."""
-        while True:
+        while not self._closed:
             yield pb.WatchFleetResponse(workers=self._statuses())
             # Changes come by the hundred a second; people and dashboards need ten.
             await asyncio.sleep(_WATCH_LEAST_S)
@@ -112,8 +118,12 @@ class RouterRouting(routing_service_pb2_grpc.RoutingServiceServicer):
     ) -> AsyncIterator[pb.WatchDecisionsResponse]:
         """Decisions and outcomes as they happen."""
         with self._book.watch() as entries:
-            while True:
-                entry = await entries.get()
+            while not self._closed:
+                try:
+                    async with asyncio.timeout(_WATCH_EVERY_S):
+                        entry = await entries.get()
+                except TimeoutError:
+                    continue
                 if isinstance(entry, DecisionRecord):
                     yield pb.WatchDecisionsResponse(decision=translate.decision_message(entry))
                 else:

@@ -48,13 +48,13 @@ class RouterInference(inference_service_pb2_grpc.InferenceServiceServicer):
             async for raw in stream:
                 yield raw
         finally:
-            await stream.aclose()  # type: ignore[attr-defined]
+            await stream.aclose()
 
     async def Embed(  # noqa: N802
         self, request: inference_service_pb2.EmbedRequest, context: _Context
     ) -> inference_service_pb2.EmbedResponse:
         """Ask any worker that serves the model."""
-        worker = self._fleet.serving(request.model)[0]
+        worker = self._fleet.pick(request.model)
         stub = inference_service_pb2_grpc.InferenceServiceStub(self._fleet.channel(worker))
         timeout = min(time_left(context) or _EMBED_TIMEOUT_S, _EMBED_TIMEOUT_S)
         try:

@@ -54,10 +54,9 @@ class TextLibrary:
                 logger.warning("worker %s: %s", facts.worker_id, found.why)
         return await asyncio.shield(future)
 
-    def ready(self, facts: WorkerFacts) -> ModelText | TextProblem | None:
-        """The same without waiting; None while it is not loaded."""
-        future = self._loaded.get((facts.tokenizer_source, facts.tokenizer_digest))
-        return future.result() if future is not None and future.done() else None
+    def has(self, facts: WorkerFacts) -> bool:
+        """Whether it is loaded or being loaded."""
+        return (facts.tokenizer_source, facts.tokenizer_digest) in self._loaded
 
     def keep(self, used: set[tuple[str, str]]) -> None:
         """Forget what no worker uses."""

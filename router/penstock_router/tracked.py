@@ -81,7 +81,8 @@ class TrackedWorker:
     def view(self, now: float, excluded_because: str = "") -> WorkerView:
         """What a decision sees of it; the same object while nothing has changed."""
         state, why = self.sync.state(now), excluded_because or self.why_not(now)
-        key = (self.load.version, self.sync.seq, self.sync.epoch, state, why)
+        epoch = self.sync.facts.epoch if self.sync.facts else ""
+        key = (self.load.version, self.sync.seq, epoch, state, why)
         if self._view is None or key != self._view_key or now - self._view_at > _VIEW_AGE_S:
             self._view, self._view_key, self._view_at = self._look(state, why, now), key, now
         return self._view
@@ -92,7 +93,8 @@ class TrackedWorker:
         report = load.report
         return WorkerView(
             worker_id=self.worker_id,
-            epoch=self.sync.epoch,
+            # Known from the beginning of a snapshot on; leases must name it even then.
+            epoch=facts.epoch if facts else "",
             seq=self.sync.seq,
             sync_state=state.value,
             confidence=CONFIDENCE.get(state, 0.0),

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from penstock.routing.v1 import routing_service_pb2, routing_service_pb2_grpc
 from penstock_core import rpc
 
 pytestmark = pytest.mark.process
@@ -57,6 +58,18 @@ def test_it_serves_and_ends_by_itself_on_sigterm() -> None:
         assert child.wait(20) == 0
 
 
+def test_watchers_do_not_hold_up_its_end() -> None:
+    settings = {"LISTEN": "127.0.0.1:0", "WORKERS": "127.0.0.1:9", "GRACE_S": "600"}
+    with running(**settings) as (child, endpoint), rpc.sync_channel(endpoint) as channel:
+        stub = routing_service_pb2_grpc.RoutingServiceStub(channel)
+        fleet = stub.WatchFleet(routing_service_pb2.WatchFleetRequest())
+        decisions = stub.WatchDecisions(routing_service_pb2.WatchDecisionsRequest())
+        next(iter(fleet))
+        child.send_signal(signal.SIGTERM)
+        assert list(decisions) == []
+        assert child.wait(20) == 0
+
+
 def test_it_says_which_settings_there_are() -> None:
     done = run("--help")
     assert done.returncode == 0
@@ -70,6 +83,7 @@ def test_it_says_which_settings_there_are() -> None:
         ([], {"LISTENN": "x"}, 2, "PENSTOCK_ROUTER_LISTENN"),
         ([], {"LISTEN": "127.0.0.1:0"}, 1, "PENSTOCK_ROUTER_WORKERS"),
         ([], {"LISTEN": "256.0.0.1:1", "WORKERS": "a:1"}, 1, "cannot listen"),
+        ([], {"REGISTRY_URL": "http://a"}, 1, "redis://"),
         ([], {"WORKERS": "a:1", "KEYS_FILE": "/no/such/file"}, 1, "/no/such/file"),
     ],
 )

@@ -14,8 +14,10 @@ from penstock_router.changes import Changes
 from penstock_router.decisions import DecisionBook, DecisionRecord
 from penstock_router.facts import Candidate, Decision
 from penstock_router.index import PrefixIndex
+from penstock_router.metrics import RouterMetrics
 from penstock_router.settings import RouterSettings
 from penstock_router.sync import SyncState, WorkerSync
+from penstock_router.tracked import Picture, TrackedWorker
 
 
 def record(number: int, request_id: str = "req", worker_id: str = "w") -> DecisionRecord:
@@ -150,6 +152,26 @@ def test_a_worker_goes_from_cold_to_live_to_stale_to_dead_and_back() -> None:
         ["COLD", "DEAD", "SYNCING", "LIVE", "STALE", "DEAD", "LIVE", "STALE"]
     )
     assert sync.connecting() == ("e", 4), "a broken stream resumes"
+
+
+def test_a_worker_whose_snapshot_still_comes_takes_requests_under_its_new_epoch() -> None:
+    worker = TrackedWorker("host:1", Picture(DecisionBook(), RouterMetrics(), lambda: 0.0))
+    assert "COLD" in worker.view(0.0).excluded_because
+    for epoch in ("e1", "e2"):
+        facts = frames.WorkerFacts("w", epoch, "host:1")
+        feed(worker.sync, 0.0, frames.SnapshotBegin(epoch, 1, 5, facts))
+        view = worker.view(0.0)
+        assert (view.epoch, view.excluded_because, view.confidence) == (epoch, "", 0.7)
+
+
+def test_a_view_is_kept_until_something_changes() -> None:
+    worker = TrackedWorker("host:1", Picture(DecisionBook(), RouterMetrics(), lambda: 0.0))
+    facts = frames.WorkerFacts("w", "e", "host:1")
+    feed(worker.sync, 0.0, frames.SnapshotBegin("e", 1, 5, facts))
+    view = worker.view(0.0)
+    assert worker.view(0.01) is view
+    worker.load.reserve("r", 70, 0.01, 1.0)
+    assert worker.view(0.01).backlog_tokens == 70
 
 
 def test_a_wrong_digest_is_counted_and_asks_for_everything() -> None:

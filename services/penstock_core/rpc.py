@@ -14,10 +14,10 @@ from penstock_core.interceptors import ServerInterceptor
 __all__ = ["RpcServer", "channel", "sync_channel"]
 
 MAX_CONCURRENT_STREAMS = 1024
-_SERVER = (
+SERVER_OPTIONS = (
     *COMMON_OPTIONS,
     ("grpc.max_concurrent_streams", MAX_CONCURRENT_STREAMS),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
+    ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
     ("grpc.keepalive_permit_without_calls", 1),
     # Two servers on one port would each get some of the calls: refuse to start instead.
     ("grpc.so_reuseport", 0),
@@ -37,7 +37,7 @@ class RpcServer:
         register: Iterable[Callable[[grpc.aio.Server], None]],
         service_names: Iterable[str],
     ) -> None:
-        self._server = grpc.aio.server(options=_SERVER, interceptors=[interceptor])
+        self._server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[interceptor])
         self._health = HealthServicer()
         self._names = tuple(service_names)
         for add in register:

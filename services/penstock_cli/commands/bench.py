@@ -23,12 +23,13 @@ _THREADS_HELP = "Of one torch operation; 0 leaves torch's own choice."
 def index(
     blocks: Annotated[str, typer.Option(help="Of a prompt, with commas.")] = "32,256,1024,8192",
     workers: Annotated[str, typer.Option(help="Numbers of workers, with commas.")] = "2,16,64",
-    repeats: Annotated[int, typer.Option(min=1, help="Medians are taken over these.")] = 5,
+    indexed: Annotated[int, typer.Option(min=0, help="Other blocks in the index.")] = 100_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Repetitions of each.")] = 20,
     *,
     as_json: Json = False,
 ) -> None:
-    """Measure hashing, matching, storing and removing by blocks and workers."""
-    load = IndexLoad(_numbers(blocks), _numbers(workers), repeats)
+    """Measure hashing, matching, storing, removing and deciding by blocks and workers."""
+    load = IndexLoad(_numbers(blocks), _numbers(workers), indexed, rounds)
     with failures_told():
         bench = measure_index(load, _say)
     if as_json:

@@ -35,19 +35,19 @@ def engine_view(bench: EngineBench) -> RenderableType:
 
 
 def index_view(bench: IndexBench) -> RenderableType:
-    """One row for each number of blocks and workers."""
+    """One row for each number of blocks and workers, one column for each operation."""
+    operations = list(dict.fromkeys(cell.op for cell in bench.measurements))
     table = Table(
-        title=f"routing index, microseconds a prompt, medians of {bench.load.repeats}",
-        caption="match: held to a different depth by each worker; one: by a single worker; "
-        "cold: by nobody",
+        title=f"routing index with {bench.load.indexed} other blocks: microseconds, p50/p99 "
+        f"of {bench.load.rounds}",
+        caption="workers hold a prompt to different depths; decide: hash, match and choose",
     )
-    for name in ("blocks", "workers", "hash", "match", "one", "cold", "store", "remove"):
+    for name in ("blocks", "workers", *operations):
         table.add_column(name, justify="right")
-    for row in bench.rows:
-        times = (row.hash_us, row.match_us, row.match_single_us, row.match_cold_us)
-        table.add_row(
-            str(row.blocks),
-            str(row.workers),
-            *(f"{us:.1f}" for us in (*times, row.store_us, row.remove_us)),
-        )
+    rows: dict[tuple[int, int], list[str]] = {}
+    for cell in bench.measurements:
+        times = f"{cell.us_p50:.0f}/{cell.us_p99:.0f}"
+        rows.setdefault((cell.blocks, cell.workers), []).append(times)
+    for (blocks, workers), cells in rows.items():
+        table.add_row(str(blocks), str(workers), *cells)
     return Group(table, f"memory: {bench.bytes_per_block:.0f} bytes a block and worker")

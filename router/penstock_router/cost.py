@@ -4,10 +4,11 @@
       + externality                                     what its prefill costs everybody else
       + tpot + kv pressure
 
-``externality = prefill(U) x (1 / (1 - utilisation) + waiting + kappa x running)``: a second of
-prefill delays each request that waits, slows those that decode, and holds up those yet to come, the
-more of them the busier the worker is. At high load this is the rule "own uncached tokens + 0.1 x
-queued prefill tokens"; on an idle fleet it is the least time to first token, with work counted twice.
+``externality = prefill(U) x (1 / (1 - utilisation) + kappa x (waiting + running))``: a second of
+prefill takes its share of each step from requests that wait or decode, and holds up those yet to
+come, the more of them the busier the worker is. At high load this is the rule "own uncached tokens
++ 0.1 x queued prefill tokens"; on an idle fleet it is the least time to first token, with work
+counted twice.
 
 Pure. Each term has a weight, so that each can be switched off.
 """
@@ -25,7 +26,7 @@ class CostParams:
 
     Attributes:
         backlog, pending, externality, tpot, kv_pressure: weights of the terms; 0 switches one off.
-        running_share: kappa, how much of a prefill's time a decoding request loses.
+        shared: kappa, how much of a prefill's time another request on the worker loses.
         busiest: upper bound of ``1 / (1 - utilisation)``.
         kv_knee: occupancy at which memory begins to weigh; ``kv_scale_s`` how much.
         tie_s, tie_share: candidates this close to the best count as equal.
@@ -36,7 +37,7 @@ class CostParams:
     externality: float = 1.0
     tpot: float = 0.1
     kv_pressure: float = 1.0
-    running_share: float = 0.3
+    shared: float = 0.3
     busiest: float = 9.0
     kv_knee: float = 0.8
     kv_scale_s: float = 0.05
@@ -104,13 +105,15 @@ def worth_waiting(worker: WorkerView, match: Match, now: float, p: CostParams) -
 
 
 def _backlog_s(worker: WorkerView, p: CostParams) -> float:
-    return p.backlog * (worker.slope_s * worker.backlog_tokens + worker.base_s * worker.waiting)
+    # Those that wait share their steps, so what a step costs by itself counts once.
+    base_s = worker.base_s if worker.waiting else 0.0
+    return p.backlog * (worker.slope_s * worker.backlog_tokens + base_s)
 
 
 def _others(worker: WorkerView, p: CostParams) -> float:
     """Requests, present or to come, that a prefill delays."""
     busy = min(1 / max(1 - worker.utilisation, 1e-9), p.busiest)
-    return busy + worker.waiting + p.running_share * worker.running
+    return busy + p.shared * (worker.waiting + worker.running)
 
 
 def _hit(worker: WorkerView, match: Match, prompt_tokens: int) -> _Hit:

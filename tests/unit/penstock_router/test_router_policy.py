@@ -54,6 +54,11 @@ def test_a_short_queue_does_not() -> None:
     assert winner(choose(worker("a"), busy, asked=request(b=Match(960)))) == "b"
 
 
+def test_a_burst_of_siblings_does_not_make_a_second_copy_of_a_long_prefix() -> None:
+    burst = worker("b", backlog_tokens=30 * 29, waiting=30, base_s=0.003)
+    assert winner(choose(worker("a", base_s=0.003), burst, asked=request(b=Match(960)))) == "b"
+
+
 def test_without_affinity_another_would_have_been_chosen_at_this_loss() -> None:
     decision = choose(worker("a"), worker("b", backlog_tokens=300), asked=request(b=Match(960)))
     assert winner(decision) == "b"

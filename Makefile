@@ -19,7 +19,7 @@ up: .venv/.ready  ## serve until Ctrl-C
 	$(BIN)/penstock up
 
 test: .venv/.ready  ## all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup
 
 check: .venv/.ready  ## style, types, floor plan, protos
 	$(BIN)/ruff check .

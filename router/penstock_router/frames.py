@@ -105,9 +105,13 @@ class SnapshotBegin:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotChunk:
-    """Blocks with the distance back to each one's parent; a root has 0 and the next root parent."""
+    """Blocks with the distance back to each one's parent; a root has 0 and the next root parent.
+
+    ``first_index`` blocks of the snapshot come before these.
+    """
 
     epoch: str
+    first_index: int
     hashes: tuple[int, ...]
     distances: tuple[int, ...]
     root_parents: tuple[int, ...]

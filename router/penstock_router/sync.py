@@ -279,7 +279,7 @@ def _slices(hashes: Sequence[int]) -> Iterator[Sequence[int]]:
 
 def _runs(chunk: SnapshotChunk, order: list[int]) -> list[tuple[int, list[int]]] | None:
     """Runs of (parent, blocks) of a chunk, whose blocks are added to ``order``; None if malformed."""
-    if len(chunk.hashes) != len(chunk.distances):
+    if len(chunk.hashes) != len(chunk.distances) or chunk.first_index != len(order):
         return None
     roots = iter(chunk.root_parents)
     runs: list[tuple[int, list[int]]] = []

@@ -47,6 +47,7 @@ def frame(message: worker_service_pb2.WatchStateResponse) -> f.Frame | None:
             chunk = message.snapshot_chunk
             return f.SnapshotChunk(
                 epoch,
+                chunk.first_index,
                 tuple(unpack_hashes(chunk.block_hashes)),
                 tuple(chunk.parent_distances),
                 tuple(chunk.root_parents),

@@ -58,6 +58,7 @@ class Picture:
 
     def _chunk(self, chunk: state_pb2.SnapshotChunk) -> None:
         assert self._coming is not None, "a chunk without a beginning"
+        assert chunk.first_index == len(self._order), "a chunk out of order"
         roots = iter(chunk.root_parents)
         keys = unpack_hashes(chunk.block_hashes)
         for key, distance in zip(keys, chunk.parent_distances, strict=True):

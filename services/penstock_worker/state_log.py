@@ -177,7 +177,9 @@ class StateLog:
     def _chunk(
         self, keys: list[int], position: dict[int, int], tier: state_pb2.KvTier.ValueType
     ) -> state_pb2.SnapshotChunk:
-        chunk = state_pb2.SnapshotChunk(block_hashes=pack_hashes(keys), tier=tier)
+        chunk = state_pb2.SnapshotChunk(
+            block_hashes=pack_hashes(keys), tier=tier, first_index=position[keys[0]]
+        )
         for key in keys:
             parent = self._blocks[key].parent
             distance = position[key] - position.get(parent, position[key])

@@ -78,7 +78,7 @@ class Worker:
             at = [order.index(PARENT[b]) if PARENT[b] in self.held else -1 for b in part]
             distances = tuple(start + i - p if p >= 0 else 0 for i, p in enumerate(at))
             roots = tuple(PARENT[b] for b, p in zip(part, at, strict=True) if p < 0)
-            frames.append(SnapshotChunk(self.epoch, tuple(part), distances, roots))
+            frames.append(SnapshotChunk(self.epoch, start, tuple(part), distances, roots))
         return [*frames, SnapshotEnd(self.epoch, self.digest(), ())]
 
 
@@ -159,9 +159,7 @@ class SyncUnderFaults(RuleBasedStateMachine):
     def swap(self, at: int) -> None:
         if len(self.stream) > 1:
             a = at % (len(self.stream) - 1)
-            pair = self.stream[a], self.stream[a + 1]
-            if not all(isinstance(frame, SnapshotChunk) for frame in pair):
-                self.stream[a + 1], self.stream[a] = pair
+            self.stream[a + 1], self.stream[a] = self.stream[a], self.stream[a + 1]
 
     @rule()
     def settle(self) -> None:

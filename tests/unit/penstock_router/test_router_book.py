@@ -191,7 +191,7 @@ def test_a_large_snapshot_is_applied_in_slices() -> None:
     blocks = tuple(range(100, 5100))
     facts = frames.WorkerFacts("w", "e", "host:1")
     feed(sync, 0.0, frames.SnapshotBegin("e", 1, len(blocks), facts))
-    chunk = frames.SnapshotChunk("e", blocks, (0, *[1] * 4999), (7,))
+    chunk = frames.SnapshotChunk("e", 0, blocks, (0, *[1] * 4999), (7,))
     assert sum(1 for _ in sync.apply(chunk, 0.0)) >= 5000 // 256
 
 

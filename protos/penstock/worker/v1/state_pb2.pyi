@@ -279,10 +279,13 @@ class SnapshotChunk(google.protobuf.message.Message):
     PARENT_DISTANCES_FIELD_NUMBER: builtins.int
     ROOT_PARENTS_FIELD_NUMBER: builtins.int
     TIER_FIELD_NUMBER: builtins.int
+    FIRST_INDEX_FIELD_NUMBER: builtins.int
     block_hashes: builtins.bytes
     """Chain hashes, 8 bytes little-endian each."""
     tier: Global___KvTier.ValueType
     """Tier of all blocks of this chunk."""
+    first_index: builtins.int
+    """Blocks of the snapshot before this chunk: chunks out of order would hang blocks on wrong parents."""
     @property
     def parent_distances(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """For each block the distance back to its parent in the order of the whole snapshot; 0 means a root."""
@@ -298,8 +301,9 @@ class SnapshotChunk(google.protobuf.message.Message):
         parent_distances: collections.abc.Iterable[builtins.int] | None = ...,
         root_parents: collections.abc.Iterable[builtins.int] | None = ...,
         tier: Global___KvTier.ValueType = ...,
+        first_index: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["block_hashes", b"block_hashes", "parent_distances", b"parent_distances", "root_parents", b"root_parents", "tier", b"tier"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["block_hashes", b"block_hashes", "first_index", b"first_index", "parent_distances", b"parent_distances", "root_parents", b"root_parents", "tier", b"tier"]) -> None: ...
 
 Global___SnapshotChunk: typing_extensions.TypeAlias = SnapshotChunk
 

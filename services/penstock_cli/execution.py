@@ -15,7 +15,6 @@ from penstock_core.errors import PenstockError, Unauthenticated, Unavailable
 T = TypeVar("T")
 
 INTERRUPTED = 128 + signal.SIGINT
-TERMINATED = 128 + signal.SIGTERM
 
 # Answers go to standard output, everything said about them to standard error.
 output = Console(highlight=False, emoji=False)
@@ -23,16 +22,16 @@ notes = Console(stderr=True, highlight=False, emoji=False)
 
 
 @contextmanager
-def failures_told(*, status_when_interrupted: int = INTERRUPTED) -> Iterator[None]:
+def failures_told() -> Iterator[None]:
     """Turn what is expected to go wrong into a sentence and an exit status.
 
     Raises:
-        typer.Exit: with status 1 after a failure, as given after Ctrl-C.
+        typer.Exit: with status 1 after a failure, 130 after Ctrl-C.
     """
     try:
         yield
     except KeyboardInterrupt:
-        raise typer.Exit(status_when_interrupted) from None
+        raise typer.Exit(INTERRUPTED) from None
     except (CommandFailed, PenstockError, OSError) as error:
         if isinstance(error, CommandFailed) and error.detail:
             notes.print(error.detail, style="dim", markup=False)
@@ -50,21 +49,28 @@ def run(work: Coroutine[Any, Any, T], *, status_when_stopped: int | None = None)
     Raises:
         typer.Exit: as ``failures_told``.
     """
-    usual = status_when_stopped is None
-    interrupted = INTERRUPTED if usual else status_when_stopped
-    terminated = TERMINATED if usual else status_when_stopped
-    with failures_told(status_when_interrupted=interrupted or 0):
+    stops: list[signal.Signals] = []
+    with failures_told():
         try:
-            return asyncio.run(_terminable(work))
+            return asyncio.run(_stoppable(work, stops))
         except asyncio.CancelledError:
-            # Only SIGTERM gets here: asyncio turns its own Ctrl-C into KeyboardInterrupt.
-            raise typer.Exit(terminated or 0) from None
+            usual = 128 + stops[0] if stops else INTERRUPTED
+            status = usual if status_when_stopped is None else status_when_stopped
+            raise typer.Exit(status) from None
 
 
-async def _terminable(work: Coroutine[Any, Any, T]) -> T:
+async def _stoppable(work: Coroutine[Any, Any, T], stops: list[signal.Signals]) -> T:
     task = asyncio.current_task()
     assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+
+    def stop(number: signal.Signals) -> None:
+        stops.append(number)
+        task.cancel()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # SIGINT too: a shell starts background jobs with it ignored, and asyncio leaves it so.
+        loop.add_signal_handler(number, stop, number)
     return await work
 
 

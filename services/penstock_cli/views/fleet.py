@@ -12,12 +12,12 @@ _STYLES = {"LIVE": "green", "SERVING": "green", "STALE": "yellow", "DEAD": "red"
 
 
 def fleet_table(workers: Sequence[WorkerStatus]) -> Table:
-    """One row a worker."""
-    table = Table(title=f"{len(workers)} workers")
-    for name in ("worker", "endpoint", "model", "device", "state", "health"):
-        table.add_column(name)
-    for name in ("running", "waiting", "KV used", "KV cached", "indexed", "step", "trust", "seen"):
-        table.add_column(name, justify="right")
+    """Two lines a worker, so that it fits a terminal of 80 columns."""
+    table = Table(title=f"{len(workers)} workers", show_lines=True)
+    for name in ("worker\nendpoint", "model\ndevice", "state\nhealth"):
+        table.add_column(name, overflow="fold")
+    for name in ("running\nwaiting", "KV used\ncached", "step\nindexed", "trust\nseen"):
+        table.add_column(name, justify="right", no_wrap=True)
     for worker in workers:
         table.add_row(*_row(worker))
     return table
@@ -27,21 +27,17 @@ def _row(worker: WorkerStatus) -> tuple[str, ...]:
     info, load = worker.info, worker.load
     state = SyncState.Name(worker.sync_state).removeprefix("SYNC_STATE_")
     health = WorkerHealth.Name(load.health).removeprefix("WORKER_HEALTH_")
+    breaker = "\n[red]breaker open[/]" if worker.breaker_open else ""
+    used = share(load.used_blocks, load.capacity_blocks)
+    cached = share(load.cached_blocks, load.capacity_blocks)
     return (
-        info.worker_id,
-        info.endpoint,
-        ", ".join(info.models),
-        info.device,
-        _styled(state) + (" [red]breaker open[/]" if worker.breaker_open else ""),
-        _styled(health),
-        str(load.running),
-        str(load.waiting),
-        share(load.used_blocks, load.capacity_blocks),
-        share(load.cached_blocks, load.capacity_blocks),
-        str(worker.indexed_blocks),
-        duration(load.step_s),
-        f"{worker.trust:.2f}",
-        f"{duration(worker.last_frame_age_s)} ago",
+        f"{info.worker_id}\n{info.endpoint}",
+        f"{', '.join(info.models)}\n{info.device}",
+        f"{_styled(state)}\n{_styled(health)}{breaker}",
+        f"{load.running}\n{load.waiting}",
+        f"{used}\n{cached}",
+        f"{duration(load.step_s)}\n{worker.indexed_blocks}",
+        f"{worker.trust:.2f}\n{duration(worker.last_frame_age_s)}",
     )
 
 

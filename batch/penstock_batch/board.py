@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from penstock_batch.steps import Leases, Step
+from penstock_core.cancellation import heeded_cancellation
 from penstock_core.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -178,6 +179,7 @@ def _millis(seconds: float) -> int:
 @asynccontextmanager
 async def _translated() -> AsyncIterator[None]:
     try:
-        yield
+        with heeded_cancellation():
+            yield
     except (RedisError, OSError) as error:
         raise Unavailable(f"Redis does not answer: {error}") from error

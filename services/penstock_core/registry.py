@@ -5,17 +5,17 @@ learns from the worker itself (``WatchState``).
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
-from redis import DriverInfo
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from penstock_core.cancellation import heeded_cancellation
 from penstock_core.errors import Unavailable
-from penstock_core.version import VERSION
 
 TTL_S = 10.0
 RENEW_S = 3.0
@@ -65,8 +65,8 @@ class RedisRegistry:
             socket_timeout=_TIMEOUT_S,
             socket_connect_timeout=_TIMEOUT_S,
             decode_responses=True,
-            # Unless told, redis-py reads its own version from the disk with each connection.
-            driver_info=DriverInfo("penstock", VERSION),
+            # Else each connection reads redis-py's version from disk, blocking the loop.
+            driver_info=None,
         )
         self._index = f"{prefix}:workers"
         self._prefix = f"{prefix}:worker:"
@@ -87,27 +87,23 @@ class RedisRegistry:
     async def announce(self, entry: WorkerEntry) -> None:
         """Say that a worker is there, for ``TTL_S`` seconds. Raises Unavailable."""
         record = json.dumps({"endpoint": entry.endpoint, "worker_id": entry.worker_id})
-        try:
+        with _translated():
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.set(self._prefix + entry.worker_id, record, px=int(TTL_S * 1000))
                 pipe.sadd(self._index, entry.worker_id)
                 await pipe.execute()
-        except (RedisError, OSError) as error:
-            raise Unavailable(f"the registry does not answer: {error}") from error
 
     async def withdraw(self, worker_id: str) -> None:
         """Say that a worker is gone. Raises Unavailable."""
-        try:
+        with _translated():
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.delete(self._prefix + worker_id)
                 pipe.srem(self._index, worker_id)
                 await pipe.execute()
-        except (RedisError, OSError) as error:
-            raise Unavailable(f"the registry does not answer: {error}") from error
 
     async def workers(self) -> list[WorkerEntry]:
         """Everybody whose announcement has not run out. Raises Unavailable."""
-        try:
+        with _translated():
             ids = sorted(str(member) for member in await self._redis.smembers(self._index))
             if not ids:
                 return []
@@ -115,8 +111,6 @@ class RedisRegistry:
             expired = [i for i, record in zip(ids, records, strict=True) if record is None]
             if expired:
                 await self._redis.srem(self._index, *expired)
-        except (RedisError, OSError) as error:
-            raise Unavailable(f"the registry does not answer: {error}") from error
         return [WorkerEntry(**json.loads(record)) for record in records if record is not None]
 
     async def close(self) -> None:
@@ -127,3 +121,12 @@ class RedisRegistry:
 def open_registry(redis_url: str, endpoints: Sequence[str]) -> Registry:
     """The fixed list if there is one, else Redis."""
     return StaticRegistry(endpoints) if endpoints else RedisRegistry(redis_url)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        with heeded_cancellation():
+            yield
+    except (RedisError, OSError) as error:
+        raise Unavailable(f"the registry does not answer: {error}") from error

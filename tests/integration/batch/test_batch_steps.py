@@ -86,6 +86,13 @@ async def test_a_line_with_a_bad_body_fails_alone(bench: BatchBench, router: Ech
     assert router.answers == 2
 
 
+async def test_a_shard_whose_lines_all_fail_at_once_is_over_at_once(bench: BatchBench) -> None:
+    batch = await bench.submit(jsonl(1, temperature="hot"))
+    async with asyncio.timeout(20):
+        await bench.run_all()
+    assert (await bench.batches.get(TENANT, batch.id)).counts.failed == 1
+
+
 async def test_a_shard_that_runs_twice_at_once_counts_once(
     bench: BatchBench, router: EchoRouter
 ) -> None:

@@ -1,5 +1,6 @@
 """The asyncio client of the batch service: files in, batches, results out."""
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -10,9 +11,11 @@ import grpc
 from penstock.batch.v1 import batch_pb2, batch_service_pb2, batch_service_pb2_grpc
 from penstock_client.client import answered, credentials
 from penstock_core.channels import channel
+from penstock_core.client_stream import exchange
 from penstock_core.status import from_rpc_error
 from penstock_core.tracing import Metadata, outgoing
 
+_SERVICE = batch_service_pb2.DESCRIPTOR.services_by_name["BatchService"].full_name
 _SHORT_S = 30.0
 _TRANSFER_S = 3600.0
 _PIECE_BYTES = 1 << 20
@@ -27,6 +30,11 @@ class AsyncBatchClient:
         self._credentials = credentials(api_key)
         self._channel = channel(target)
         self._stub = batch_service_pb2_grpc.BatchServiceStub(self._channel)
+        self._upload = self._channel.stream_stream(
+            f"/{_SERVICE}/UploadFile",
+            request_serializer=batch_service_pb2.UploadFileRequest.SerializeToString,
+            response_deserializer=batch_service_pb2.UploadFileResponse.FromString,
+        )
 
     async def __aenter__(self) -> Self:
         """Nothing is connected before the first call."""
@@ -47,13 +55,14 @@ class AsyncBatchClient:
 
     async def upload(self, path: Path, *, purpose: str = "batch") -> batch_pb2.File:
         """Store a file. Raises OSError if it cannot be read, InvalidRequest if it is refused."""
-        with path.open("rb") as file:
-            call = self._stub.UploadFile(
-                _pieces(file.read, path.name, purpose),
-                timeout=_TRANSFER_S,
-                metadata=self._metadata(),
-            )
-            return (await answered(call)).file
+        # The disk may be slow; the caller's event loop is not to wait for it.
+        file = await asyncio.to_thread(path.open, "rb")
+        try:
+            call = self._upload(timeout=_TRANSFER_S, metadata=self._metadata())
+            pieces = _pieces(file.read, path.name, purpose)
+            return (await answered(exchange(call, pieces))).file
+        finally:
+            file.close()
 
     async def create(
         self,
@@ -156,5 +165,5 @@ async def _pieces(
 ) -> AsyncIterator[batch_service_pb2.UploadFileRequest]:
     description = batch_service_pb2.FileDescription(filename=filename, purpose=purpose)
     yield batch_service_pb2.UploadFileRequest(description=description)
-    while data := read(_PIECE_BYTES):
+    while data := await asyncio.to_thread(read, _PIECE_BYTES):
         yield batch_service_pb2.UploadFileRequest(data=data)

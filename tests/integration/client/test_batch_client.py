@@ -1,6 +1,8 @@
 """The batch client over real sockets, against a service that only pretends the work."""
 
+import asyncio
 import json
+import os
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
@@ -108,7 +110,35 @@ async def test_failures_are_typed_in_calls_and_in_streams(
         await client.upload(requests.with_name("missing"))
 
 
-async def test_wrong_key_is_unauthenticated(stored: Stored, requests: Path) -> None:
-    async with running_batches(stored, KEYS) as target, AsyncBatchClient(target) as stranger:
-        with pytest.raises(Unauthenticated):
-            await stranger.upload(requests)
+async def test_wrong_key_is_unauthenticated_however_far_the_upload_came(
+    stored: Stored, tmp_path: Path
+) -> None:
+    path = tmp_path / "large.jsonl"
+    path.write_bytes(b"x" * 1_500_000)
+    async with (
+        running_batches(stored, KEYS) as target,
+        AsyncBatchClient(target, api_key="pk-bad") as stranger,
+    ):
+        for _ in range(20):
+            with pytest.raises(Unauthenticated):
+                await stranger.upload(path)
+
+    assert not stored.files
+
+
+async def test_a_slow_file_does_not_stop_the_loop(
+    client: AsyncBatchClient, stored: Stored, tmp_path: Path
+) -> None:
+    pipe = tmp_path / "slow.jsonl"
+    os.mkfifo(pipe)
+    uploading = asyncio.create_task(client.upload(pipe))
+
+    # Each of these lines is reached only if opening and reading leave the loop alone.
+    writer = await asyncio.to_thread(pipe.open, "wb", 0)
+    with writer:
+        writer.write(b"first ")
+        await client.list()
+        writer.write(b"second")
+    uploaded = await uploading
+
+    assert stored.contents[uploaded.id] == b"first second"

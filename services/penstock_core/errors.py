@@ -1,7 +1,7 @@
 """Every way a request can fail, drawn as one tree.
 
 Owns the meaning of a failure (a stable slug, whether trying again can help) and
-knows no transport: ``penstock_core.status`` maps it to gRPC, the gateway to HTTP.
+knows no transport: ``penstock_core.status`` maps it to gRPC, ``penstock_openai.errors`` to HTTP.
 
     PenstockError
     ├── InvalidRequest ── PromptTooLong, MalformedMessage
@@ -105,9 +105,15 @@ class Conflict(PenstockError):
 
 
 class NotSupported(PenstockError):
-    """This server or model cannot do it, now or later."""
+    """This server or model cannot do it, now or later; ``field`` is the path of what asked for it."""
 
     slug = "not_supported"
+
+    def __init__(
+        self, message: str, *, field: str = "", metadata: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(message, metadata=metadata)
+        self.field = field
 
 
 class Rejected(PenstockError):

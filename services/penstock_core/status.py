@@ -67,7 +67,7 @@ def to_status(error: e.PenstockError) -> status_pb2.Status:
         reason=error.slug.upper(), domain=DOMAIN, metadata=error.metadata
     )
     status.details.add().Pack(info)
-    if isinstance(error, e.InvalidRequest) and error.field:
+    if isinstance(error, e.InvalidRequest | e.NotSupported) and error.field:
         bad = error_details_pb2.BadRequest()
         bad.field_violations.add(field=error.field, description=error.message)
         status.details.add().Pack(bad)
@@ -104,7 +104,7 @@ def from_status(status: status_pb2.Status) -> e.PenstockError:
         cls = _FOREIGN.get(code, e.InternalError)
     error = cls(status.message)
     error.metadata = dict(info.metadata)
-    if isinstance(error, e.InvalidRequest) and bad.field_violations:
+    if isinstance(error, e.InvalidRequest | e.NotSupported) and bad.field_violations:
         error.field = bad.field_violations[0].field
     if isinstance(error, e.Rejected) and retry.HasField("retry_delay"):
         error.retry_after_s = retry.retry_delay.ToNanoseconds() / 1e9

@@ -10,7 +10,7 @@ from typing import Protocol
 from penstock.common.v1 import sampling_pb2
 from penstock.inference.v1 import generate_pb2
 from penstock_core.blocks import TOKEN_BYTES
-from penstock_core.errors import InvalidRequest, PromptTooLong
+from penstock_core.errors import InvalidRequest, NotSupported, PromptTooLong
 from penstock_core.ids import MAX_ID_LENGTH, is_safe_id
 
 MAX_SAMPLES = 64
@@ -20,6 +20,7 @@ MAX_STOP_CHARS = 256
 MAX_STOP_TOKENS = 64
 MAX_LOGIT_BIAS = 1024
 MAX_MESSAGES = 4096
+_FREE_TOOL_CHOICES = frozenset({"", "none", "auto"})
 
 
 class _Limits(Protocol):
@@ -32,7 +33,12 @@ class _Limits(Protocol):
 
 
 def check_request(request: generate_pb2.GenerateRequest) -> None:
-    """Check everything that needs no tokenizer. Raises InvalidRequest with the field's path."""
+    """Check everything that needs no tokenizer.
+
+    Raises:
+        InvalidRequest: a field is wrong; ``field`` is its path.
+        NotSupported: a field asks for what no worker does.
+    """
     if request.request_id and not is_safe_id(request.request_id):
         raise InvalidRequest(
             f"request_id must be 1 to {MAX_ID_LENGTH} letters, digits, '-', '_', '.' or ':'",
@@ -43,6 +49,11 @@ def check_request(request: generate_pb2.GenerateRequest) -> None:
     for problems in (_prompt(request), _sampling(request.sampling), _ends(request)):
         for field, message in problems:
             raise InvalidRequest(message, field=field)
+    # Nobody holds a model to a call yet; an answer without one must not pass for obedience.
+    if request.chat.tool_choice not in _FREE_TOOL_CHOICES:
+        raise NotSupported(
+            "tool_choice: only 'none' and 'auto' are supported", field="chat.tool_choice"
+        )
 
 
 def check_fit(prompt_tokens: int, request: generate_pb2.GenerateRequest, limits: _Limits) -> int:

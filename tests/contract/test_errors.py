@@ -32,6 +32,9 @@ def test_details_carry_field_delay_and_quota() -> None:
 
     assert isinstance(invalid, e.InvalidRequest)
     assert invalid.field == "sampling.top_p"
+    unable = from_status(to_status(e.NotSupported("cannot", field="chat.tool_choice")))
+    assert isinstance(unable, e.NotSupported)
+    assert unable.field == "chat.tool_choice"
     assert isinstance(busy, e.Overloaded)
     assert busy.retry_after_s == 1.5
     assert isinstance(quota, e.QuotaExceeded)

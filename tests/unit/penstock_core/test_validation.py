@@ -7,7 +7,7 @@ import pytest
 from google.protobuf import text_format
 
 from penstock.inference.v1.generate_pb2 import GenerateRequest
-from penstock_core.errors import InvalidRequest, PromptTooLong
+from penstock_core.errors import InvalidRequest, NotSupported, PromptTooLong
 from penstock_core.validation import check_fit, check_request, check_token_ids
 
 
@@ -65,6 +65,21 @@ def test_the_model_must_be_named() -> None:
         check_request(GenerateRequest(text="a"))
 
     assert caught.value.field == "model"
+
+
+@pytest.mark.parametrize("choice", ["required", "weather"])
+def test_a_tool_call_that_nobody_would_enforce_is_refused(choice: str) -> None:
+    forced = request(f'chat {{ messages {{ role: "user" }} tool_choice: "{choice}" }}')
+
+    with pytest.raises(NotSupported, match="tool_choice") as caught:
+        check_request(forced)
+
+    assert caught.value.field == "chat.tool_choice"
+
+
+@pytest.mark.parametrize("choice", ["", "none", "auto"])
+def test_a_free_choice_of_tools_passes(choice: str) -> None:
+    check_request(request(f'chat {{ messages {{ role: "user" }} tool_choice: "{choice}" }}'))
 
 
 def test_an_ordinary_request_passes() -> None:

@@ -1,4 +1,4 @@
-"""Asks the router for one line, with deadline, retries and back-off.
+"""Asks the router for one prompt, with deadline, retries and back-off.
 
 A refusal before work began (no capacity, no worker, router away) never fails a line: an offline
 batch waits until its window closes. Work that was begun and lost is tried again a few times.
@@ -6,7 +6,7 @@ batch waits until its window closes. Work that was begun and lost is tried again
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -14,13 +14,13 @@ import grpc
 
 from penstock.common.v1 import sampling_pb2
 from penstock.inference.v1 import generate_pb2, inference_service_pb2_grpc
-from penstock_batch.answers import Generation
 from penstock_batch.pressure import Gate
 from penstock_core import errors as e
 from penstock_core.auth import TENANT_KEY
 from penstock_core.status import from_rpc_error
 from penstock_core.tracing import outgoing
 
+_ABORTED = generate_pb2.FINISH_REASON_ABORTED
 _FIRST_WAIT_S = 0.1
 _LONGEST_WAIT_S = 10.0
 
@@ -35,7 +35,7 @@ class CallOptions:
 
 
 class LineCaller:
-    """Runs lines against ``InferenceService.Generate``."""
+    """Runs lines' prompts against ``InferenceService.Generate``."""
 
     def __init__(self, channel: grpc.aio.Channel, gate: Gate, options: CallOptions) -> None:
         self._stub: inference_service_pb2_grpc.InferenceServiceAsyncStub = (
@@ -44,8 +44,10 @@ class LineCaller:
         self._gate = gate
         self._options = options
 
-    async def generate(self, tenant: str, request: generate_pb2.GenerateRequest) -> Generation:
-        """The answer to a request; its id gets a suffix for each attempt.
+    async def generate(
+        self, tenant: str, request: generate_pb2.GenerateRequest
+    ) -> list[generate_pb2.GenerateResponse]:
+        """Every event of the attempt that succeeded; the request's id gets a suffix for each one.
 
         Raises:
             PenstockError: it cannot be answered; Unauthenticated and PermissionDenied are about
@@ -57,7 +59,7 @@ class LineCaller:
             request.request_id = f"{name}.{refusals + losses}"
             try:
                 async with self._gate.pass_through():
-                    generation = await self._attempt(tenant, request)
+                    events = await self._attempt(tenant, request)
                 self._gate.succeeded()
             except e.Rejected as refused:
                 self._gate.pushed_back()
@@ -69,16 +71,15 @@ class LineCaller:
                     raise
                 await asyncio.sleep(_wait_s(losses, None))
             else:
-                return generation
+                return events
 
-    async def _attempt(self, tenant: str, request: generate_pb2.GenerateRequest) -> Generation:
-        generation = Generation()
-        async with self._events(tenant, request) as events:
-            async for event in events:
-                generation.add(event)
-        if generation.usage is None:
-            raise e.WorkerLost("the stream ended before the generation did")
-        return generation
+    async def _attempt(
+        self, tenant: str, request: generate_pb2.GenerateRequest
+    ) -> list[generate_pb2.GenerateResponse]:
+        async with self._events(tenant, request) as stream:
+            events = [event async for event in stream]
+        check_whole(events)
+        return events
 
     @asynccontextmanager
     async def _events(
@@ -97,6 +98,14 @@ class LineCaller:
             raise from_rpc_error(error) from error
         finally:
             call.cancel()
+
+
+def check_whole(events: Sequence[generate_pb2.GenerateResponse]) -> None:
+    """Raise Evicted or WorkerLost unless the generation came to its own end."""
+    if any(event.finished.reason == _ABORTED for event in events):
+        raise e.Evicted("the generation was aborted by the server")
+    if not events or not events[-1].HasField("completed"):
+        raise e.WorkerLost("the stream ended before the generation did")
 
 
 def _wait_s(tries: int, told_s: float | None) -> float:

@@ -19,7 +19,7 @@ class Answer:
     number: int
     custom_id: str
     is_error: bool
-    result: dict[str, Any]
+    result: dict[str, object]
 
 
 def dump_work(works: Iterable[Work]) -> bytes:

@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from opentelemetry import trace
 from opentelemetry.context import Context
 
-from penstock_batch.answers import Job, answered, failed
+from penstock.common.v1 import usage_pb2
+from penstock.inference.v1 import generate_pb2
+from penstock_batch.answers import Generated, Job, answered, failed
 from penstock_batch.board import Board
 from penstock_batch.caller import LineCaller
 from penstock_batch.facts import NO_TOKENS, Created, Facts, Planned, ShardDone, Tokens
@@ -22,12 +24,14 @@ from penstock_batch.metrics import BatchMetrics
 from penstock_batch.planner import Work
 from penstock_batch.records import Answer, dump_answers, load_work
 from penstock_batch.store import FactStore
-from penstock_batch.translate import to_request
 from penstock_core import semconv as sc
 from penstock_core.errors import PenstockError, PermissionDenied, Unauthenticated, Unavailable
 from penstock_core.ids import new_id
 from penstock_core.tracing import link_to
 from penstock_core.validation import check_request
+from penstock_openai.generations import Generation, generation_of
+from penstock_openai.prompts import run_prompts
+from penstock_openai.responses import Collector
 
 logger = logging.getLogger(__name__)
 
@@ -118,21 +122,33 @@ class ShardRunner:
         return any(line.cancelled() for line in lines)
 
     async def _answer(self, run: _Run, work: Work) -> None:
-        request_id = ""
+        request_id = f"{run.attempt}.{work.line.number}"
         try:
-            request = to_request(run.created.endpoint, work.line.body)
-            request_id = request.request_id = f"{run.attempt}.{work.line.number}"
-            check_request(request)
-            generation = await self._caller.generate(run.created.tenant, request)
+            generation = generation_of(run.created.endpoint, work.line.body)
+            collector = await self._collect(run.created.tenant, request_id, generation)
         except (Unauthenticated, PermissionDenied):
             raise
         except PenstockError as error:
             run.answers += [failed(run.job, line, error, request_id) for line in work.lines]
             return
-        logprobs = request.output.HasField("logprobs")
+        generated = Generated(request_id, generation, collector)
         for line in work.lines:
-            run.answers.append(answered(run.job, line, generation, logprobs))
-            run.usage += generation.tokens()
+            run.answers.append(answered(run.job, line, generated))
+            run.usage += tokens_of(collector.usage())
+
+    async def _collect(self, tenant: str, request_id: str, generation: Generation) -> Collector:
+        """What comes of a line's prompts."""
+        collector = Collector(generation.form, generation.shape)
+
+        async def run(index: int, request: generate_pb2.GenerateRequest) -> None:
+            for event in await self._caller.generate(tenant, request):
+                collector.add(index, event)
+
+        for index, request in enumerate(generation.requests):
+            check_request(request)
+            request.request_id = request_id + (f"-{index}" if index else "")
+        await run_prompts(generation.requests, run)
+        return collector
 
     async def _stop_on_request(self, run: _Run, lines: list[asyncio.Task[None]]) -> None:
         """Report progress; end the lines once the batch is cancelled or its window closed."""
@@ -180,6 +196,17 @@ class ShardRunner:
 def work_object(planned: Planned, shard: int) -> str:
     """Name of the object that holds a shard's work."""
     return f"{planned.prefix}/{shard:05d}"
+
+
+def tokens_of(usage: usage_pb2.Usage) -> Tokens:
+    """Tokens used, as a fact keeps them."""
+    return Tokens(
+        prompt=usage.prompt_tokens,
+        completion=usage.completion_tokens,
+        cached=usage.cached_tokens,
+        drafted=usage.drafted_tokens,
+        accepted=usage.accepted_draft_tokens,
+    )
 
 
 def _is_over(facts: Facts, shard: int) -> bool:

@@ -6,12 +6,12 @@ from starlette.responses import JSONResponse
 from penstock.batch.v1 import batch_service_pb2
 from penstock_core import ids
 from penstock_core.errors import InvalidRequest, NotSupported
-from penstock_gateway.batch_objects import batch_object, parse_window
 from penstock_gateway.body import read_json
 from penstock_gateway.caller import Caller
 from penstock_gateway.query import check_query, limit_of
-from penstock_gateway.schemas import BatchBody
 from penstock_gateway.upstream import BatchClient
+from penstock_openai.batch_objects import batch_object, parse_window
+from penstock_openai.schemas import BatchBody
 
 MAX_PAGE = 100
 IDEMPOTENCY_HEADER = "idempotency-key"
@@ -29,7 +29,10 @@ class BatchEndpoint:
         """Start a batch over an uploaded file."""
         body = await read_json(request, BatchBody, self._max_body_bytes)
         if body.output_expires_after is not None:
-            raise NotSupported("output_expires_after is not supported: files stay until deleted")
+            raise NotSupported(
+                "output_expires_after is not supported: files stay until deleted",
+                field="output_expires_after",
+            )
         key = request.headers.get(IDEMPOTENCY_HEADER, "")
         if key and not ids.is_safe_id(key):
             raise InvalidRequest(

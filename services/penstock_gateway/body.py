@@ -2,12 +2,13 @@
 
 from typing import TypeVar
 
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails, from_json
+from pydantic import BaseModel
+from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from penstock_core.errors import InvalidRequest
+from penstock_openai.bodies import validated
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -20,12 +21,7 @@ async def read_json(request: Request, schema: type[Schema], max_bytes: int) -> S
         HTTPException: 413 if the body is larger than allowed, 415 if it is declared as no JSON.
     """
     require_content_type(request, "application/json")
-    value = _parsed(await _read(request, max_bytes))
-    try:
-        return schema.model_validate(value)
-    except ValidationError as error:
-        details = error.errors(include_url=False, include_context=False)
-        raise _explained(details[0], schema) from error
+    return validated(_parsed(await _read(request, max_bytes)), schema)
 
 
 def require_content_type(request: Request, wanted: str) -> None:
@@ -72,34 +68,3 @@ def _parsed(body: bytes) -> object:
         raise InvalidRequest(
             f"We could not parse the JSON body of your request: {error}"
         ) from error
-
-
-def _explained(detail: ErrorDetails, schema: type[BaseModel]) -> InvalidRequest:
-    kind, location = detail["type"], detail["loc"]
-    if not location:
-        return InvalidRequest("the body must be a JSON object")
-    top = str(location[0])
-    if kind == "extra_forbidden" and len(location) == 1:
-        return InvalidRequest(f"Unrecognized request argument supplied: {top}", field=top)
-    if kind == "missing" and len(location) == 1:
-        return InvalidRequest(f"Missing required parameter: '{top}'.", field=top)
-    forms = _forms(schema, top)
-    if forms:
-        return InvalidRequest(f"Invalid value for '{top}': it must be {forms}", field=top)
-    path = _path(location)
-    reason = detail["msg"].removeprefix("Value error, ")
-    return InvalidRequest(f"Invalid value for '{path}': {reason}", field=path)
-
-
-def _forms(schema: type[BaseModel], parameter: str) -> str:
-    """What a parameter of several forms may be; pydantic would tell about one of them only."""
-    field = schema.model_fields.get(parameter)
-    extra = field.json_schema_extra if field is not None else None
-    return str(extra.get("forms", "")) if isinstance(extra, dict) else ""
-
-
-def _path(location: tuple[int | str, ...]) -> str:
-    path = ""
-    for part in location:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
-    return path

@@ -5,11 +5,9 @@ from starlette.types import ASGIApp
 
 from penstock_gateway.body import read_json
 from penstock_gateway.caller import priority_of
-from penstock_gateway.formats import ChatFormat
-from penstock_gateway.inference import Generation, Inference
-from penstock_gateway.responses import Shape
-from penstock_gateway.schemas import ChatBody
-from penstock_gateway.translate import chat_request
+from penstock_gateway.inference import Inference
+from penstock_openai.generations import chat_generation
+from penstock_openai.schemas import ChatBody
 
 
 class ChatEndpoint:
@@ -22,14 +20,10 @@ class ChatEndpoint:
     async def create(self, request: Request) -> ASGIApp:
         """Answer a conversation."""
         body = await read_json(request, ChatBody, self._max_body_bytes)
-        wire = chat_request(body)
-        wire.priority = priority_of(request)
-        generation = Generation(
-            requests=(wire,),
-            form=ChatFormat(logprobs=bool(body.logprobs)),
-            shape=Shape(prompts=1, samples=body.n or 1),
-            model=body.model,
-        )
+        generation = chat_generation(body)
+        priority = priority_of(request)
+        for wire in generation.requests:
+            wire.priority = priority
         if not body.stream:
             return await self._inference.whole(request, generation)
         options = body.stream_options

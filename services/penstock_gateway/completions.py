@@ -5,11 +5,9 @@ from starlette.types import ASGIApp
 
 from penstock_gateway.body import read_json
 from penstock_gateway.caller import priority_of
-from penstock_gateway.formats import CompletionFormat
-from penstock_gateway.inference import Generation, Inference
-from penstock_gateway.responses import Shape
-from penstock_gateway.schemas import CompletionBody
-from penstock_gateway.translate import completion_requests
+from penstock_gateway.inference import Inference
+from penstock_openai.generations import completion_generation
+from penstock_openai.schemas import CompletionBody
 
 
 class CompletionEndpoint:
@@ -22,16 +20,10 @@ class CompletionEndpoint:
     async def create(self, request: Request) -> ASGIApp:
         """Continue the prompts."""
         body = await read_json(request, CompletionBody, self._max_body_bytes)
-        requests = completion_requests(body)
+        generation = completion_generation(body)
         priority = priority_of(request)
-        for wire in requests:
+        for wire in generation.requests:
             wire.priority = priority
-        generation = Generation(
-            requests=tuple(requests),
-            form=CompletionFormat(logprobs=body.logprobs is not None),
-            shape=Shape(prompts=len(requests), samples=body.n or 1),
-            model=body.model,
-        )
         if not body.stream:
             return await self._inference.whole(request, generation)
         options = body.stream_options

@@ -11,10 +11,10 @@ from penstock.batch.v1 import batch_pb2, batch_service_pb2
 from penstock_core.errors import PenstockError
 from penstock_gateway.caller import Caller
 from penstock_gateway.disconnect import until_disconnect
-from penstock_gateway.json_object import Json
 from penstock_gateway.query import check_query, limit_of
 from penstock_gateway.upload import upload_parts
 from penstock_gateway.upstream import BatchClient
+from penstock_openai.json_object import Json
 
 logger = logging.getLogger(__name__)
 

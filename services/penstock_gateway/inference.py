@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -10,21 +9,11 @@ from starlette.responses import JSONResponse
 from penstock.inference.v1 import generate_pb2
 from penstock_gateway.caller import Caller
 from penstock_gateway.disconnect import until_disconnect
-from penstock_gateway.formats import Format
 from penstock_gateway.generation import generate
-from penstock_gateway.responses import Chunks, Collector, Head, Shape
 from penstock_gateway.sse import Emit, EventStream
 from penstock_gateway.upstream import RouterClient
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """What is asked of the router and how the answer looks."""
-
-    requests: tuple[generate_pb2.GenerateRequest, ...]
-    form: Format
-    shape: Shape
-    model: str
+from penstock_openai.generations import Generation
+from penstock_openai.responses import Chunks, Collector, Head
 
 
 class Inference:
@@ -37,11 +26,15 @@ class Inference:
     async def whole(self, request: Request, generation: Generation) -> JSONResponse:
         """The answer as one object. The calls end with the client's connection."""
         head = Head.new(generation.form, generation.model, self._clock())
-        collector = Collector(generation.form, generation.shape, head)
+        collector = Collector(generation.form, generation.shape)
         caller = Caller.of(request)
-        work = generate(self._router, generation.requests, caller, collector.take)
+
+        async def take(prompt: int, event: generate_pb2.GenerateResponse) -> None:
+            collector.add(prompt, event)
+
+        work = generate(self._router, generation.requests, caller, take)
         await until_disconnect(request.receive, work)
-        return JSONResponse(collector.answer())
+        return JSONResponse(collector.answer(head))
 
     def stream(self, request: Request, generation: Generation, *, usage: bool) -> EventStream:
         """The answer as a stream of chunks, with a last one for the usage if wanted."""

@@ -5,8 +5,8 @@ from starlette.responses import JSONResponse
 
 from penstock.inference.v1 import inference_service_pb2
 from penstock_gateway.caller import Caller
-from penstock_gateway.json_object import Json
 from penstock_gateway.upstream import RouterClient
+from penstock_openai.json_object import Json
 
 
 class ModelEndpoint:

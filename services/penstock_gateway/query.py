@@ -21,4 +21,4 @@ def check_query(request: Request, known: frozenset[str]) -> None:
         if name not in known:
             raise InvalidRequest(f"Unrecognized request argument supplied: {name}", field=name)
     if request.query_params.get("order", "desc") != "desc":
-        raise NotSupported("order: only 'desc', newest first, is supported")
+        raise NotSupported("order: only 'desc', newest first, is supported", field="order")

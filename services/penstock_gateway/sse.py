@@ -11,8 +11,8 @@ from starlette.types import Receive, Scope, Send
 
 from penstock_core.errors import Aborted, PenstockError
 from penstock_gateway.disconnect import until_disconnect
-from penstock_gateway.errors import body_of
-from penstock_gateway.json_object import Json
+from penstock_openai.errors import body_of
+from penstock_openai.json_object import Json
 
 logger = logging.getLogger(__name__)
 

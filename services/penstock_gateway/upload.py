@@ -76,7 +76,9 @@ class UploadForm:
         if part.name == "purpose":
             self._purpose = part.value
         elif part.name.startswith("expires_after"):
-            raise NotSupported("expires_after is not supported: files stay until deleted")
+            raise NotSupported(
+                "expires_after is not supported: files stay until deleted", field="expires_after"
+            )
         else:
             raise InvalidRequest(
                 f"Unrecognized request argument supplied: {part.name[:64]}", field=part.name[:64]

@@ -146,6 +146,7 @@ async def test_an_unknown_model_is_not_found(client: Any, script: Script) -> Non
         ({"best_of": 2, "stream": True}, "best_of"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"logprobs": 50}, "logprobs"),
+        ({"n": 2**31 - 1}, "n"),
         ({"extra_body": {"promt": "x"}}, "promt"),
         ({"extra_headers": {"x-penstock-priority": "system"}}, "x-penstock-priority"),
     ],
@@ -184,22 +185,28 @@ async def test_a_wrong_parameter_of_a_chat_is_named(
     assert caught.value.param == param
 
 
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
+IMAGE = {"type": "image_url", "image_url": {}}
+
+
 @pytest.mark.parametrize(
-    "parameters",
+    ("parameters", "param"),
     [
-        {"functions": [{"name": "f"}]},
-        {"modalities": ["audio"]},
-        {"tools": [{"type": "custom", "custom": {"name": "x"}}]},
-        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"modalities": ["audio"]}, "modalities"),
+        ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0]"),
+        ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages[0].content[0]"),
+        ({"tools": TOOLS, "tool_choice": "required"}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": TOOLS[0]}, "tool_choice"),
     ],
 )
 async def test_what_is_not_supported_is_refused_and_not_ignored(
-    client: Any, script: Script, parameters: dict[str, object]
+    client: Any, script: Script, parameters: dict[str, object], param: str
 ) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         await client.chat.completions.create(**{"model": MODEL, "messages": HELLO, **parameters})
 
-    assert caught.value.code == "not_supported"
+    assert (caught.value.code, caught.value.param) == ("not_supported", param)
 
 
 async def test_an_unknown_argument_is_named_as_openai_does(client: Any, script: Script) -> None:

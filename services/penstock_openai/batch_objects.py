@@ -4,7 +4,7 @@ import re
 
 from penstock.batch.v1 import batch_pb2
 from penstock_core.errors import InvalidRequest
-from penstock_gateway.json_object import Json
+from penstock_openai.json_object import Json
 
 _STATES = {
     batch_pb2.BATCH_STATUS_VALIDATING: "validating",

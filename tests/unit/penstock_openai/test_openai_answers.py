@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from penstock.common.v1 import tokens_pb2, usage_pb2
 from penstock.inference.v1 import generate_pb2
-from penstock_gateway.formats import ChatFormat, CompletionFormat
-from penstock_gateway.json_object import Json
-from penstock_gateway.logprobs import chat_logprobs, completion_logprobs, token_text
-from penstock_gateway.responses import Chunks, Collector, Head, Shape
+from penstock_openai.formats import ChatFormat, CompletionFormat
+from penstock_openai.json_object import Json
+from penstock_openai.logprobs import chat_logprobs, completion_logprobs, token_text
+from penstock_openai.responses import Chunks, Collector, Head, Shape
 
 Event = generate_pb2.GenerateResponse
 HEAD = Head("id-1", "m", 7)
@@ -75,16 +75,16 @@ def test_an_unfinished_tool_call_reason_is_named_as_openai_does() -> None:
     assert last["choices"][0]["finish_reason"] == "tool_calls"  # type: ignore[index]
 
 
-async def test_usage_adds_up_over_prompts() -> None:
-    collector = Collector(CompletionFormat(logprobs=False), Shape(2, 1), HEAD)
+def test_usage_adds_up_over_prompts() -> None:
+    collector = Collector(CompletionFormat(logprobs=False), Shape(2, 1))
     for prompt, tokens in ((0, 3), (1, 4)):
-        await collector.take(prompt, delta(f"t{prompt}"))
-        await collector.take(prompt, finished())
-        await collector.take(
+        collector.add(prompt, delta(f"t{prompt}"))
+        collector.add(prompt, finished())
+        collector.add(
             prompt, completed(prompt_tokens=10, completion_tokens=tokens, cached_tokens=5)
         )
 
-    answer = collector.answer()
+    answer = collector.answer(HEAD)
 
     usage = answer["usage"]
     assert isinstance(usage, dict)
@@ -126,21 +126,21 @@ def test_text_offsets_point_into_the_text(text: str, data: st.DataObject) -> Non
 @given(
     st.lists(st.tuples(st.integers(0, 2), st.text(min_size=1, max_size=4)), max_size=20),
 )
-async def test_a_stream_and_a_whole_answer_hold_the_same_text(
+def test_a_stream_and_a_whole_answer_hold_the_same_text(
     deltas: list[tuple[int, str]],
 ) -> None:
     shape = Shape(prompts=1, samples=3)
-    collector = Collector(ChatFormat(logprobs=False), shape, HEAD)
+    collector = Collector(ChatFormat(logprobs=False), shape)
     chunks = Chunks(ChatFormat(logprobs=False), shape, HEAD, usage=False)
     events = [delta(text, index) for index, text in deltas] + [finished(i) for i in range(3)]
 
     streamed = ["", "", ""]
     for event in events:
-        await collector.take(0, event)
+        collector.add(0, event)
         for chunk in chunks.render(0, event):
             choice: Any = chunk["choices"][0]  # type: ignore[index]
             streamed[choice["index"]] += choice["delta"].get("content", "")
 
-    choices: Any = collector.answer()["choices"]
+    choices: Any = collector.answer(HEAD)["choices"]
     whole = [choice["message"]["content"] for choice in choices]
     assert streamed == whole

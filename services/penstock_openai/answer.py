@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from penstock.common.v1 import tokens_pb2, usage_pb2
 from penstock.inference.v1 import generate_pb2
-from penstock_gateway.json_object import Json
+from penstock_openai.json_object import Json
 
 FINISH_REASONS = {
     generate_pb2.FINISH_REASON_UNSPECIFIED: "stop",
@@ -55,17 +55,31 @@ class Summary:
         elif kind == "completed":
             self._completed[prompt] = event.completed
 
+    def total(self) -> usage_pb2.Usage:
+        """Tokens used."""
+        parts = [done.usage for done in self._completed]
+        return usage_pb2.Usage(
+            prompt_tokens=sum(part.prompt_tokens for part in parts),
+            completion_tokens=sum(part.completion_tokens for part in parts),
+            cached_tokens=sum(part.cached_tokens for part in parts),
+            drafted_tokens=sum(part.drafted_tokens for part in parts),
+            accepted_draft_tokens=sum(part.accepted_draft_tokens for part in parts),
+        )
+
     def usage(self) -> Json:
         """OpenAI's ``usage`` object."""
-        parts = [done.usage for done in self._completed]
-        prompt_tokens = sum(part.prompt_tokens for part in parts)
-        completion_tokens = sum(part.completion_tokens for part in parts)
+        total = self.total()
+        drafted, accepted = total.drafted_tokens, total.accepted_draft_tokens
         return {
-            "prompt_tokens": prompt_tokens,
-            "completion_tokens": completion_tokens,
-            "total_tokens": prompt_tokens + completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": sum(p.cached_tokens for p in parts)},
-            "completion_tokens_details": _completion_details(parts),
+            "prompt_tokens": total.prompt_tokens,
+            "completion_tokens": total.completion_tokens,
+            "total_tokens": total.prompt_tokens + total.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": total.cached_tokens},
+            "completion_tokens_details": {
+                "reasoning_tokens": 0,
+                "accepted_prediction_tokens": accepted,
+                "rejected_prediction_tokens": max(drafted - accepted, 0),
+            },
         }
 
     def extension(self) -> Json:
@@ -75,16 +89,6 @@ class Summary:
         """
         each = [_facts(s, c) for s, c in zip(self._started, self._completed, strict=True)]
         return each[0] if len(each) == 1 else {"prompts": each}
-
-
-def _completion_details(parts: list[usage_pb2.Usage]) -> Json:
-    drafted = sum(part.drafted_tokens for part in parts)
-    accepted = sum(part.accepted_draft_tokens for part in parts)
-    return {
-        "reasoning_tokens": 0,
-        "accepted_prediction_tokens": accepted,
-        "rejected_prediction_tokens": max(drafted - accepted, 0),
-    }
 
 
 def _facts(started: generate_pb2.Started, completed: generate_pb2.Completed) -> Json:

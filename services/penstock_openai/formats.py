@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import ClassVar, Protocol
 
 from penstock.common.v1 import tokens_pb2
-from penstock_gateway.answer import Choice
-from penstock_gateway.json_object import Json
-from penstock_gateway.logprobs import chat_logprobs, completion_logprobs
+from penstock_openai.answer import Choice
+from penstock_openai.json_object import Json
+from penstock_openai.logprobs import chat_logprobs, completion_logprobs
 
 Tokens = Sequence[tokens_pb2.TokenLogprob]
 

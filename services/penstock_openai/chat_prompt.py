@@ -6,7 +6,7 @@ from pydantic import JsonValue
 
 from penstock.common.v1 import chat_pb2
 from penstock_core.errors import InvalidRequest, NotSupported
-from penstock_gateway.schemas import ChatBody, ContentPart, Message, NamedTool, ToolBody
+from penstock_openai.schemas import ChatBody, ContentPart, Message, NamedTool, ToolBody
 
 
 def chat_prompt(body: ChatBody) -> chat_pb2.ChatPrompt:
@@ -65,7 +65,9 @@ def _content(content: str | list[ContentPart] | None, path: str) -> str:
 
 def _part(part: ContentPart, path: str) -> str:
     if part.type not in ("text", "refusal"):
-        raise NotSupported(f"{path}: content of type {part.type[:64]!r} is not supported")
+        raise NotSupported(
+            f"{path}: content of type {part.type[:64]!r} is not supported", field=path
+        )
     text = part.text if part.type == "text" else part.refusal
     if text is None:
         raise InvalidRequest(f"'{path}.{part.type}' is missing", field=f"{path}.{part.type}")
@@ -74,7 +76,7 @@ def _part(part: ContentPart, path: str) -> str:
 
 def _tool(tool: ToolBody, path: str) -> chat_pb2.Tool:
     if tool.type != "function" or tool.function is None:
-        raise NotSupported(f"{path}: only tools of type 'function' are supported")
+        raise NotSupported(f"{path}: only tools of type 'function' are supported", field=path)
     function = tool.function
     return chat_pb2.Tool(
         name=function.name,

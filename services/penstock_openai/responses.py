@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from penstock.common.v1 import usage_pb2
 from penstock.inference.v1 import generate_pb2
 from penstock_core.ids import new_id
-from penstock_gateway.answer import Choice, Summary
-from penstock_gateway.formats import Format
-from penstock_gateway.json_object import Json
-from penstock_gateway.logprobs import count_chars
+from penstock_openai.answer import Choice, Summary
+from penstock_openai.formats import Format
+from penstock_openai.json_object import Json
+from penstock_openai.logprobs import count_chars
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,30 +44,49 @@ class Head:
         }
 
 
+class _Choices:
+    """The choices of an answer, made as they begin: how many are allowed the router decides."""
+
+    def __init__(self, shape: Shape) -> None:
+        self._shape = shape
+        self._begun: dict[int, Choice] = {}
+
+    def of(self, prompt: int, sample: int) -> Choice:
+        """A sample of a prompt."""
+        index = prompt * self._shape.samples + sample
+        return self._begun.setdefault(index, Choice(index))
+
+    def all(self) -> list[Choice]:
+        """Every choice that the answer has, in order."""
+        return [self.of(0, index) for index in range(self._shape.prompts * self._shape.samples)]
+
+
 class Collector:
     """Collects an answer that is not streamed."""
 
-    def __init__(self, form: Format, shape: Shape, head: Head) -> None:
+    def __init__(self, form: Format, shape: Shape) -> None:
         self._form = form
-        self._head = head
-        self._samples = shape.samples
-        self._choices = [Choice(i) for i in range(shape.prompts * shape.samples)]
+        self._choices = _Choices(shape)
         self._summary = Summary(shape.prompts)
 
-    async def take(self, prompt: int, event: generate_pb2.GenerateResponse) -> None:
-        """Add an event of a prompt."""
+    def add(self, prompt: int, event: generate_pb2.GenerateResponse) -> None:
+        """Take an event of a prompt."""
         self._summary.note(prompt, event)
         kind = event.WhichOneof("event")
         if kind == "delta":
-            self._add(self._choices[prompt * self._samples + event.delta.choice_index], event.delta)
+            choice = self._choices.of(prompt, event.delta.choice_index)
+            self._extend(choice, event.delta)
         elif kind == "finished":
-            index = prompt * self._samples + event.finished.choice_index
-            self._choices[index].finish(event.finished)
+            self._choices.of(prompt, event.finished.choice_index).finish(event.finished)
 
-    def answer(self) -> Json:
-        """The whole answer."""
-        choices = [self._rendered(choice) for choice in self._choices]
-        answer = self._head.envelope(self._form.whole_object, choices)
+    def usage(self) -> usage_pb2.Usage:
+        """Tokens used by all prompts."""
+        return self._summary.total()
+
+    def answer(self, head: Head) -> Json:
+        """The whole answer under a head; several may share it."""
+        choices = [self._rendered(choice) for choice in self._choices.all()]
+        answer = head.envelope(self._form.whole_object, choices)
         answer["usage"] = self._summary.usage()
         answer["penstock"] = self._summary.extension()
         return answer
@@ -76,7 +96,7 @@ class Collector:
         return _ended(rendered, choice)
 
     @staticmethod
-    def _add(choice: Choice, delta: generate_pb2.Delta) -> None:
+    def _extend(choice: Choice, delta: generate_pb2.Delta) -> None:
         choice.text.append(delta.text)
         choice.tokens.extend(delta.logprobs)
         if delta.is_echo:
@@ -89,9 +109,8 @@ class Chunks:
     def __init__(self, form: Format, shape: Shape, head: Head, *, usage: bool) -> None:
         self._form = form
         self._head = head
-        self._samples = shape.samples
         self._usage = usage
-        self._choices = [Choice(i) for i in range(shape.prompts * shape.samples)]
+        self._choices = _Choices(shape)
         self._summary = Summary(shape.prompts)
 
     def render(self, prompt: int, event: generate_pb2.GenerateResponse) -> list[Json]:
@@ -99,10 +118,10 @@ class Chunks:
         self._summary.note(prompt, event)
         kind = event.WhichOneof("event")
         if kind == "delta":
-            choice = self._choices[prompt * self._samples + event.delta.choice_index]
+            choice = self._choices.of(prompt, event.delta.choice_index)
             return [self._chunk(part) for part in self._delta(choice, event.delta)]
         if kind == "finished":
-            choice = self._choices[prompt * self._samples + event.finished.choice_index]
+            choice = self._choices.of(prompt, event.finished.choice_index)
             choice.finish(event.finished)
             return [self._chunk(part) for part in self._finish(choice)]
         return []

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from penstock.common.v1 import tokens_pb2
-from penstock_gateway.json_object import Json
+from penstock_openai.json_object import Json
 
 # JSON has no infinity; OpenAI and vLLM show a masked token like this.
 _LOWEST = -9999.0

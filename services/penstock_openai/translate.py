@@ -9,8 +9,8 @@ from penstock.common.v1 import sampling_pb2, tokens_pb2
 from penstock.inference.v1 import generate_pb2
 from penstock_core.blocks import pack_tokens
 from penstock_core.errors import InvalidRequest, NotSupported
-from penstock_gateway.chat_prompt import chat_prompt, json_text
-from penstock_gateway.schemas import ChatBody, CompletionBody, GenerationBody, ResponseFormat
+from penstock_openai.chat_prompt import chat_prompt, json_text
+from penstock_openai.schemas import ChatBody, CompletionBody, GenerationBody, ResponseFormat
 
 MAX_PROMPTS = 2048
 # OpenAI's default for completions. Chat completions use what the context has room for.
@@ -36,7 +36,9 @@ def completion_requests(body: CompletionBody) -> list[generate_pb2.GenerateReque
         NotSupported: a parameter asks for what Penstock does not do.
     """
     if body.suffix:
-        raise NotSupported("suffix is not supported: models are not asked to fill in the middle")
+        raise NotSupported(
+            "suffix is not supported: models are not asked to fill in the middle", field="suffix"
+        )
     samples = body.n or 1
     if body.stream and body.best_of is not None and body.best_of > samples:
         raise InvalidRequest("best_of greater than n cannot be streamed", field="best_of")
@@ -71,9 +73,9 @@ def chat_request(body: ChatBody) -> generate_pb2.GenerateRequest:
 def _refuse_unsupported(body: ChatBody) -> None:
     for name in ("audio", "functions", "function_call", "web_search_options", "moderation"):
         if getattr(body, name) is not None:
-            raise NotSupported(f"{name} is not supported")
+            raise NotSupported(f"{name} is not supported", field=name)
     if body.modalities not in (None, ["text"]):
-        raise NotSupported("modalities: only ['text'] is supported")
+        raise NotSupported("modalities: only ['text'] is supported", field="modalities")
 
 
 def _request(body: GenerationBody) -> generate_pb2.GenerateRequest:

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from penstock_core.blocks import unpack_tokens
 from penstock_core.errors import InvalidRequest, NotSupported
-from penstock_gateway.schemas import ChatBody, CompletionBody
-from penstock_gateway.translate import MAX_PROMPTS, chat_request, completion_requests
+from penstock_openai.schemas import ChatBody, CompletionBody
+from penstock_openai.translate import MAX_PROMPTS, chat_request, completion_requests
 
 USER = {"role": "user", "content": "x"}
 

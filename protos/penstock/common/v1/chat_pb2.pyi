@@ -34,7 +34,7 @@ class ChatPrompt(google.protobuf.message.Message):
     template_variables_json: builtins.str
     """Extra variables of the template, a JSON object."""
     tool_choice: builtins.str
-    """Name of the function the model has to call, "none", "auto" or "required"."""
+    """"none" or "auto"; "required" or the name of a function is refused where no engine enforces it."""
     @property
     def messages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
         """Oldest first."""

@@ -3,6 +3,7 @@
 import json
 import secrets
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -60,11 +61,23 @@ def check_request(spans: Sequence[ReceivedSpan], parent_id: str) -> None:
     assert not any(span.failed for span in (routed, decided, served))
 
 
-def whole(receiver: OtlpReceiver, trace_id: str, services: Sequence[str]) -> list[ReceivedSpan]:
-    """A trace once every service's part of it has arrived."""
+Place = tuple[str, str]
+REQUEST: tuple[Place, ...] = (
+    ("penstock-router", GENERATE),
+    ("penstock-router", sc.SPAN_ROUTE),
+    ("penstock-worker", GENERATE),
+    *(("penstock-worker", name) for name in PHASES),
+)
+
+
+def whole(
+    receiver: OtlpReceiver, trace_id: str, places: Sequence[Place], times: int = 1
+) -> list[ReceivedSpan]:
+    """A trace once the spans of these places have arrived, ``times`` each: no two come together."""
 
     def arrived() -> bool:
-        return {span.service for span in receiver.trace(trace_id)} >= set(services)
+        found = Counter((span.service, span.name) for span in receiver.trace(trace_id))
+        return all(found[place] >= times for place in places)
 
     assert receiver.wait_until(arrived), receiver.trace(trace_id)
     return receiver.trace(trace_id)
@@ -76,11 +89,10 @@ def test_request_through_the_gateway_is_one_trace(
     sdk.completions.create(
         model=model, prompt=CODE, max_tokens=4, extra_headers={"traceparent": caller.traceparent}
     )
-    spans = whole(
-        receiver, caller.trace_id, ("penstock-gateway", "penstock-router", "penstock-worker")
-    )
+    edge_place = ("penstock-gateway", "POST /v1/completions")
+    spans = whole(receiver, caller.trace_id, (edge_place, *REQUEST))
 
-    edge = spans_by_place(spans)["penstock-gateway", "POST /v1/completions"]
+    edge = spans_by_place(spans)[edge_place]
     assert edge.parent_id == caller.span_id
     assert edge.attributes["http.response.status_code"] == 200
     check_request(spans, edge.span_id)
@@ -100,7 +112,7 @@ def test_request_of_a_plain_stub_is_one_trace(
     with grpc.insecure_channel(platform.router) as channel:
         stub = inference_service_pb2_grpc.InferenceServiceStub(channel)
         list(stub.Generate(request, metadata=metadata, timeout=30))
-    spans = whole(receiver, caller.trace_id, ("penstock-router", "penstock-worker"))
+    spans = whole(receiver, caller.trace_id, REQUEST)
 
     check_request(spans, caller.span_id)
 
@@ -118,14 +130,16 @@ def test_batch_is_linked_from_its_shard_to_the_trace_that_submitted_it(
     )
     wait_for(lambda: sdk.batches.retrieve(batch.id).status == "completed", "the batch to end")
 
-    submitted = spans_by_place(
-        whole(receiver, caller.trace_id, ("penstock-gateway", "penstock-batch"))
-    )
-    edge = submitted["penstock-gateway", "POST /v1/batches"]
+    edge_place = ("penstock-gateway", "POST /v1/batches")
+    created_place = ("penstock-batch", "penstock.batch.v1.BatchService/CreateBatch")
+    submit_place = ("penstock-batch", sc.SPAN_SUBMIT)
+    places = (edge_place, created_place, submit_place)
+    submitted = spans_by_place(whole(receiver, caller.trace_id, places))
+    edge = submitted[edge_place]
     assert edge.parent_id == caller.span_id
-    created = submitted["penstock-batch", "penstock.batch.v1.BatchService/CreateBatch"]
+    created = submitted[created_place]
     assert created.parent_id == edge.span_id
-    assert submitted["penstock-batch", sc.SPAN_SUBMIT].parent_id == created.span_id
+    assert submitted[submit_place].parent_id == created.span_id
 
     def shards() -> list[ReceivedSpan]:
         named = [span for span in receiver.spans() if span.name == sc.SPAN_SHARD]
@@ -136,12 +150,7 @@ def test_batch_is_linked_from_its_shard_to_the_trace_that_submitted_it(
     assert shard.links == (caller.trace_id,)
     assert shard.trace_id != caller.trace_id
 
-    def requests() -> list[ReceivedSpan]:
-        found = whole(receiver, shard.trace_id, ("penstock-router", "penstock-worker"))
-        return [span for span in found if span.name == sc.SPAN_DECODE]
-
-    assert receiver.wait_until(lambda: len(requests()) == 3)
-    trace = receiver.trace(shard.trace_id)
+    trace = whole(receiver, shard.trace_id, REQUEST, times=3)
     by_id = {span.span_id: span for span in trace}
     for routed in [s for s in trace if (s.service, s.name) == ("penstock-router", GENERATE)]:
         assert routed.parent_id == shard.span_id

@@ -224,7 +224,7 @@ def _corpus(corpus: Corpus) -> str:
         f"without site-packages: {len(corpus.library)} library files ({library:.1f} MB) and "
         f"{len(corpus.tests)} files of its tests ({tests:.1f} MB). Generated files, tables of "
         f"data, fixtures of broken syntax and duplicates are skipped. A top-level module is held "
-        f"out when the SHA-256 of its name, without leading underscores, begins with 64 bits "
+        f"out when the SHA-256 of its name, `_pydecimal` counted as `decimal`, begins with 64 bits "
         f"divisible by {HELD_OUT_ONE_IN}. Kept out of training with it, "
         f"and not measured on, are its tests, other files that bear its name, and files that "
         f"repeat more than 15 % of a held-out file's long lines."

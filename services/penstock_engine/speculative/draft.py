@@ -24,6 +24,9 @@ from penstock_engine.native.sampling import Sampler
 _CATCH_UP_TOKENS = 512
 """Known tokens computed in one call; a long prompt is caught up with over several steps."""
 
+_STEADY_TOKENS = 2
+"""Known tokens to compute when the last step's drafts all stood: the last of them and one more."""
+
 
 @dataclass(frozen=True, slots=True)
 class DraftLimits:
@@ -40,6 +43,14 @@ class Wanted:
 
     sample: Sample
     count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Guesses:
+    """Drafts of each sequence; ``is_steady`` unless more than the last step's tokens had to be computed."""
+
+    drafts: Sequence[tuple[int, ...]]
+    is_steady: bool
 
 
 @dataclass(eq=False, slots=True)
@@ -65,16 +76,18 @@ class DraftModel:
         """Pages that hold some sequence's KV."""
         return self._limits.num_pages - self._pages.num_free
 
-    def propose(self, wanted: Sequence[Wanted]) -> list[tuple[int, ...]]:
+    def propose(self, wanted: Sequence[Wanted]) -> Guesses:
         """Drafts for each, none for a sequence that is still being caught up with or has no room."""
         self._drop_ended()
         shadows = [self._follow(want) for want in wanted]
+        steady = all(shadow.sequence.uncomputed <= _STEADY_TOKENS for shadow in shadows)
         ready = self._catch_up([shadow.sequence for shadow in shadows])
         counts = {shadow.sequence: want.count for shadow, want in zip(shadows, wanted, strict=True)}
         for depth in range(1, max(counts.values(), default=0)):
             going = [sequence for sequence in ready if counts[sequence] > depth]
             self._draw([Chunk(one, one.computed, 1, 1, (one,)) for one in going])
-        return [tuple(shadow.sequence.tokens[shadow.known :]) for shadow in shadows]
+        drafts = [tuple(shadow.sequence.tokens[shadow.known :]) for shadow in shadows]
+        return Guesses(drafts, steady and any(drafts))
 
     def release(self) -> None:
         """Forget all sequences."""

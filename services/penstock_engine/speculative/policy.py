@@ -14,7 +14,7 @@ Source: expected tokens of a draft, https://arxiv.org/abs/2211.17192, equation 1
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _LEAST_GAIN = 1.03
 """Tokens a second over those of plain decoding from which on drafting is worth its uncertainty."""
@@ -26,17 +26,32 @@ _PLAIN_EVERY = 64
 """Drafted steps between two plain ones that are measured."""
 _FIRST_TRIAL, _LAST_TRIAL = 64, 2048
 """Plain steps before drafts are tried once more; doubled with each trial that fails."""
+_MODEL_TRIAL = 512
+"""Steps without the draft model before its cost is measured once more."""
 _TRIAL_DEPTH = 3
 _FASTER, _SLOWER = 0.3, 0.06
 """Weights of a new cost below and above the old: noise only ever makes a step take longer."""
 
 
 @dataclass(frozen=True, slots=True)
+class Option:
+    """A way to draft: the rates at which the drafts of each sequence stand, and whether a model runs."""
+
+    rates: Sequence[float]
+    uses_model: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
-    """Draft ``depth`` tokens for sequences whose rate is ``least_rate`` or more; 0 for none."""
+    """Draft ``depth`` tokens (0: none) as ``option`` says, for rates of ``least_rate`` and more.
+
+    ``speedup`` is what that promises over plain decoding.
+    """
 
     depth: int
+    option: int = 0
     least_rate: float = 0.0
+    speedup: float = 1.0
 
 
 NONE = Verdict(0)
@@ -52,6 +67,7 @@ class _Cost:
     num_plain: int = 0
     num_drafted: int = 0
     since_plain: int = 0
+    since_model: int = _MODEL_TRIAL
     idle: int = 0
     trial_after: int = _FIRST_TRIAL
 
@@ -73,20 +89,26 @@ class DraftPolicy:
             return False
         if cost.num_drafted < _MEASURED or cost.idle + 1 >= cost.trial_after:
             return True
-        best = self._best(cost, [_BEST_RATE] * batch, cost.draft_s if needs_model else 0.0)
-        if best.depth == 0:
-            cost.idle += 1
-        return best.depth > 0
+        dream = Option([_BEST_RATE] * batch, needs_model)
+        if self._best(cost, dream, batch).depth:
+            return True
+        cost.idle += 1
+        return False
 
-    def decide(self, batch: int, rates: Sequence[float], *, uses_model: bool) -> Verdict:
-        """The depth for drafts that stand with these rates, in a batch of ``batch`` sequences."""
+    def decide(self, batch: int, options: Sequence[Option]) -> Verdict:
+        """Which of the options to take, how deep, in a batch of ``batch`` sequences."""
         cost = self._cost(batch)
         if cost.num_plain < _MEASURED or cost.since_plain >= _PLAIN_EVERY:
             return NONE
-        trial = Verdict(min(_TRIAL_DEPTH, self._max_tokens))
-        if cost.num_drafted < _MEASURED:
+        with_model = next((i for i, option in enumerate(options) if option.uses_model), None)
+        cost.since_model += with_model is not None
+        trial = Verdict(min(_TRIAL_DEPTH, self._max_tokens), with_model or 0)
+        if cost.num_drafted < _MEASURED or (
+            with_model is not None and cost.since_model >= _MODEL_TRIAL
+        ):
             return trial
-        best = self._best(cost, rates, cost.draft_s if uses_model else 0.0, batch)
+        verdicts = [replace(self._best(cost, o, batch), option=i) for i, o in enumerate(options)]
+        best = max(verdicts, key=lambda verdict: verdict.speedup)
         if best.depth:
             cost.idle, cost.trial_after = 0, _FIRST_TRIAL
             return best
@@ -97,10 +119,10 @@ class DraftPolicy:
         return trial
 
     def note_draft(self, batch: int, depth: int, seconds: float) -> None:
-        """A draft model went ``depth`` tokens deep for this batch."""
-        if depth:
-            cost = self._cost(batch)
-            cost.draft_s = _towards(cost.draft_s, seconds / depth)
+        """The draft model went ``depth`` tokens deep for this batch."""
+        cost = self._cost(batch)
+        cost.since_model = 0
+        cost.draft_s = _towards(cost.draft_s, seconds / depth)
 
     def note_step(self, batch: int, num_drafted: int, seconds: float) -> None:
         """A step of nothing but ``batch`` decoding sequences checked ``num_drafted`` tokens."""
@@ -120,22 +142,20 @@ class DraftPolicy:
             batch if batch <= 4 else 1 << (batch - 1).bit_length(), _Cost()
         )
 
-    def _best(
-        self, cost: _Cost, rates: Sequence[float], draft_s: float, batch: int | None = None
-    ) -> Verdict:
-        batch = len(rates) if batch is None else batch
+    def _best(self, cost: _Cost, option: Option, batch: int) -> Verdict:
         # A sequence below this rate would pay more for its first row than a token takes.
         least = cost.row_s * batch / cost.plain_s if cost.plain_s else 0.0
-        worth = [rate for rate in rates if rate >= least]
-        powers, gained, best = list(worth), 0.0, NONE
-        most = _LEAST_GAIN
+        worth = [rate for rate in option.rates if rate >= least]
+        draft_s = cost.draft_s if option.uses_model else 0.0
+        powers, gained, best, most = list(worth), 0.0, NONE, _LEAST_GAIN
         for depth in range(1, self._max_tokens + 1 if worth else 1):
             gained += sum(powers)
             powers = [power * rate for power, rate in zip(powers, worth, strict=True)]
             seconds = cost.plain_s + depth * (len(worth) * cost.row_s + draft_s)
             speedup = (1 + gained / batch) * cost.plain_s / seconds
             if speedup > most:
-                most, best = speedup, Verdict(depth, least)
+                most = speedup
+                best = Verdict(depth, least_rate=least, speedup=speedup)
         return best
 
 

@@ -14,7 +14,7 @@ from penstock_engine.native.plan import Drafts, StepPlan, StepResult
 from penstock_engine.native.request import Phase, Sample
 from penstock_engine.speculative.draft import DraftModel, Wanted
 from penstock_engine.speculative.ngram import Match, NgramIndex, continuation
-from penstock_engine.speculative.policy import DraftPolicy
+from penstock_engine.speculative.policy import DraftPolicy, Option
 from penstock_engine.speculative.rates import Rates
 
 _MODEL = 0
@@ -31,12 +31,20 @@ class _Track:
 
 
 @dataclass(frozen=True, slots=True)
-class _Candidate:
-    """Drafts that could be had for a sequence: a match's continuation, or else the model's."""
+class _Source:
+    """Where drafts of a sequence come from: a match in its own text, or None for the model."""
 
-    sample: Sample
     match: Match | None
     rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A sequence and its possible sources, without and with the draft model; None if it has none."""
+
+    sample: Sample
+    cheap: _Source | None
+    better: _Source | None
 
     @property
     def is_forced(self) -> bool:
@@ -88,43 +96,61 @@ class Speculator:
         if track is None:
             track = self._tracks[sample] = _Track(Rates(self._rates))
         match = track.index.find(sample.tokens) if self._looks_up else None
-        copied = track.rates.of(match.size) if match is not None else 0.0
-        guessed = track.rates.of(_MODEL) if self._model is not None else 0.0
-        if match is not None and copied >= guessed:
-            return _Candidate(sample, match, copied)
-        return _Candidate(sample, None, guessed) if self._model is not None else None
+        cheap = None if match is None else _Source(match, track.rates.of(match.size))
+        better = cheap
+        if self._model is not None:
+            guessed = _Source(None, track.rates.of(_MODEL))
+            better = cheap if cheap is not None and cheap.rate >= guessed.rate else guessed
+        return _Candidate(sample, cheap, better) if better is not None else None
 
-    def _wanted(self, batch: int, candidates: Sequence[_Candidate]) -> list[tuple[_Candidate, int]]:
-        rates = [candidate.rate for candidate in candidates]
-        uses_model = any(candidate.match is None for candidate in candidates)
-        verdict = self._policy.decide(batch, rates, uses_model=uses_model)
+    def _wanted(
+        self, batch: int, candidates: Sequence[_Candidate]
+    ) -> list[tuple[Sample, _Source, int]]:
+        """Who drafts from where, and how much."""
+        ways = [[c.cheap for c in candidates], [c.better for c in candidates]]
+        verdict = self._policy.decide(batch, [_option(way) for way in ways])
         wanted = []
-        for candidate in candidates:
-            depth = verdict.depth if candidate.rate >= verdict.least_rate else 0
-            depth = self._max_tokens if candidate.is_forced else depth
-            if depth:
-                wanted.append((candidate, min(depth, most_drafts(candidate.sample))))
+        for candidate, source in zip(candidates, ways[verdict.option], strict=True):
+            chosen, depth = source, verdict.depth
+            if candidate.is_forced:
+                chosen, depth = candidate.better, self._max_tokens
+            elif source is None or source.rate < verdict.least_rate:
+                continue
+            count = min(depth, most_drafts(candidate.sample))
+            if chosen is not None and count:
+                wanted.append((candidate.sample, chosen, count))
         return wanted
 
-    def _draft(self, batch: int, wanted: Sequence[tuple[_Candidate, int]]) -> Drafts:
+    def _draft(self, batch: int, wanted: Sequence[tuple[Sample, _Source, int]]) -> Drafts:
         drafts: dict[Sample, Sequence[int]] = {}
         guesses: list[Wanted] = []
-        for candidate, count in wanted:
-            sample, match = candidate.sample, candidate.match
+        for sample, source, count in wanted:
+            match = source.match
             self._tracks[sample].kind = _MODEL if match is None else match.size
             if match is None:
                 guesses.append(Wanted(sample, count))
             else:
                 drafts[sample] = continuation(sample.tokens, match, count)
-        if guesses and self._model is not None:
-            began = time.perf_counter()
-            found = self._model.propose(guesses)
-            seconds = time.perf_counter() - began
-            self._policy.note_draft(batch, max(map(len, found)), seconds)
-            samples = [guess.sample for guess in guesses]
-            drafts |= {s: drafted for s, drafted in zip(samples, found, strict=True) if drafted}
+        if guesses:
+            drafts |= self._guess(batch, guesses)
         return drafts
+
+    def _guess(self, batch: int, wanted: Sequence[Wanted]) -> Drafts:
+        assert self._model is not None, "a draft model is wanted and none is there"
+        began = time.perf_counter()
+        guessed = self._model.propose(wanted)
+        if guessed.is_steady:
+            seconds = time.perf_counter() - began
+            self._policy.note_draft(batch, max(map(len, guessed.drafts)), seconds)
+        pairs = zip(wanted, guessed.drafts, strict=True)
+        return {want.sample: drafts for want, drafts in pairs if drafts}
 
     def _drop_ended(self) -> None:
         for sample in [s for s in self._tracks if s.phase is Phase.FINISHED]:
             del self._tracks[sample]
+
+
+def _option(sources: Sequence[_Source | None]) -> Option:
+    found = [source for source in sources if source is not None]
+    uses_model = any(source.match is None for source in found)
+    return Option([source.rate for source in found], uses_model)

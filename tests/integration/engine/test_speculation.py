@@ -160,6 +160,16 @@ async def test_ngrams_foretell_a_text_that_repeats_itself(model: Path) -> None:
     assert accepted(drafted[1:]) > 20
 
 
+async def test_the_engine_tells_how_many_tokens_a_step_yields(model: Path) -> None:
+    settings = NativeSettings(
+        model, device="cpu", kv_blocks=64, threads=1, speculation="draft", draft_model=model
+    )
+    async with serving(settings) as engine:
+        await run(engine, ask("a", 200))
+
+        assert engine.state().tokens_per_step > 3
+
+
 async def test_a_perfect_draft_model_always_stands(model: Path) -> None:
     requests = [ask("a", 60), ask("b", 60, sampling=WARM)]
     _, drafted = await both(model, Drafting("draft", model), requests)

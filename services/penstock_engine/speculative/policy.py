@@ -8,7 +8,8 @@ depth of a draft model ``d``. A sequence whose drafts stand with rate ``r`` gain
 r^k`` tokens from ``k`` drafts. The depth with the most tokens a second wins; a batch where none
 beats plain decoding is not drafted for. Because costs change (contexts grow, neighbours come and
 go), plain steps are measured now and then while drafting, and drafts are tried now and then while
-not, ever more rarely where they keep failing.
+not, ever more rarely where they keep failing. And because a forecast may be wrong, what drafting
+really gained is followed too: where it lost, it pauses until the next trial.
 
 Source: expected tokens of a draft, https://arxiv.org/abs/2211.17192, equation 1.
 """
@@ -29,8 +30,11 @@ _FIRST_TRIAL, _LAST_TRIAL = 64, 2048
 _MODEL_TRIAL = 512
 """Steps without the draft model before its cost is measured once more."""
 _TRIAL_DEPTH = 3
-_FASTER, _SLOWER = 0.3, 0.06
-"""Weights of a new cost below and above the old: noise only ever makes a step take longer."""
+_WEIGHT, _PLAIN_WEIGHT, _CLIP = 0.1, 0.3, 3.0
+"""Of a new cost in the smoothed one, more for the rare plain steps; and how many times the old
+cost a new one counts for at most."""
+_HOPED_GAIN = 1.15
+"""What a trial is credited with; about ten losing steps use it up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,8 @@ class _Cost:
     plain_s: float = 0.0
     row_s: float = 0.0
     draft_s: float = 0.0
+    gain: float = _HOPED_GAIN
+    spent_s: float = 0.0
     num_plain: int = 0
     num_drafted: int = 0
     since_plain: int = 0
@@ -109,32 +115,42 @@ class DraftPolicy:
             return trial
         verdicts = [replace(self._best(cost, o, batch), option=i) for i, o in enumerate(options)]
         best = max(verdicts, key=lambda verdict: verdict.speedup)
-        if best.depth:
-            cost.idle, cost.trial_after = 0, _FIRST_TRIAL
+        if best.depth and cost.gain > 1.0:
+            cost.idle = 0
             return best
         cost.idle += 1
         if cost.idle < cost.trial_after:
             return NONE
         cost.idle, cost.trial_after = 0, min(2 * cost.trial_after, _LAST_TRIAL)
-        return trial
+        cost.gain = _HOPED_GAIN
+        return best if best.depth else trial
 
     def note_draft(self, batch: int, depth: int, seconds: float) -> None:
         """The draft model went ``depth`` tokens deep for this batch."""
         cost = self._cost(batch)
         cost.since_model = 0
+        cost.spent_s = seconds
         cost.draft_s = _towards(cost.draft_s, seconds / depth)
 
-    def note_step(self, batch: int, num_drafted: int, seconds: float) -> None:
-        """A step of nothing but ``batch`` decoding sequences checked ``num_drafted`` tokens."""
+    def note_step(self, batch: int, num_drafted: int, num_tokens: int, seconds: float) -> None:
+        """A step of ``batch`` decoding sequences checked ``num_drafted`` tokens, yielding ``num_tokens``.
+
+        Seconds are the step's own, without those of a draft model.
+        """
         cost = self._cost(batch)
+        seconds_in_all, cost.spent_s = seconds + cost.spent_s, 0.0
         if num_drafted == 0:
             cost.num_plain += 1
             cost.since_plain = 0
-            cost.plain_s = _towards(cost.plain_s, seconds)
+            cost.plain_s = _towards(cost.plain_s, seconds, _PLAIN_WEIGHT)
         elif cost.num_plain:
             cost.num_drafted += 1
             cost.since_plain += 1
             cost.row_s = _towards(cost.row_s, max(seconds - cost.plain_s, 0.0) / num_drafted)
+            gained = num_tokens * cost.plain_s
+            cost.gain += _WEIGHT * (gained / (batch * seconds_in_all) - cost.gain)
+            if cost.gain > _HOPED_GAIN:
+                cost.trial_after = _FIRST_TRIAL
 
     def _cost(self, batch: int) -> _Cost:
         """Sizes up to 4 apart, larger ones by the power of two they do not exceed."""
@@ -159,7 +175,7 @@ class DraftPolicy:
         return best
 
 
-def _towards(old: float, new: float) -> float:
+def _towards(old: float, new: float, weight: float = _WEIGHT) -> float:
     if not old:
         return new
-    return old + (_FASTER if new < old else _SLOWER) * (new - old)
+    return old + weight * (min(new, _CLIP * old) - old)

@@ -81,15 +81,16 @@ class Speculator:
     def note(self, plan: StepPlan, result: StepResult) -> None:
         """Learn from a step: what stood, and what it cost if it did nothing but decode."""
         drawn = iter(result.drawn)
-        num_drafted = 0
+        num_drafted = num_tokens = 0
         for chunk in plan.chunks:
             outcomes = [next(drawn) for _ in chunk.draws]
+            num_tokens += sum(len(outcome.token_ids) for outcome in outcomes)
             if chunk.drafts:
                 num_drafted += len(chunk.drafts)
                 track = self._tracks[chunk.sample]
                 track.rates.note(track.kind, len(chunk.drafts), outcomes[0].num_accepted)
         if plan.num_prefill_tokens == 0:
-            self._policy.note_step(len(plan.chunks), num_drafted, result.seconds)
+            self._policy.note_step(len(plan.chunks), num_drafted, num_tokens, result.seconds)
 
     def _candidate(self, sample: Sample) -> _Candidate | None:
         track = self._tracks.get(sample)

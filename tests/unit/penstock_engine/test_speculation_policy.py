@@ -16,7 +16,7 @@ class Machine:
     def __init__(self, plain_s: float, row_s: float, draft_s: float = 0.0) -> None:
         self.plain_s, self.row_s, self.draft_s = plain_s, row_s, draft_s
         self.policy = DraftPolicy(MOST)
-        self.seconds = self.tokens = 0.0
+        self.seconds = self.tokens = self.carried = 0.0
 
     def step(self, batch: int, *options: Option) -> int:
         """One step in which sequences draft as the policy says; returns the depth."""
@@ -32,7 +32,10 @@ class Machine:
         if model:
             self.policy.note_draft(batch, depth, depth * self.draft_s)
         seconds = self.plain_s + rows * self.row_s
-        self.policy.note_step(batch, rows, seconds)
+        # Tokens come whole; fractions of expected ones are carried over to the next step.
+        self.carried += gained
+        tokens, self.carried = divmod(self.carried, 1.0)
+        self.policy.note_step(batch, rows, int(tokens), seconds)
         self.seconds += seconds + model * depth * self.draft_s
         self.tokens += gained
         return depth
@@ -136,10 +139,24 @@ def test_a_slow_draft_model_alone_is_given_up() -> None:
     assert sum(depth > 0 for depth in machine.run(3000, 1, Option([0.9], uses_model=True))) <= 16
 
 
+def test_drafts_that_stand_less_than_they_promise_are_given_up() -> None:
+    """The rates told are wrong, or the costs vary: what counts is what came of it."""
+    policy = DraftPolicy(MOST)
+    drafted = 0
+    for _ in range(3000):
+        depth = 0
+        if policy.may_pay(16, needs_model=False):
+            depth = policy.decide(16, [Option([0.9] * 16)]).depth
+        policy.note_step(16, 16 * depth, 16, 10.0 + 0.5 * depth)
+        drafted += depth > 0
+
+    assert drafted < 150
+
+
 def test_a_single_slow_step_changes_little() -> None:
     machine = Machine(2.0, 0.1)
     machine.run(40, 1, Option([0.8]))
-    machine.policy.note_step(1, 4, 50.0)
+    machine.policy.note_step(1, 4, 3, 50.0)
 
     assert machine.step(1, Option([0.8])) > 0
 

@@ -44,7 +44,11 @@ Pace = Callable[[int], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class FakeConfig:
-    """What kind of engine is played. ``alphabet``: tokens it speaks (a to z as bytes)."""
+    """What kind of engine is played.
+
+    ``alphabet``: tokens it speaks (a to z as bytes). ``drafts``: drafted and accepted tokens that each
+    request is said to have had.
+    """
 
     model_revision: str = "fake-1"
     vocab_size: int = BYTE_VOCAB_SIZE
@@ -55,6 +59,7 @@ class FakeConfig:
     max_batch: int = 16
     max_waiting: int = 256
     tokens_per_step: int = 1
+    drafts: tuple[int, int] = (0, 0)
     alphabet: Sequence[int] = range(97, 123)
 
 
@@ -166,7 +171,9 @@ class FakeEngine:
                     yield output
             worker_s = self._clock() - started
             computed = len(request.prompt) - run.cached_tokens
-            yield RequestDone(run.cached_tokens, computed, queue_s, prefill_s, worker_s)
+            yield RequestDone(
+                run.cached_tokens, computed, queue_s, prefill_s, worker_s, *self.config.drafts
+            )
         finally:
             self._leave(run)
 

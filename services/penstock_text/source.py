@@ -1,6 +1,6 @@
 """Where a model's files are: the demo model, a directory, or the Hugging Face hub.
 
-Owns the meaning of a model setting (``demo``, a path, ``org/name``). Blocks on disk and network:
+Owns the meaning of a model setting (``demo``, ``demo-draft``, a path, ``org/name``). Blocks on disk and network:
 call it before the event loop runs.
 """
 
@@ -11,6 +11,7 @@ import penstock_models
 from penstock_core.errors import NotFound
 
 DEMO_NAME = "demo"
+DEMO_DRAFT_NAME = "demo-draft"
 _DEMO_SERVED_NAME = "penstock-demo"
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _TEXT_PATTERNS = [
@@ -29,7 +30,7 @@ def resolve_model(model: str, *, weights: bool) -> Path:
     """The directory with a model's files, downloaded first if it is a hub id.
 
     Args:
-        model: ``demo``, a directory or a hub id.
+        model: ``demo``, ``demo-draft``, a directory or a hub id.
         weights: whether weights are needed, or only what turns text into tokens.
 
     Raises:
@@ -37,12 +38,20 @@ def resolve_model(model: str, *, weights: bool) -> Path:
     """
     if model == DEMO_NAME:
         return penstock_models.DEMO
+    if model == DEMO_DRAFT_NAME:
+        return penstock_models.DEMO_DRAFT
     path = Path(model).expanduser()
     if model and path.is_dir():
         return path
     if not _HUB_ID.fullmatch(model):
         raise NotFound(f"there is no model directory {model}")
     return _download(model, _WEIGHT_PATTERNS if weights else _TEXT_PATTERNS)
+
+
+def own_draft(model: str) -> str:
+    """The draft model that comes with a model; empty if none does."""
+    comes = model == DEMO_NAME and penstock_models.DEMO_DRAFT.is_dir()
+    return DEMO_DRAFT_NAME if comes else ""
 
 
 def served_name(model: str) -> str:

@@ -16,7 +16,7 @@ from penstock_core.lifecycle import fail, run
 from penstock_core.settings import SettingsError
 from penstock_engine.api import Engine
 from penstock_text.chat import ChatTemplate
-from penstock_text.source import resolve_model, served_name
+from penstock_text.source import own_draft, resolve_model, served_name
 from penstock_text.tokenizer import Tokenizer
 from penstock_worker.settings import WorkerSettings
 from penstock_worker.worker import Options, Text, Worker
@@ -87,6 +87,8 @@ def _load(settings: WorkerSettings) -> tuple[Engine, Text]:
     path = resolve_model(settings.model, weights=True)
     # Loaded before torch is: a bad directory is told at once.
     text = Text(Tokenizer.load(path), ChatTemplate.load(path), settings.model)
+    draft = settings.draft_model or own_draft(settings.model)
+    drafts = settings.speculation in {"draft", "auto"} and draft
     # Imported here, behind the environment that torch reads: it takes seconds.
     from penstock_engine.native.engine import NativeEngine  # noqa: PLC0415
     from penstock_engine.native.settings import NativeSettings  # noqa: PLC0415
@@ -101,6 +103,9 @@ def _load(settings: WorkerSettings) -> tuple[Engine, Text]:
         max_waiting=settings.max_waiting,
         max_context=settings.max_context_tokens or None,
         threads=settings.threads or None,
+        speculation=settings.speculation,
+        draft_model=resolve_model(draft, weights=True) if drafts else None,
+        max_draft_tokens=settings.max_draft_tokens,
     )
     return NativeEngine(chosen), text
 

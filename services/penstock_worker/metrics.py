@@ -28,6 +28,7 @@ class EngineGauges:
             (sc.ENGINE_CACHED_BLOCKS, "{block}", lambda s: s.cached_blocks),
             (sc.ENGINE_CAPACITY_BLOCKS, "{block}", lambda _: capacity_blocks),
             (sc.ENGINE_STEP, "s", lambda s: s.step_s),
+            (sc.ENGINE_TOKENS_PER_STEP, "{token}", lambda s: s.tokens_per_step),
             (sc.ENGINE_PREEMPTIONS, "{preemption}", lambda s: s.preemptions),
         ):
             meter.create_observable_gauge(name, [self._callback(read)], unit=unit)
@@ -43,7 +44,7 @@ class EngineGauges:
 
 
 class RequestMetrics:
-    """GenAI's four histograms, recorded when a request ends."""
+    """GenAI's four histograms and what became of drafts, recorded when a request ends."""
 
     def __init__(self) -> None:
         meter = metrics.get_meter(_METER)
@@ -58,4 +59,7 @@ class RequestMetrics:
         )
         self.tokens = meter.create_histogram(
             sc.TOKEN_USAGE, unit="{token}", description="Tokens of prompts and outputs."
+        )
+        self.drafts = meter.create_counter(
+            sc.ENGINE_DRAFT_TOKENS, unit="{token}", description="Drafted tokens, by outcome."
         )

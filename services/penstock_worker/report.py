@@ -65,10 +65,20 @@ class Reporter:
         m.duration.record(outcome.timing.total_s, {**common, **error})
         m.tokens.record(outcome.usage.prompt_tokens, {**common, sc.TOKEN_TYPE: "input"})
         m.tokens.record(outcome.usage.completion_tokens, {**common, sc.TOKEN_TYPE: "output"})
+        self._count_drafts(plan.request.model, outcome.usage)
         if reached_token:
             m.ttft.record(outcome.timing.ttft_s, common)
         if outcome.timing.tpot_s:
             m.tpot.record(outcome.timing.tpot_s, common)
+
+    def _count_drafts(self, model: str, usage: usage_pb2.Usage) -> None:
+        if not usage.drafted_tokens:
+            return
+        accepted = usage.accepted_draft_tokens
+        outcomes = {"accepted": accepted, "rejected": usage.drafted_tokens - accepted}
+        for outcome, count in outcomes.items():
+            labels = {sc.REQUEST_MODEL: model, sc.DRAFT_OUTCOME: outcome}
+            self._metrics.drafts.add(count, labels)
 
     def _describe(self, span: trace.Span, plan: Plan, progress: Progress, outcome: Outcome) -> None:
         sampling = plan.engine_request.sampling

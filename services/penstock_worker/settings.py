@@ -29,6 +29,11 @@ class WorkerSettings(ProcessSettings):
     max_batched_tokens: int = Field(512, ge=1, description="most tokens computed in one step")
     max_waiting: int = Field(256, ge=1, description="most requests that wait for a place")
     max_context_tokens: int = Field(0, ge=0, description="most tokens of a request; 0: the model's")
+    speculation: Literal["none", "ngram", "draft", "auto"] = Field(
+        "none", description="drafts to check: none, ngram, draft or auto (the better of both)"
+    )
+    draft_model: str = Field("", description="model that drafts; empty: the one the model brings")
+    max_draft_tokens: int = Field(7, ge=1, le=64, description="most tokens drafted at once")
     threads: int = Field(0, ge=0, description="CPU threads of the engine; 0: as many as CPUs")
     grace_s: float = Field(30.0, ge=0, description="seconds that running requests get at the end")
     zone: str = Field("", description="availability zone")

@@ -53,7 +53,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("tiny"))
 
 
-def _native(size: Size, model: Path) -> Engine:
+def _native(size: Size, model: Path, speculation: str) -> Engine:
     settings = NativeSettings(
         model,
         device="cpu",
@@ -63,6 +63,8 @@ def _native(size: Size, model: Path) -> Engine:
         max_waiting=size.max_waiting,
         max_context=size.max_context,
         threads=1,
+        speculation=speculation,
+        draft_model=model if speculation == "draft" else None,
     )
     return NativeEngine(settings)
 
@@ -77,11 +79,12 @@ def _fake(size: Size) -> Engine:
     return FakeEngine(config)
 
 
-@pytest.fixture(params=["fake", "native"])
+@pytest.fixture(params=["fake", "none", "ngram", "draft"])
 def engine_factory(request: pytest.FixtureRequest, tiny_model: Path) -> EngineFactory:
     @asynccontextmanager
     async def make(size: Size) -> AsyncIterator[Engine]:
-        engine = _fake(size) if request.param == "fake" else _native(size, tiny_model)
+        kind = request.param  # of speculation, for the native engine
+        engine = _fake(size) if kind == "fake" else _native(size, tiny_model, kind)
         await engine.start()
         try:
             yield engine
@@ -130,7 +133,9 @@ def stream(engine: Engine, request: EngineRequest) -> AsyncGenerator[EngineOutpu
 
 
 def ask(name: str, max_tokens: int = 10, **changes: object) -> EngineRequest:
-    fields: dict[str, object] = {"prompt": PROMPT, "sampling": GREEDY} | changes
+    """A request that drafts wherever the engine can: nothing of the contract may change by it."""
+    fields: dict[str, object] = {"prompt": PROMPT, "sampling": GREEDY, "speculation": True}
+    fields |= changes
     return EngineRequest(name, max_tokens=max_tokens, **fields)  # type: ignore[arg-type]
 
 

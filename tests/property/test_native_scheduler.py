@@ -24,6 +24,7 @@ from penstock_engine.native.scheduler import Scheduler
 
 BLOCK = 4
 STOP = 3
+TOKEN = st.integers(0, STOP)
 
 
 @dataclass
@@ -48,16 +49,21 @@ class Tensors:
             self.pages[target] = content
         for chunk in plan.chunks:
             sample = chunk.sample
+            known = [*sample.tokens, *chunk.drafts]
             for position in range(chunk.start, chunk.start + chunk.count):
-                history = tuple(sample.tokens[: position + 1])
+                history = tuple(known[: position + 1])
                 self.pages[sample.pages[position // BLOCK]][position % BLOCK] = history
             end = chunk.start + chunk.count
             for position in range(end):  # what attention would read
                 stored = self.pages[sample.pages[position // BLOCK]].get(position % BLOCK)
-                assert stored == tuple(sample.tokens[: position + 1]), "wrong KV under a token"
-        count = sum(len(chunk.draws) for chunk in plan.chunks)
-        tokens = draw.draw(st.lists(st.integers(0, STOP), min_size=count, max_size=count))
-        return StepResult([Drawn((token,)) for token in tokens], 0.01)
+                assert stored == tuple(known[: position + 1]), "wrong KV under a token"
+        chunks = [chunk for chunk in plan.chunks for _ in chunk.draws]
+        tokens = draw.draw(st.lists(TOKEN, min_size=len(chunks), max_size=len(chunks)))
+        drawn = []
+        for chunk, token in zip(chunks, tokens, strict=True):
+            stood = draw.draw(st.integers(0, len(chunk.drafts)))
+            drawn.append(Drawn((*chunk.drafts[:stood], token)))
+        return StepResult(drawn, 0.01)
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -129,14 +135,28 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def step(self, data: st.DataObject) -> None:
         self.clock += 1
-        plan = self.scheduler.plan(self.clock)
+        guess = st.lists(TOKEN, max_size=9)
+        drafts = {
+            s: data.draw(guess) for s in self.scheduler.decoding() if data.draw(st.booleans())
+        }
+        plan = self.scheduler.plan(self.clock, drafts)
         self.scheduler.check_integrity()
         if plan is None:
             assert not self.live
             return
+        self._check_drafts(plan)
         assert plan.num_tokens <= self.scheduler.limits.max_batched_tokens
         self.scheduler.apply(plan, self.tensors.run(plan, data), self.clock)
         self._take_outputs()
+
+    def _check_drafts(self, plan: StepPlan) -> None:
+        """A guess is checked only where its token could still be of use."""
+        for chunk in plan.chunks:
+            spec, sample = chunk.sample.request.spec, chunk.sample
+            if chunk.drafts:
+                assert sample.num_output + len(chunk.drafts) < spec.max_tokens
+                assert chunk.draws == (sample,)
+                assert chunk.num_logits == chunk.count == 1 + len(chunk.drafts)
 
     def _take_outputs(self) -> None:
         for request_id, output in self.scheduler.take_outputs():

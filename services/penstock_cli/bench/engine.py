@@ -11,6 +11,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from statistics import mean, median
 
+from penstock_cli.bench.speculation import SpeculationRow
 from penstock_engine.api import Engine, EngineRequest, RequestDone, Sampling, TokenOut
 
 Tell = Callable[[str], None]
@@ -62,6 +63,7 @@ class EngineBench:
     load: EngineLoad
     batches: tuple[BatchRow, ...]
     cache: CacheRow
+    speculation: tuple[SpeculationRow, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,21 +1,35 @@
 """``penstock bench ...``: figures of the parts, each alone."""
 
 import os
-from dataclasses import asdict
-from typing import Annotated
+from contextlib import AsyncExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from penstock_cli.bench.engine import EngineBench, EngineLoad, measure
 from penstock_cli.bench.index import IndexLoad, measure_index
+from penstock_cli.bench.speculation import (
+    SpeculationLoad,
+    SpeculationRow,
+    code_prompts,
+    measure_speculation,
+)
 from penstock_cli.execution import failures_told, notes, output, run
 from penstock_cli.options import Json
 from penstock_cli.views.benches import engine_view, index_view
 from penstock_cli.views.documents import to_json
-from penstock_text.source import resolve_model
+from penstock_engine.api import Engine
+from penstock_text.source import own_draft, resolve_model
+from penstock_text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from penstock_engine.native.settings import NativeSettings
 
 app = typer.Typer(help="Measure the parts, each alone.", no_args_is_help=True)
 
+_DRAFT_HELP = "Small model with the same tokenizer; the demo model brings one."
 _THREADS_HELP = "Of one torch operation; 0 leaves torch's own choice."
 
 
@@ -47,11 +61,12 @@ def engine(
     repeats: Annotated[int, typer.Option(min=1, help="Medians are taken over these.")] = 3,
     threads: Annotated[int, typer.Option(min=0, help=_THREADS_HELP)] = 0,
     *,
+    draft_model: Annotated[str, typer.Option(help=_DRAFT_HELP)] = "",
     as_json: Json = False,
 ) -> None:
-    """Measure TTFT, TPOT and tokens a second by batch, and what the prefix cache saves."""
+    """Measure TTFT, TPOT and tokens a second by batch; prefix cache and speculation on and off."""
     load = EngineLoad(_numbers(batches), prompt_tokens, new_tokens, repeats)
-    bench = run(_measured(model, threads, load))
+    bench = run(_measured(model, draft_model or own_draft(model), threads, load))
     if as_json:
         document = asdict(bench)
         document["cache"]["speedup"] = bench.cache.speedup
@@ -60,7 +75,7 @@ def engine(
         output.print(engine_view(bench))
 
 
-async def _measured(model: str, threads: int, load: EngineLoad) -> EngineBench:
+async def _measured(model: str, draft: str, threads: int, load: EngineLoad) -> EngineBench:
     path = resolve_model(model, weights=True)
     # Threads that spin at barriers starve the neighbours; torch reads this when it is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -75,9 +90,34 @@ async def _measured(model: str, threads: int, load: EngineLoad) -> EngineBench:
     measured = NativeEngine(settings)
     await measured.start()
     try:
-        return await measure(measured, load, _say)
+        bench = await measure(measured, load, _say)
     finally:
         await measured.close()
+    drafter = resolve_model(draft, weights=True) if draft else None
+    return replace(bench, speculation=await _speculation(settings, drafter, load.repeats))
+
+
+async def _speculation(
+    settings: "NativeSettings", draft: Path | None, repeats: int
+) -> tuple[SpeculationRow, ...]:
+    """Engines that differ in speculation alone; nothing for a model without a tokenizer."""
+    from penstock_engine.native.engine import NativeEngine  # noqa: PLC0415
+
+    if not (settings.model / "tokenizer.json").is_file():
+        return ()
+    load = SpeculationLoad(repeats=repeats)
+    most = max(load.batches)
+    settings = replace(settings, max_batch=most, max_waiting=most, draft_model=draft)
+    kinds = ("none", "ngram", "draft", "auto") if draft else ("none", "ngram")
+    prompts = code_prompts(Tokenizer.load(settings.model).encode, load)
+    async with AsyncExitStack() as stack:
+        engines: dict[str, Engine] = {}
+        for kind in kinds:
+            one = NativeEngine(replace(settings, speculation=kind))
+            stack.push_async_callback(one.close)
+            await one.start()
+            engines[kind] = one
+        return await measure_speculation(engines, prompts, load, _say)
 
 
 def _say(part: str) -> None:

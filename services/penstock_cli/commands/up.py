@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,7 @@ from rich.table import Table
 
 from penstock_cli.execution import notes, output, run
 from penstock_cli.options import BATCH_PORT, GATEWAY_PORT, ROUTER_PORT
-from penstock_cli.supervisor.environment import Addresses
+from penstock_cli.supervisor.environment import Addresses, Drafting
 from penstock_cli.supervisor.platform import Platform, PlatformOptions, running_platform
 
 EPILOG = "Example: penstock up --workers 2 --model Qwen/Qwen3-0.6B --port 8000"
@@ -28,9 +29,24 @@ Keys = Annotated[
 ]
 
 
-def up(
+class Speculation(StrEnum):
+    """Where drafts come from; AUTO takes the better of prompt lookup and draft model."""
+
+    NONE = "none"
+    NGRAM = "ngram"
+    DRAFT = "draft"
+    AUTO = "auto"
+
+
+def up(  # noqa: PLR0913, PLR0917 - a command has an argument for each of its options
     workers: Annotated[int, typer.Option(min=1, max=64, help="Decode workers.")] = 2,
     model: Annotated[str, typer.Option(help="'demo', a directory or a Hugging Face id.")] = "demo",
+    speculation: Annotated[
+        Speculation, typer.Option(help="Draft tokens and check them: same answers, sooner.")
+    ] = Speculation.NONE,
+    draft_model: Annotated[
+        str, typer.Option(help="Small model with the same tokenizer; the demo model brings one.")
+    ] = "",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="The gateway's; 0: any.")
@@ -48,6 +64,7 @@ def up(
         data_dir=data_dir,
         workers=workers,
         model=model,
+        drafting=Drafting(speculation.value, draft_model),
         host=host,
         gateway_port=port,
         router_port=router_port,

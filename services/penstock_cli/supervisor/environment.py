@@ -35,6 +35,14 @@ class Addresses:
 
 
 @dataclass(frozen=True, slots=True)
+class Drafting:
+    """How workers speculate: ``none``, ``ngram``, ``draft`` or ``auto``, and with which draft model."""
+
+    speculation: str = "none"
+    draft_model: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Site:
     """What the processes' settings are made from."""
 
@@ -42,6 +50,7 @@ class Site:
     data_dir: Path
     addresses: Addresses
     keys: Keys
+    drafting: Drafting = Drafting()
 
     @property
     def redis_url(self) -> str:
@@ -73,6 +82,8 @@ def _worker(site: Site, number: int, lease_secret: str) -> Spec:
         "LISTEN": addresses.workers[number],
         "ID": name,
         "MODEL": site.model,
+        "SPECULATION": site.drafting.speculation,
+        "DRAFT_MODEL": site.drafting.draft_model,
         "REGISTRY_URL": site.redis_url,
         "LEASE_SECRET": lease_secret,
         "METRICS_LISTEN": addresses.metrics[name],

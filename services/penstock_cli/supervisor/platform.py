@@ -3,12 +3,18 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from penstock.routing.v1 import routing_service_pb2
 from penstock_cli.failures import CommandFailed
-from penstock_cli.supervisor.environment import Addresses, Site, metered_names, platform_specs
+from penstock_cli.supervisor.environment import (
+    Addresses,
+    Drafting,
+    Site,
+    metered_names,
+    platform_specs,
+)
 from penstock_cli.supervisor.folders import owned, socket_dir
 from penstock_cli.supervisor.keys import Keys, no_keys, settle_keys
 from penstock_cli.supervisor.ports import PortWish, settle_ports
@@ -27,6 +33,7 @@ class PlatformOptions:
         data_dir: holds Redis' file, batch files and logs; survives.
         workers: decode workers.
         model: ``demo``, a directory or a hub id.
+        drafting: how its workers speculate.
         host: address that everything listens on.
         require_key: whether callers must show an API key.
         keys_file: whose keys admit callers; None with ``require_key`` makes one.
@@ -35,6 +42,7 @@ class PlatformOptions:
     data_dir: Path
     workers: int = 2
     model: str = "demo"
+    drafting: Drafting = field(default_factory=Drafting)
     host: str = "127.0.0.1"
     gateway_port: int = 8000
     router_port: int = 50051
@@ -64,7 +72,7 @@ async def running_platform(options: PlatformOptions, say: Say) -> AsyncIterator[
     with owned(data_dir), socket_dir(data_dir) as sockets:
         keys = _keys(options, data_dir)
         addresses = _addresses(options, sockets / "redis.sock", keys)
-        site = Site(options.model, data_dir, addresses, keys)
+        site = Site(options.model, data_dir, addresses, keys, options.drafting)
         async with Supervisor(data_dir / "logs", say) as supervisor:
             say("starting Redis")
             redis = redis_spec(find_server(), data_dir / "redis", sockets / "redis.sock")

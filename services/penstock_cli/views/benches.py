@@ -1,10 +1,13 @@
 """Tables of measurements."""
 
+from collections.abc import Sequence
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 
 from penstock_cli.bench.engine import EngineBench
 from penstock_cli.bench.index import IndexBench
+from penstock_cli.bench.speculation import SpeculationRow
 from penstock_cli.views.amounts import duration
 
 
@@ -26,12 +29,30 @@ def engine_view(bench: EngineBench) -> RenderableType:
             f"{row.prefill_tokens_per_s:.0f}",
         )
     cache = bench.cache
+    speculation = [_speculation_table(bench.speculation)] if bench.speculation else []
     return Group(
         table,
+        *speculation,
         f"prefix cache: {cache.cached_tokens} of {cache.prompt_tokens} prompt tokens cached, TTFT "
         f"{duration(cache.ttft_off_s)} without, {duration(cache.ttft_on_s)} with: "
         f"{cache.speedup:.1f} times sooner",
     )
+
+
+def _speculation_table(rows: Sequence[SpeculationRow]) -> Table:
+    table = Table(title="speculation on Python code, greedy")
+    for name in ("kind", "batch", "tokens/s", "speed-up", "drafted", "accepted"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(
+            row.kind,
+            str(row.batch),
+            f"{row.tokens_per_s:.0f}",
+            f"{row.speedup:.2f}",
+            str(row.drafted_tokens),
+            str(row.accepted_tokens),
+        )
+    return table
 
 
 def index_view(bench: IndexBench) -> RenderableType:

@@ -98,7 +98,7 @@ def _group(chunks: Sequence[Chunk]) -> list[_Rows]:
 
 
 def _tokens(chunk: Chunk) -> Integers:
-    return np.array(chunk.sample.tokens[chunk.start : chunk.start + chunk.count], dtype=np.int64)
+    return np.array(chunk.tokens, dtype=np.int64)
 
 
 def _slots(chunk: Chunk, block_tokens: int) -> Integers:

@@ -24,11 +24,11 @@ from penstock_engine.api import (
 )
 from penstock_engine.native.events import KvEventLog
 from penstock_engine.native.limits import Limits
-from penstock_engine.native.loading import Blueprint, draw_up, load_runner
+from penstock_engine.native.loading import Blueprint, draw_up, load_machine
 from penstock_engine.native.memory import KvMemory
 from penstock_engine.native.scheduler import Scheduler
 from penstock_engine.native.settings import NativeSettings
-from penstock_engine.native.step_loop import Abort, Report, RunStep, StepLoop, Submit
+from penstock_engine.native.step_loop import Abort, Machine, Report, StepLoop, Submit
 
 
 @dataclass(slots=True)
@@ -88,7 +88,7 @@ class NativeEngine:
         def say(error: Exception | None) -> None:
             loop.call_soon_threadsafe(_settle, ready, error)
 
-        def load() -> RunStep:
+        def load() -> Machine:
             return _load(self._blueprint)
 
         self._thread = threading.Thread(
@@ -222,8 +222,8 @@ def _settle(ready: asyncio.Future[None], error: Exception | None) -> None:
         ready.set_exception(error)
 
 
-def _load(blueprint: Blueprint) -> RunStep:
+def _load(blueprint: Blueprint) -> Machine:
     """Runs in the step thread, whose OpenMP team is the one that computes."""
     if blueprint.settings.threads is not None:
         torch.set_num_threads(blueprint.settings.threads)
-    return load_runner(blueprint).run
+    return load_machine(blueprint)

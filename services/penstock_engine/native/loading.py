@@ -3,7 +3,7 @@
 Owns the choices left to "auto" and the refusals before anything is loaded.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -18,14 +18,19 @@ from penstock_engine.native.models.decoder import Decoder
 from penstock_engine.native.revision import model_revision
 from penstock_engine.native.runner import Runner
 from penstock_engine.native.settings import NativeSettings
+from penstock_engine.native.step_loop import Machine
 from penstock_engine.native.weights import load_weights, shard_paths
+from penstock_engine.speculative.draft import DraftLimits, DraftModel
+from penstock_engine.speculative.pairing import check_pair
+from penstock_engine.speculative.speculator import Speculator
 
+_SPECULATION = ("none", "ngram", "draft", "auto")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
 class Blueprint:
-    """Everything decided about an engine before its weights are read."""
+    """Everything decided about an engine before its weights are read; ``draft`` if a model drafts."""
 
     settings: NativeSettings
     config: ModelConfig
@@ -33,6 +38,7 @@ class Blueprint:
     device: torch.device
     kv: KvShape
     info: EngineInfo
+    draft: "Blueprint | None" = None
 
 
 def draw_up(settings: NativeSettings) -> Blueprint:
@@ -47,10 +53,12 @@ def draw_up(settings: NativeSettings) -> Blueprint:
     device = _device(settings.device)
     dtype = _dtype(settings.dtype, config, device)
     kv = KvShape.of(config, settings.block_tokens, dtype.itemsize)
-    num_pages = settings.kv_blocks or settings.kv_memory_bytes // kv.page_bytes
+    draft = _draft(settings, config)
+    page_bytes = kv.page_bytes + (draft.kv.page_bytes if draft is not None else 0)
+    num_pages = settings.kv_blocks or settings.kv_memory_bytes // page_bytes
     if num_pages < 1:
         raise InvalidRequest(
-            f"kv_memory_bytes {settings.kv_memory_bytes} holds no page of {kv.page_bytes} bytes",
+            f"kv_memory_bytes {settings.kv_memory_bytes} holds no page of {page_bytes} bytes",
             field="kv_memory_bytes",
         )
     info = EngineInfo(
@@ -63,8 +71,25 @@ def draw_up(settings: NativeSettings) -> Blueprint:
         max_batch=settings.max_batch,
         vocab_size=config.vocab_size,
         eos_token_ids=read_eos(settings.model),
+        speculation=_kinds(settings, draft),
     )
-    return Blueprint(settings, config, dtype, device, kv, info)
+    return Blueprint(settings, config, dtype, device, kv, info, draft)
+
+
+def load_machine(plan: Blueprint) -> Machine:
+    """A runner, and what drafts for it. Raises InvalidRequest as ``load_runner`` does."""
+    runner, settings = load_runner(plan), plan.settings
+    if settings.speculation == "none":
+        return Machine(runner.run)
+    model = None
+    if plan.draft is not None:
+        # As many pages as the model has: any sequence that runs can be followed.
+        pages = plan.info.capacity_blocks
+        draft = replace(plan.draft, info=replace(plan.draft.info, capacity_blocks=pages))
+        limits = DraftLimits(draft.info.max_context_tokens, pages, draft.kv.block_tokens)
+        model = DraftModel(load_runner(draft), limits)
+    looks_up = settings.speculation != "draft"
+    return Machine(runner.run, Speculator(settings.max_draft_tokens, model, looks_up=looks_up))
 
 
 def load_runner(plan: Blueprint) -> Runner:
@@ -77,6 +102,32 @@ def load_runner(plan: Blueprint) -> Runner:
     decoder = Decoder(config, weights, rope, kv)
     heads = config.num_heads // config.num_kv_heads
     return Runner(decoder, kv, BatchShape(plan.kv.block_tokens, heads, dtype, device))
+
+
+def _draft(settings: NativeSettings, config: ModelConfig) -> Blueprint | None:
+    """The draft model's, decided as the model's own but for its directory."""
+    kind, path = settings.speculation, settings.draft_model
+    if kind not in _SPECULATION:
+        raise InvalidRequest(
+            f"speculation {kind!r} is unknown ({', '.join(_SPECULATION)} are known)",
+            field="speculation",
+        )
+    if settings.max_draft_tokens < 1:
+        raise InvalidRequest("max_draft_tokens must be at least 1", field="max_draft_tokens")
+    if kind == "draft" and path is None:
+        raise InvalidRequest("speculation draft needs a draft_model", field="draft_model")
+    if path is None or kind not in {"draft", "auto"}:
+        return None
+    draft = draw_up(replace(settings, model=path, draft_model=None, speculation="none"))
+    check_pair(settings.model, path, (config.vocab_size, draft.config.vocab_size))
+    return draft
+
+
+def _kinds(settings: NativeSettings, draft: Blueprint | None) -> str:
+    """What runs, as ``EngineInfo`` tells it."""
+    if settings.speculation == "auto":
+        return "ngram" if draft is None else "ngram+draft"
+    return settings.speculation
 
 
 def _device(name: str) -> torch.device:

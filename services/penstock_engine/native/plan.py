@@ -4,10 +4,14 @@ Owns the two messages between policy and tensors; the only thing both sides know
 Pure Python; no torch, no asyncio.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from penstock_engine.native.request import Drawn, Sample
+
+Drafts = Mapping[Sample, Sequence[int]]
+"""Guesses of the next tokens of decoding sequences, to be checked by the next step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +20,8 @@ class Chunk:
 
     The last ``num_logits`` positions get logits (none while a prompt is still cut short, one for a
     plain draw, more to verify drafts). ``draws`` are the samples that draw from them: the sequence
-    itself and those that fork from it.
+    itself and those that fork from it. ``drafts`` are computed behind the sequence's known tokens and
+    are part of ``count``.
     """
 
     sample: Sample
@@ -24,11 +29,19 @@ class Chunk:
     count: int
     num_logits: int = 0
     draws: tuple[Sample, ...] = ()
+    drafts: tuple[int, ...] = ()
 
     @property
     def is_decode(self) -> bool:
-        """Whether it only adds the token drawn last."""
-        return self.count == 1 and self.num_logits == 1 and self.start >= self.sample.num_prompt
+        """Whether it only adds the token drawn last, and perhaps drafts behind it."""
+        known = self.count - len(self.drafts)
+        return known == 1 and self.num_logits == self.count and self.start >= self.sample.num_prompt
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """The ids to compute."""
+        known = self.sample.tokens[self.start : self.start + self.count - len(self.drafts)]
+        return [*known, *self.drafts] if self.drafts else known
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +68,15 @@ class StepResult:
 
     drawn: Sequence[Drawn]
     seconds: float
+
+
+class Drafting(Protocol):
+    """Who guesses tokens for the steps to check."""
+
+    def propose(self, samples: Sequence[Sample]) -> Drafts:
+        """Guesses for some of the sequences, all of which are decoding."""
+        ...
+
+    def note(self, plan: StepPlan, result: StepResult) -> None:
+        """What became of them, and how long the step took."""
+        ...

@@ -37,6 +37,11 @@ class Drawn:
     token_ids: tuple[int, ...]
     logprobs: tuple[Logprob, ...] = ()
 
+    @property
+    def num_accepted(self) -> int:
+        """Drafts that stood: all tokens but the last."""
+        return len(self.token_ids) - 1
+
 
 class Sample:
     """One sequence: prompt and output tokens, of which the first ``computed`` have their KV."""
@@ -134,13 +139,38 @@ class Sample:
         return TokenOut(self.choice_index, first, drawn.token_ids[:kept], logprobs, finish, matched)
 
 
+class Ahead:
+    """A sample as it will be if ``drafts`` stand; what a draw behind them has to know of it."""
+
+    __slots__ = ("choice_index", "drafts", "num_prompt", "request", "sample")
+
+    def __init__(self, sample: Sample, drafts: tuple[int, ...]) -> None:
+        self.sample = sample
+        self.request = sample.request
+        self.choice_index = sample.choice_index
+        self.num_prompt = sample.num_prompt
+        self.drafts = drafts
+
+    @property
+    def num_output(self) -> int:
+        """Output tokens, drafts included."""
+        return self.sample.num_output + len(self.drafts)
+
+    @property
+    def tokens(self) -> "array[int]":
+        """Prompt, output and drafts."""
+        return self.sample.tokens + array("I", self.drafts)
+
+
 class Request:
     """One request: its samples, and the times and counts its last output tells."""
 
     __slots__ = (
+        "accepted_draft_tokens",
         "admitted_at",
         "arrived_at",
         "cached_tokens",
+        "drafted_tokens",
         "outputs",
         "preemptions",
         "prefilled_at",
@@ -157,6 +187,8 @@ class Request:
         self.cached_tokens = 0
         self.worker_s = 0.0
         self.preemptions = 0
+        self.drafted_tokens = 0
+        self.accepted_draft_tokens = 0
         self.outputs: list[EngineOutput] = []
         priority = spec.priority.value
         self.samples = [Sample(self, i, (priority, arrival, i)) for i in range(spec.n)]
@@ -188,5 +220,7 @@ class Request:
             queue_s=admitted - self.arrived_at,
             prefill_s=prefilled - admitted if self.admitted_at is not None else 0.0,
             worker_s=self.worker_s,
+            drafted_tokens=self.drafted_tokens,
+            accepted_draft_tokens=self.accepted_draft_tokens,
             preemptions=self.preemptions,
         )

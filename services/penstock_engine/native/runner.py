@@ -1,4 +1,4 @@
-"""Runs one step plan on the model: copies, forward pass, draws.
+"""Runs one step plan on the model: copies, forward pass, draws, the check of drafts.
 
 Owns the order of these and nothing that outlives a step. Knows no time but its own duration.
 """
@@ -13,8 +13,9 @@ from penstock_engine.native.batching import BatchShape, build_batch
 from penstock_engine.native.kv_tensors import KvTensors
 from penstock_engine.native.models.decoder import Decoder
 from penstock_engine.native.plan import Chunk, StepPlan, StepResult
-from penstock_engine.native.request import Drawn
-from penstock_engine.native.sampling import Sampler
+from penstock_engine.native.request import Ahead, Drawn
+from penstock_engine.native.sampling import Drawer, Sampler
+from penstock_engine.speculative.accept import num_accepted
 
 
 class Runner:
@@ -32,9 +33,10 @@ class Runner:
         drawn: list[Drawn] = []
         with torch.inference_mode():
             logits = self.logits(plan)
-            samples = [sample for chunk in plan.chunks for sample in chunk.draws]
-            if samples:
-                drawn = self._sampler.draw(_rows_to_draw(logits, plan.chunks), samples)
+            drawers = [drawer for chunk in plan.chunks for drawer in _drawers(chunk)]
+            if drawers:
+                rows = self._sampler.draw(_rows_to_draw(logits, plan.chunks), drawers)
+                drawn = _settle(rows, plan.chunks)
         return StepResult(drawn, time.perf_counter() - began)
 
     def logits(self, plan: StepPlan) -> Tensor:
@@ -43,12 +45,41 @@ class Runner:
         return self._decoder.forward(build_batch(plan, self._shape))
 
 
+def _drawers(chunk: Chunk) -> Sequence[Drawer]:
+    """Who draws: for a chunk with drafts, its sequence behind the first none, one, ... all of them."""
+    if not chunk.drafts:
+        return chunk.draws
+    drafts = range(1, len(chunk.drafts) + 1)
+    return [chunk.sample, *(Ahead(chunk.sample, chunk.drafts[:count]) for count in drafts)]
+
+
 def _rows_to_draw(logits: Tensor, chunks: Sequence[Chunk]) -> Tensor:
-    """The last row of each chunk that draws, once for each sample that draws from it."""
-    rows, last = [], -1
+    """The last row of each chunk that draws, once for each that draws from it; all rows of drafts."""
+    rows: list[int] = []
+    end = 0
     for chunk in chunks:
-        last += chunk.num_logits
-        rows += [last] * len(chunk.draws)
+        end += chunk.num_logits
+        if chunk.drafts:
+            rows += range(end - chunk.num_logits, end)
+        else:
+            rows += [end - 1] * len(chunk.draws)
     if len(rows) == logits.shape[0]:
         return logits
     return logits[torch.tensor(rows, device=logits.device)]
+
+
+def _settle(rows: Sequence[Drawn], chunks: Sequence[Chunk]) -> list[Drawn]:
+    """One draw for each of the plan's: rows of a chunk with drafts count as far as those stand."""
+    drawn: list[Drawn] = []
+    at = 0
+    for chunk in chunks:
+        size = 1 + len(chunk.drafts) if chunk.drafts else len(chunk.draws)
+        mine, at = rows[at : at + size], at + size
+        drawn += [_verified(chunk.drafts, mine)] if chunk.drafts else mine
+    return drawn
+
+
+def _verified(drafts: Sequence[int], rows: Sequence[Drawn]) -> Drawn:
+    kept = rows[: num_accepted(drafts, [row.token_ids[0] for row in rows]) + 1]
+    tokens = tuple(row.token_ids[0] for row in kept)
+    return Drawn(tokens, tuple(logprob for row in kept for logprob in row.logprobs))

@@ -15,8 +15,11 @@ import torch
 from torch import Tensor
 
 from penstock_engine.api import Logprob, Sampling
-from penstock_engine.native.request import Drawn, Sample
+from penstock_engine.native.request import Ahead, Drawn, Sample
 from penstock_engine.native.truncation import truncate
+
+Drawer = Sample | Ahead
+"""Whoever a token is drawn for: a sequence as it is, or as it will be if its drafts stand."""
 
 _MASK = (1 << 64) - 1
 _GAMMA = 0x9E3779B97F4A7C15
@@ -42,7 +45,7 @@ def uniform(seed: int, choice_index: int, position: int, lane: int = 0) -> float
 class Sampler:
     """Draws one token for each row of logits."""
 
-    def draw(self, logits: Tensor, samples: Sequence[Sample]) -> list[Drawn]:
+    def draw(self, logits: Tensor, samples: Sequence[Drawer]) -> list[Drawn]:
         """``logits`` is ``(samples, vocab)`` in float32 and is overwritten."""
         logprobs = _raw_logprobs(logits, samples)
         _adjust(logits, samples)
@@ -57,17 +60,17 @@ class Sampler:
         return _with_logprobs(ids, logprobs, samples)
 
 
-def _is_random(sample: Sample) -> bool:
+def _is_random(sample: Drawer) -> bool:
     return sample.request.spec.sampling.temperature >= _LEAST_TEMPERATURE
 
 
-def _raw_logprobs(logits: Tensor, samples: Sequence[Sample]) -> Tensor | None:
+def _raw_logprobs(logits: Tensor, samples: Sequence[Drawer]) -> Tensor | None:
     if all(sample.request.spec.logprobs is None for sample in samples):
         return None
     return torch.log_softmax(logits, dim=-1)
 
 
-def _with_logprobs(ids: Sequence[int], logprobs: Tensor, samples: Sequence[Sample]) -> list[Drawn]:
+def _with_logprobs(ids: Sequence[int], logprobs: Tensor, samples: Sequence[Drawer]) -> list[Drawn]:
     """Drawn tokens with their own log-probability and the best alternatives of those who asked."""
     chosen = logprobs.gather(1, torch.tensor(ids, device=logprobs.device).unsqueeze(1))
     own: list[float] = chosen.squeeze(1).tolist()
@@ -86,7 +89,7 @@ def _with_logprobs(ids: Sequence[int], logprobs: Tensor, samples: Sequence[Sampl
     return drawn
 
 
-def _adjust(logits: Tensor, samples: Sequence[Sample]) -> None:
+def _adjust(logits: Tensor, samples: Sequence[Drawer]) -> None:
     """Penalties, bias and masked stop tokens, in place; rows without any are not touched."""
     for row, sample in enumerate(samples):
         spec = sample.request.spec
@@ -109,7 +112,7 @@ def _has_penalties(sampling: Sampling) -> bool:
     )
 
 
-def _penalise(row: Tensor, sample: Sample) -> None:
+def _penalise(row: Tensor, sample: Drawer) -> None:
     """Repetition counts prompt and output (CTRL, https://arxiv.org/abs/1909.05858, section 4.1).
 
     Frequency and presence count the output only, as OpenAI's API does.
@@ -127,7 +130,7 @@ def _penalise(row: Tensor, sample: Sample) -> None:
         row -= counts * sampling.frequency_penalty + (counts > 0) * sampling.presence_penalty
 
 
-def _draw_random(logits: Tensor, samples: Sequence[Sample]) -> Tensor:
+def _draw_random(logits: Tensor, samples: Sequence[Drawer]) -> Tensor:
     """One token a row by inverse transform over the truncated distribution, in vocabulary order."""
     settings = [sample.request.spec.sampling for sample in samples]
     temperatures = [[setting.temperature] for setting in settings]

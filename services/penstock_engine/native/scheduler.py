@@ -20,9 +20,10 @@ from penstock_engine.api import (
     FinishReason,
     TokenOut,
 )
+from penstock_engine.native.drafts import NO_DRAFTS, DraftRoom, add_drafts
 from penstock_engine.native.limits import Counts, Limits, check_fits
 from penstock_engine.native.memory import KvMemory
-from penstock_engine.native.plan import Chunk, StepPlan, StepResult
+from penstock_engine.native.plan import Chunk, Drafts, StepPlan, StepResult
 from penstock_engine.native.queues import PendingBlocks, RankedSamples
 from penstock_engine.native.request import Drawn, Phase, Request, Sample
 
@@ -112,8 +113,15 @@ class Scheduler:
 
     # One step.
 
-    def plan(self, now: float) -> StepPlan | None:
-        """The next step, or None if nothing can run (then nothing waits either)."""
+    def decoding(self) -> list[Sample]:
+        """Running sequences that the next step adds a token to, and for which drafts may be made."""
+        return [sample for sample in self._running if sample.is_decoding]
+
+    def plan(self, now: float, drafts: Drafts = NO_DRAFTS) -> StepPlan | None:
+        """The next step, or None if nothing can run (then nothing waits either).
+
+        Drafts are checked as far as tokens and pages are to spare; they displace nobody.
+        """
         self._admit(now)
         budget = self.limits.max_batched_tokens
         copies: list[tuple[int, int]] = []
@@ -122,6 +130,9 @@ class Scheduler:
             if sample.is_decoding and self._secure_next_page(sample, copies):
                 chunks.append(Chunk(sample, sample.computed, 1, 1, (sample,)))
                 budget -= 1
+        if drafts:
+            spare = self.memory.available - len(self._running)
+            budget -= add_drafts(chunks, drafts, DraftRoom(self.memory, budget // 2, spare))
         for sample in self._running.snapshot():
             if not sample.is_decoding and budget > 0:
                 chunks.append(self._prefill_chunk(sample, min(sample.uncomputed, budget)))
@@ -135,6 +146,9 @@ class Scheduler:
         drawn = iter(result.drawn)
         for chunk in plan.chunks:
             chunk.sample.request.worker_s += per_token_s * chunk.count
+            if chunk.drafts:
+                self._take_verified(chunk, next(drawn), now)
+                continue
             for sample in chunk.draws or (chunk.sample,):
                 sample.computed = chunk.start + chunk.count
                 self._store_blocks(sample)
@@ -339,9 +353,24 @@ class Scheduler:
         request = sample.request
         if request.prefilled_at is None:
             request.prefilled_at = now
+        self._tell(sample, sample.take(drawn), now)
+
+    def _take_verified(self, chunk: Chunk, drawn: Drawn, now: float) -> None:
+        """Tokens that stood have their KV already; that of the others will be overwritten."""
+        sample, request = chunk.sample, chunk.sample.request
+        if request.prefilled_at is None:  # resumed with all its KV cached
+            request.prefilled_at = now
         out = sample.take(drawn)
+        accepted = min(drawn.num_accepted, len(out.token_ids))
+        request.drafted_tokens += len(chunk.drafts)
+        request.accepted_draft_tokens += accepted
+        sample.computed = chunk.start + 1 + accepted
+        self._store_blocks(sample)
+        self._tell(sample, out, now)
+
+    def _tell(self, sample: Sample, out: TokenOut, now: float) -> None:
         if out.finish is None:
-            self._emit(request, out)
+            self._emit(sample.request, out)
         else:
             self._end(sample, out, now)
 

@@ -26,6 +26,10 @@ class NativeSettings:
         max_waiting: requests that may wait for admission.
         max_context: cap on prompt plus output; None for what the model was made for.
         threads: of one torch operation; None leaves torch's own choice.
+        speculation: none, ngram (prompt lookup), draft (needs ``draft_model``) or auto: the better of
+            what there is. Any kind is used as far as it is measured to help, and changes no output.
+        draft_model: directory of a small model with the same tokenizer; its KV shares the budget.
+        max_draft_tokens: most tokens drafted for one sequence in one step.
     """
 
     model: Path
@@ -39,3 +43,6 @@ class NativeSettings:
     max_waiting: int = 256
     max_context: int | None = None
     threads: int | None = None
+    speculation: str = "none"
+    draft_model: Path | None = None
+    max_draft_tokens: int = 7

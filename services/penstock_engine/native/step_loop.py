@@ -13,13 +13,22 @@ from dataclasses import dataclass
 
 from penstock_core.errors import EngineFailed, Overloaded, PenstockError
 from penstock_engine.api import EngineOutput, EngineRequest, EngineState, KvEvent
-from penstock_engine.native.plan import StepPlan, StepResult
+from penstock_engine.native.drafts import NO_DRAFTS
+from penstock_engine.native.plan import Drafting, StepPlan, StepResult
 from penstock_engine.native.scheduler import Scheduler
 from penstock_engine.native.stats import StepStats
 
 logger = logging.getLogger(__name__)
 
 RunStep = Callable[[StepPlan], StepResult]
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A loaded model: what runs steps, and what guesses tokens for them if anything does."""
+
+    run: RunStep
+    drafting: Drafting | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,17 +107,17 @@ class StepLoop:
 
     # The thread.
 
-    def run(self, load: Callable[[], RunStep], ready: Callable[[Exception | None], None]) -> None:
+    def run(self, load: Callable[[], Machine], ready: Callable[[Exception | None], None]) -> None:
         """Load the model, say whether that worked, then serve until closed or failed."""
         try:
-            run_step = load()
+            machine = load()
         except Exception as error:  # noqa: BLE001 - whatever it is, the starter must hear of it
             ready(error)
             return
         ready(None)
         ended = EngineFailed("the engine was closed")
         try:
-            while self._turn(run_step):
+            while self._turn(machine):
                 pass
         except Exception as error:
             logger.exception("engine step failed")
@@ -116,18 +125,22 @@ class StepLoop:
             ended = EngineFailed(f"the engine failed: {error!r}")
         self._tell(Report(ended=ended))
 
-    def _turn(self, run_step: RunStep) -> bool:
+    def _turn(self, machine: Machine) -> bool:
         """Take commands and run a step. False once closed."""
         commands = self._await_commands()
         if commands is None:
             return False
         for command in commands:
             self._obey(command)
-        plan = self._scheduler.plan(time.monotonic())
+        drafting = machine.drafting
+        drafts = drafting.propose(self._scheduler.decoding()) if drafting else NO_DRAFTS
+        plan = self._scheduler.plan(time.monotonic(), drafts)
         self._publish()
         if plan is not None:
-            result = run_step(plan)
+            result = machine.run(plan)
             self._stats.note(plan, result)
+            if drafting is not None:
+                drafting.note(plan, result)
             self._scheduler.apply(plan, result, time.monotonic())
             self._publish()
         return True

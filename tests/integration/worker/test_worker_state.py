@@ -104,7 +104,7 @@ async def test_an_idle_worker_beats_and_its_digest_agrees() -> None:
 
 
 async def test_the_ledger_tells_a_requests_life() -> None:
-    engine = FakeEngine()
+    engine = FakeEngine(FakeConfig(drafts=(9, 4)))
     async with running_worker(engine, options=QUICK) as worker, calls_to(worker.endpoint) as calls:
         await calls.generate(ask(0))
         async with watching(calls) as watch:
@@ -127,6 +127,8 @@ async def test_the_ledger_tells_a_requests_life() -> None:
     assert events["prefill_done"].prefill_done.computed_tokens == prompt - cached
     assert events["prefill_done"].prefill_done.ttft_s > 0
     assert events["finished"].finished.output_tokens == 5
+    assert events["finished"].finished.drafted_tokens == 9
+    assert events["finished"].finished.accepted_draft_tokens == 4
     assert not events["finished"].finished.aborted
 
 

@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from penstock.inference.v1.generate_pb2 import GenerateRequest
 from penstock_core import semconv as sc
 from penstock_testing.calls import Calls, calls_to
-from penstock_testing.engine import FakeEngine
+from penstock_testing.engine import FakeConfig, FakeEngine
 from penstock_testing.worker import running_worker
 
 RPC = "penstock.inference.v1.InferenceService/Generate"
@@ -129,6 +129,23 @@ async def test_each_request_is_measured_once(recorded: Recorded) -> None:
     sums = sorted(point.sum for point in points[sc.TOKEN_USAGE])  # type: ignore[attr-defined]
     assert sums == [15, 180]
     assert [p.value for p in points[sc.ENGINE_CAPACITY_BLOCKS]] == [1024]  # type: ignore[attr-defined]
+
+
+async def test_drafts_are_told_by_outcome(recorded: Recorded) -> None:
+    engine = FakeEngine(FakeConfig(drafts=(9, 4)))
+    async with running_worker(engine) as worker, calls_to(worker.endpoint) as calls:
+        answers = await calls.generate(ask())
+        await all_measured(recorded, calls, 1)
+        points = recorded.points()[sc.ENGINE_DRAFT_TOKENS]
+
+    assert answers.completed is not None
+    usage = answers.completed.usage
+    assert (usage.drafted_tokens, usage.accepted_draft_tokens) == (9, 4)
+    decode = recorded.spans()[sc.SPAN_DECODE].attributes
+    assert decode is not None
+    assert (decode[sc.DRAFTED_TOKENS], decode[sc.ACCEPTED_DRAFT_TOKENS]) == (9, 4)
+    told = {p.attributes[sc.DRAFT_OUTCOME]: p.value for p in points}  # type: ignore[attr-defined]
+    assert told == {"accepted": 4, "rejected": 5}
 
 
 async def all_measured(recorded: Recorded, calls: Calls, count: int) -> None:

@@ -9,7 +9,13 @@ import pytest
 
 from penstock_cli.failures import CommandFailed
 from penstock_cli.supervisor import redis
-from penstock_cli.supervisor.environment import Addresses, Site, metered_names, platform_specs
+from penstock_cli.supervisor.environment import (
+    Addresses,
+    Drafting,
+    Site,
+    metered_names,
+    platform_specs,
+)
 from penstock_cli.supervisor.folders import owned, socket_dir
 from penstock_cli.supervisor.keys import no_keys, settle_keys
 from penstock_cli.supervisor.ports import PortWish, settle_ports
@@ -132,6 +138,16 @@ def test_processes_find_one_another(tmp_path: Path) -> None:
     assert specs["gateway"].env["PENSTOCK_GATEWAY_ROUTER"] == "h:2"
     assert specs["batch"].env["PENSTOCK_BATCH_STORE_URL"] == (tmp_path / "batches").as_uri()
     assert specs["batch-worker"].argv[-2:] == ("penstock_batch", "work")
+
+
+def test_workers_speculate_as_told(tmp_path: Path) -> None:
+    told = replace(site(tmp_path, 1), drafting=Drafting("auto", "org/small"))
+
+    worker = platform_specs(told)[0].env
+
+    assert worker["PENSTOCK_WORKER_SPECULATION"] == "auto"
+    assert worker["PENSTOCK_WORKER_DRAFT_MODEL"] == "org/small"
+    assert platform_specs(site(tmp_path, 1))[0].env["PENSTOCK_WORKER_SPECULATION"] == "none"
 
 
 def test_workers_share_the_cores_and_have_at_least_one_each(

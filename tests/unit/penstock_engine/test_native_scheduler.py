@@ -266,6 +266,91 @@ def test_queued_tokens_count_down_as_chunks_are_computed() -> None:
     assert (counts.queued_prefill_tokens, counts.running, counts.waiting) == (22, 1, 1)
 
 
+def drafted(driver: Driver, *drafts: int) -> StepPlan:
+    """The next plan, where every decoding sequence is offered these drafts."""
+    plan = driver.scheduler.plan(driver.now, dict.fromkeys(driver.scheduler.decoding(), drafts))
+    assert plan is not None
+    driver.scheduler.check_integrity()
+    return plan
+
+
+def test_drafts_are_checked_with_the_token_they_follow() -> None:
+    driver = Driver()
+    driver.submit("a", [5, 6], 9)
+    driver.step()
+
+    (chunk,) = drafted(driver, 7, 8).chunks
+
+    assert (chunk.start, chunk.count, chunk.num_logits) == (2, 3, 3)
+    assert list(chunk.tokens) == [1, 7, 8]
+    assert chunk.is_decode
+
+
+def test_tokens_that_stood_are_emitted_and_the_rest_is_computed_anew() -> None:
+    driver = Driver()
+    driver.submit("a", [5, 6], 9)
+    driver.step()
+    plan = drafted(driver, 7, 8, 9)
+    driver.scheduler.apply(plan, StepResult([Drawn((7, 2))], 0.1), driver.now)
+    driver.take()
+
+    last = driver.outputs["a"][-1]
+    assert isinstance(last, TokenOut)
+    assert (last.first_position, last.token_ids) == (1, (7, 2))
+    assert [chunk.start for chunk in driver.plan().chunks] == [4]
+    driver.run()
+    done = driver.done("a")
+    assert (done.drafted_tokens, done.accepted_draft_tokens) == (3, 1)
+
+
+def test_blocks_are_stored_as_far_as_drafts_stood() -> None:
+    driver = Driver()
+    driver.submit("a", [5, 6], 20)
+    driver.step()
+    stood = (10, 11, 12, 13, 14)
+    plan = drafted(driver, *stood, 15)
+    assert driver.memory.resident_hashes() == set()
+
+    driver.scheduler.apply(plan, StepResult([Drawn((*stood, 9))], 0.1), driver.now)
+
+    assert len(driver.memory.resident_hashes()) == 2
+
+
+def test_drafts_leave_half_of_the_budget_to_prompts() -> None:
+    driver = Driver(budget=11)
+    driver.submit("a", [5, 6], 30)
+    driver.step()
+    driver.submit("b", range(40), 2)
+
+    chunks = drafted(driver, *range(20)).chunks
+
+    assert [chunk.count for chunk in chunks] == [1 + 5, 5]
+
+
+def test_no_more_is_drafted_than_may_be_emitted() -> None:
+    driver = Driver()
+    driver.submit("a", [5, 6], 4)
+    driver.step()
+
+    (chunk,) = drafted(driver, 1, 2, 3, 4, 5).chunks
+
+    assert len(chunk.drafts) == 2
+
+
+def test_drafts_preempt_nobody() -> None:
+    driver = Driver(pages=4, budget=20)
+    driver.submit("a", [5, 6, 7], 12)
+    driver.submit("b", [8, 9, 10], 12)
+    driver.step()
+    before = driver.scheduler.preemptions
+
+    chunks = drafted(driver, *range(8)).chunks
+
+    assert driver.scheduler.preemptions == before
+    assert len(chunks) == 2
+    assert all(len(chunk.sample.pages) <= 2 for chunk in chunks)
+
+
 def test_limits_leave_room_for_prefill() -> None:
     with pytest.raises(ValueError, match="nothing for prefill"):
         Limits(max_batch=8, max_batched_tokens=8, max_waiting=1, max_context=10)

@@ -173,11 +173,13 @@ def _grammar(constraint: Constraint) -> str:
 def _json_grammar(constraint: Constraint, schema: str) -> str:
     try:
         value = json.loads(schema)
+        if not isinstance(value, dict):
+            raise _refusal(constraint, "a schema is an object")
+        return LLMatcher.grammar_from_json_schema(
+            json.dumps(value), overrides={"whitespace_pattern": _WHITE_SPACE}
+        )
     except (ValueError, RecursionError) as error:
         raise _refusal(constraint, f"it is no JSON: {error}") from error
-    return LLMatcher.grammar_from_json_schema(
-        json.dumps(value), overrides={"whitespace_pattern": _WHITE_SPACE}
-    )
 
 
 def _refusal(constraint: Constraint, complaint: str) -> InvalidRequest:

@@ -9,6 +9,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,10 +29,13 @@ from penstock_engine.api import (
 from penstock_engine.native.engine import NativeEngine
 from penstock_engine.native.settings import NativeSettings
 from penstock_engine.native.vocabulary import Vocabulary
+from penstock_models import DEMO
 from penstock_testing.checkpoints import write_checkpoint
+from penstock_text.tokenizer import Tokenizer
 
 WORDS = [b"name", b'{"', b'":', b"true", b"123", b"  ", b"yes", b"no", b"ab", b"},", b"]}"]
 TOKENS = [*(bytes([value]) for value in range(256)), *WORDS, b""]
+WORDBOOK = Vocabulary(TOKENS)
 EOS = len(TOKENS) - 1
 SIZE = len(TOKENS) + 4
 BLOCK = 8
@@ -127,10 +131,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @asynccontextmanager
-async def serving(model: Path, **changes: object) -> AsyncIterator[NativeEngine]:
+async def serving(
+    model: Path, vocabulary: Vocabulary = WORDBOOK, **changes: object
+) -> AsyncIterator[NativeEngine]:
     fields: dict[str, object] = {"device": "cpu", "kv_blocks": 128, "block_tokens": BLOCK}
     chosen = NativeSettings(model, **(fields | {"threads": 1} | changes))  # type: ignore[arg-type]
-    engine = NativeEngine(chosen, Vocabulary(TOKENS))
+    engine = NativeEngine(chosen, vocabulary)
     await engine.start()
     try:
         yield engine
@@ -306,6 +312,23 @@ async def test_an_answer_ends_without_an_end_token_where_nothing_may_follow(mode
 
     assert said.ends == {0: FinishReason.STOP}
     assert SHAPES["person"].holds(said.text())
+
+
+@pytest.mark.parametrize("speculation", ["none", "ngram"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+async def test_the_demo_model_keeps_every_shape(temperature: float, speculation: str) -> None:
+    tokenizer = Tokenizer.load(DEMO)
+    tokens = [tokenizer.text_bytes(token) for token in range(tokenizer.vocab_size)]
+    words = Vocabulary(tokens, partial(tokenizer.encode, add_special_tokens=False))
+    sampling = Sampling(temperature=temperature, seed=2)
+    prompt = tokenizer.encode("# A person as JSON\nPERSON = ")
+    ends = tokenizer.eos_token_ids
+    wanted = [ask(s, s, 100, prompt=prompt, sampling=sampling, stop_token_ids=ends) for s in SHAPES]
+    async with serving(DEMO, vocabulary=words, speculation=speculation) as engine:
+        for shape, said in zip(SHAPES, await together(engine, wanted), strict=True):
+            text = tokenizer.decode(said.tokens[0])
+            is_cut = said.ends[0] is FinishReason.LENGTH
+            assert is_cut if len(said.tokens[0]) == 100 else SHAPES[shape].holds(text)
 
 
 async def test_a_bad_constraint_is_refused_and_the_engine_serves_on(model: Path) -> None:

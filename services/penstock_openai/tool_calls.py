@@ -25,6 +25,7 @@ class CallReader:
     id: str = field(default_factory=_new_call_id)
     name: str | None = None
     _unread: str = ""
+    _has_begun: bool = False
 
     def read(self, text: str) -> str:
         """Take more of the output; returns what of the arguments is new and certain."""
@@ -35,9 +36,12 @@ class CallReader:
                 return ""
             self.name = str(json.loads(head[1]))
             self._unread = self._unread[head.end() :]
+        if not self._has_begun:  # white space in front may come in pieces
+            self._unread = self._unread.lstrip()
         tail = _TAIL.search(self._unread)
         end = tail.start() if tail else len(self._unread)
         certain, self._unread = self._unread[:end], self._unread[end:]
+        self._has_begun = self._has_begun or bool(certain)
         return certain
 
     def end(self, *, is_whole: bool) -> str:

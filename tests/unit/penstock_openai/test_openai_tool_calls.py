@@ -50,13 +50,17 @@ def test_a_call_is_the_same_however_its_text_is_cut(data: st.DataObject) -> None
     name = data.draw(st.text(alphabet='ab"\\{}é', min_size=1))
     arguments = data.draw(st.dictionaries(st.text(max_size=3), values))
     indent = data.draw(st.sampled_from([None, 2]))
-    text = json.dumps({"name": name, "arguments": arguments}, indent=indent) + "\n"
+    space = data.draw(st.sampled_from(["", " ", "\n \t"]))
+    call = {"name": name, "arguments": arguments}
+    text = json.dumps(call, indent=indent, separators=(",", f":{space}")) + "\n"
     cuts = sorted(data.draw(st.sets(st.integers(0, len(text)))) | {0, len(text)})
 
     reader = CallReader()
     pieces = [text[start:stop] for start, stop in pairwise(cuts)]
     read = "".join([reader.read(piece) for piece in pieces]) + reader.end(is_whole=True)
 
+    at_once = CallReader()
+    assert read == at_once.read(text) + at_once.end(is_whole=True)
     assert reader.name == name
     assert json.loads(read) == arguments
 

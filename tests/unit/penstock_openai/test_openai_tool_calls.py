@@ -65,6 +65,14 @@ def test_a_call_is_the_same_however_its_text_is_cut(data: st.DataObject) -> None
     assert json.loads(read) == arguments
 
 
+def test_white_space_around_the_arguments_is_dropped_wherever_it_is_cut() -> None:
+    text = '{"name": "f", "arguments":  \n {"a": [{}]} \n } '
+    for cut in range(len(text) + 1):
+        reader = CallReader()
+        read = reader.read(text[:cut]) + reader.read(text[cut:]) + reader.end(is_whole=True)
+        assert (reader.name, read) == ("f", '{"a": [{}]}')
+
+
 def test_a_whole_answer_carries_the_call_and_no_content() -> None:
     choice = whole('{"name": "weather", "arguments": {"city": "Ulm"}}')
 

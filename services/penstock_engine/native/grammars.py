@@ -7,8 +7,8 @@ no logits; ``masks`` does.
 Why llguidance: it needs no other package (xgrammar asks for torch, transformers and triton), and
 it does at run time what xgrammar does ahead. Measured on one core, a schema of seven fields: compiling takes
 0.7-5 ms with the demo model's 4,096 tokens and 1.2 ms with 128,256 (xgrammar: 50-57 ms and 2.3-2.7
-s, which a first answer would wait for); a mask takes 10 us and 21 us in the median (xgrammar: 2 us
-and 4-7 us), the dearest one 4 ms and 5-7 ms (xgrammar: 0.03-0.1 ms and 4-7 ms).
+s, which a first answer would wait for); a mask takes 8-10 us and 21-36 us in the median (xgrammar: 2
+us and 4-7 us), the dearest 0.1-4 ms and 2-12 ms (xgrammar: 0.03-0.1 ms and 4-7 ms).
 """
 
 import asyncio

@@ -9,6 +9,7 @@ from penstock_core import blocks, validation
 from penstock_core.auth import Principal
 from penstock_core.errors import InvalidRequest, NotFound, NoWorker, Unavailable
 from penstock_core.ids import new_id
+from penstock_core.tool_calls import hold_to_tool_call
 from penstock_router.fleet import RETRY_AFTER_S, Fleet
 from penstock_router.frames import WorkerFacts
 from penstock_router.texts import ModelText, TextLibrary, TextProblem
@@ -81,6 +82,7 @@ class Preparer:
             NoWorker: the model is known but nobody serves it now.
         """
         validation.check_request(request)
+        hold_to_tool_call(request)
         request.request_id = request.request_id or new_id("req")
         workers = self._same_tokenizer(self._fleet.serving(request.model))
         facts = [w.facts for w in workers if w.facts is not None]

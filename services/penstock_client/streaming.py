@@ -18,6 +18,7 @@ from penstock_client.results import Completed, Started, StreamEvent
 from penstock_client.translate import from_response
 from penstock_core.errors import PenstockError, Rejected, WorkerLost
 from penstock_core.status import from_rpc_error
+from penstock_core.tool_calls import hold_to_tool_call
 from penstock_core.tracing import Metadata, outgoing
 
 Mode = Literal["lookaside", "proxy"]
@@ -88,6 +89,7 @@ class Streamer:
         leased = generate_pb2.GenerateRequest()
         leased.CopyFrom(request)
         leased.request_id = route.request_id
+        hold_to_tool_call(leased)  # the tools go with the conversation
         leased.tokens.CopyFrom(route.prompt_tokens)
         leased.lease.CopyFrom(route.lease)
         async with self._workers.use(route.endpoint) as channel:

@@ -7,11 +7,12 @@ field by its path in the message, so that a caller finds the culprit.
 from collections.abc import Iterator
 from typing import Protocol
 
-from penstock.common.v1 import sampling_pb2
+from penstock.common.v1 import chat_pb2, sampling_pb2
 from penstock.inference.v1 import generate_pb2
 from penstock_core.blocks import TOKEN_BYTES
-from penstock_core.errors import InvalidRequest, NotSupported, PromptTooLong
+from penstock_core.errors import InvalidRequest, PromptTooLong
 from penstock_core.ids import MAX_ID_LENGTH, is_safe_id
+from penstock_core.tool_calls import FREE_CHOICES, REQUIRED
 
 MAX_SAMPLES = 64
 MAX_LOGPROBS = 20
@@ -20,7 +21,6 @@ MAX_STOP_CHARS = 256
 MAX_STOP_TOKENS = 64
 MAX_LOGIT_BIAS = 1024
 MAX_MESSAGES = 4096
-_FREE_TOOL_CHOICES = frozenset({"", "none", "auto"})
 
 
 class _Limits(Protocol):
@@ -33,12 +33,7 @@ class _Limits(Protocol):
 
 
 def check_request(request: generate_pb2.GenerateRequest) -> None:
-    """Check everything that needs no tokenizer.
-
-    Raises:
-        InvalidRequest: a field is wrong; ``field`` is its path.
-        NotSupported: a field asks for what no worker does.
-    """
+    """Check everything that needs no tokenizer. Raises InvalidRequest with the field's path."""
     if request.request_id and not is_safe_id(request.request_id):
         raise InvalidRequest(
             f"request_id must be 1 to {MAX_ID_LENGTH} letters, digits, '-', '_', '.' or ':'",
@@ -46,14 +41,12 @@ def check_request(request: generate_pb2.GenerateRequest) -> None:
         )
     if not request.model:
         raise InvalidRequest("model must be named", field="model")
-    for problems in (_prompt(request), _sampling(request.sampling), _ends(request)):
+    checks = (
+        _prompt(request), _tool_choice(request.chat), _sampling(request.sampling), _ends(request)
+    )  # fmt: skip
+    for problems in checks:
         for field, message in problems:
             raise InvalidRequest(message, field=field)
-    # Nobody holds a model to a call yet; an answer without one must not pass for obedience.
-    if request.chat.tool_choice not in _FREE_TOOL_CHOICES:
-        raise NotSupported(
-            "tool_choice: only 'none' and 'auto' are supported", field="chat.tool_choice"
-        )
 
 
 def check_fit(prompt_tokens: int, request: generate_pb2.GenerateRequest, limits: _Limits) -> int:
@@ -118,6 +111,14 @@ def _prompt(request: generate_pb2.GenerateRequest) -> _Problems:
             yield "chat.messages", "the conversation is empty"
         if len(request.chat.messages) > MAX_MESSAGES:
             yield "chat.messages", f"more than {MAX_MESSAGES} messages"
+
+
+def _tool_choice(chat: chat_pb2.ChatPrompt) -> _Problems:
+    choice = chat.tool_choice
+    if choice == REQUIRED and not chat.tools:
+        yield "chat.tool_choice", "tool_choice needs tools"
+    if choice not in FREE_CHOICES | {REQUIRED, *(tool.name for tool in chat.tools)}:
+        yield "chat.tool_choice", f"tool_choice: no tool is called {choice[:64]!r}"
 
 
 def _sampling(s: sampling_pb2.SamplingParams) -> _Problems:

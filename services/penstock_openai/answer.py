@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from penstock.common.v1 import tokens_pb2, usage_pb2
 from penstock.inference.v1 import generate_pb2
 from penstock_openai.json_object import Json
+from penstock_openai.tool_calls import CallReader
 
 FINISH_REASONS = {
     generate_pb2.FINISH_REASON_UNSPECIFIED: "stop",
@@ -31,6 +32,7 @@ class Choice:
     echo_chars: int = 0
     finish_reason: str | None = None
     matched_stop: str | int | None = None
+    call: CallReader = field(default_factory=CallReader)
 
     def finish(self, event: generate_pb2.Finished) -> None:
         """Note why the sample ended."""

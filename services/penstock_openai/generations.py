@@ -6,8 +6,9 @@ The one place where a body gets its meaning: online and in a batch's line it is 
 from dataclasses import dataclass
 
 from penstock.inference.v1 import generate_pb2
+from penstock_core.tool_calls import FREE_CHOICES
 from penstock_openai.bodies import validated
-from penstock_openai.formats import ChatFormat, CompletionFormat, Format
+from penstock_openai.formats import ChatFormat, CompletionFormat, Format, ToolCallFormat
 from penstock_openai.responses import Shape
 from penstock_openai.schemas import ChatBody, CompletionBody
 from penstock_openai.translate import chat_request, completion_requests
@@ -39,9 +40,12 @@ def completion_generation(body: CompletionBody) -> Generation:
 
 def chat_generation(body: ChatBody) -> Generation:
     """What a conversation asks for. Raises InvalidRequest, NotSupported."""
+    request = chat_request(body)
+    is_call = request.chat.tool_choice not in FREE_CHOICES
+    form = ToolCallFormat if is_call else ChatFormat
     return Generation(
-        requests=(chat_request(body),),
-        form=ChatFormat(logprobs=bool(body.logprobs)),
+        requests=(request,),
+        form=form(logprobs=bool(body.logprobs)),
         shape=Shape(prompts=1, samples=body.n or 1),
         model=body.model,
     )

@@ -93,7 +93,7 @@ class Collector:
 
     def _rendered(self, choice: Choice) -> Json:
         rendered: Json = {"index": choice.index, **self._form.whole(choice)}
-        return _ended(rendered, choice)
+        return _ended(rendered, choice, self._form)
 
     @staticmethod
     def _extend(choice: Choice, delta: generate_pb2.Delta) -> None:
@@ -136,7 +136,7 @@ class Chunks:
     def _delta(self, choice: Choice, delta: generate_pb2.Delta) -> Iterator[Json]:
         yield from self._begin(choice)
         if delta.text or delta.logprobs:
-            piece = self._form.piece(delta.text, delta.logprobs, choice.chars)
+            piece = self._form.piece(choice, delta.text, delta.logprobs)
             yield {"index": choice.index, **piece, "finish_reason": None}
         # Text lags behind tokens, so offsets are counted over tokens; an echo has text only.
         if delta.is_echo and not delta.logprobs:
@@ -145,7 +145,9 @@ class Chunks:
 
     def _finish(self, choice: Choice) -> Iterator[Json]:
         yield from self._begin(choice)
-        yield _ended({"index": choice.index, **self._form.piece("", (), choice.chars)}, choice)
+        yield _ended(
+            {"index": choice.index, **self._form.piece(choice, "", ())}, choice, self._form
+        )
 
     def _begin(self, choice: Choice) -> Iterator[Json]:
         opening = None if choice.has_begun else self._form.opening()
@@ -158,8 +160,8 @@ class Chunks:
         return chunk | {"usage": None} if self._usage else chunk
 
 
-def _ended(rendered: Json, choice: Choice) -> Json:
-    rendered["finish_reason"] = choice.finish_reason
+def _ended(rendered: Json, choice: Choice, form: Format) -> Json:
+    rendered["finish_reason"] = form.finish_reason(choice)
     if choice.matched_stop is not None:
         rendered["stop_reason"] = choice.matched_stop
     return rendered

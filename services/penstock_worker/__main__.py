@@ -8,6 +8,7 @@ import asyncio
 import logging
 import os
 import sys
+from functools import partial
 
 from penstock_core import logs, telemetry
 from penstock_core.errors import PenstockError
@@ -92,6 +93,7 @@ def _load(settings: WorkerSettings) -> tuple[Engine, Text]:
     # Imported here, behind the environment that torch reads: it takes seconds.
     from penstock_engine.native.engine import NativeEngine  # noqa: PLC0415
     from penstock_engine.native.settings import NativeSettings  # noqa: PLC0415
+    from penstock_engine.native.vocabulary import Vocabulary  # noqa: PLC0415
 
     chosen = NativeSettings(
         model=path,
@@ -107,7 +109,10 @@ def _load(settings: WorkerSettings) -> tuple[Engine, Text]:
         draft_model=resolve_model(draft, weights=True) if drafts else None,
         max_draft_tokens=settings.max_draft_tokens,
     )
-    return NativeEngine(chosen), text
+    tokenizer = text.tokenizer
+    tokens = [tokenizer.text_bytes(i) for i in range(tokenizer.vocab_size)]
+    encode = partial(tokenizer.encode, add_special_tokens=False)
+    return NativeEngine(chosen, Vocabulary(tokens, encode)), text
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from penstock.worker.v1 import state_pb2
 from penstock_core.blocks import TOKEN_BYTES, chain_start, unpack_tokens
 from penstock_core.errors import InvalidRequest, ModelNotFound, NotFound
 from penstock_core.ids import new_id
+from penstock_core.tool_calls import hold_to_tool_call
 from penstock_core.validation import check_fit, check_request, check_token_ids
 from penstock_engine.api import EngineInfo, EngineRequest
 from penstock_text.chat import ChatTemplate
@@ -68,6 +69,7 @@ class Intake:
             InvalidRequest, PromptTooLong, ModelNotFound, NotFound, LeaseInvalid, LeaseStale
         """
         check_request(request)
+        hold_to_tool_call(request)
         self._model.check_name(request.model)
         request_id = request.request_id or new_id("req")
         claims = self._leases.claims(request, request_id)

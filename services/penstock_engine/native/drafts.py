@@ -46,7 +46,7 @@ def add_drafts(chunks: list[Chunk], drafts: Drafts, room: DraftRoom) -> int:
     """Put drafts behind the decoding chunks, in place, while there is room. Returns their number."""
     before = room.tokens
     for index, chunk in enumerate(chunks):
-        wanted = drafts.get(chunk.sample)
+        wanted = chunk.sample.permitted(drafts.get(chunk.sample, ()))
         count = room.take(chunk.sample, len(wanted)) if wanted else 0
         if wanted and count > 0:
             total = 1 + count

@@ -23,12 +23,15 @@ from penstock_engine.api import (
     TokenOut,
 )
 from penstock_engine.native.events import KvEventLog
+from penstock_engine.native.grammars import Grammars
 from penstock_engine.native.limits import Limits
 from penstock_engine.native.loading import Blueprint, draw_up, load_machine
+from penstock_engine.native.masks import Masks
 from penstock_engine.native.memory import KvMemory
 from penstock_engine.native.scheduler import Scheduler
 from penstock_engine.native.settings import NativeSettings
 from penstock_engine.native.step_loop import Abort, Machine, Report, StepLoop, Submit
+from penstock_engine.native.vocabulary import Vocabulary
 
 
 @dataclass(slots=True)
@@ -43,8 +46,8 @@ class _Stream:
 class NativeEngine:
     """PyTorch on a CPU or one GPU behind the ``Engine`` protocol."""
 
-    def __init__(self, settings: NativeSettings) -> None:
-        """Decide everything but load nothing.
+    def __init__(self, settings: NativeSettings, vocabulary: Vocabulary | None = None) -> None:
+        """Decide everything but load nothing. Without a vocabulary, constraints are refused.
 
         Raises:
             InvalidRequest: the checkpoint or a setting is no good.
@@ -62,6 +65,8 @@ class NativeEngine:
         self._steps = StepLoop(
             Scheduler(limits, memory), self._tell, max_commands=settings.max_waiting + 1024
         )
+        self._grammars = Grammars(vocabulary, info.vocab_size, settings.max_waiting)
+        self._masks = Masks(info.vocab_size)
         self._streams: dict[str, _Stream] = {}
         self._keys: dict[str, str] = {}
         self._num_requests = 0
@@ -89,7 +94,7 @@ class NativeEngine:
             loop.call_soon_threadsafe(_settle, ready, error)
 
         def load() -> Machine:
-            return _load(self._blueprint)
+            return _load(self._blueprint, self._masks)
 
         self._thread = threading.Thread(
             target=self._steps.run, args=(load, say), name="engine-steps", daemon=True
@@ -104,10 +109,14 @@ class NativeEngine:
     async def generate(self, request: EngineRequest) -> AsyncIterator[EngineOutput]:
         """Continue a prompt; see ``Engine.generate``."""
         self._check(request)
+        arrived = time.monotonic()
+        matchers = await self._grammars.matchers(request)
+        self._check_serving()  # it may have ended meanwhile
         stream = self._open(request)
         finished = False
         try:
-            self._steps.submit(Submit(replace(request, request_id=stream.key), time.monotonic()))
+            spec = replace(request, request_id=stream.key)
+            self._steps.submit(Submit(spec, arrived, matchers))
             while not finished:
                 item = await stream.items.get()
                 finished = isinstance(item, RequestDone | PenstockError)
@@ -154,16 +163,19 @@ class NativeEngine:
             await asyncio.to_thread(self._thread.join)
             self._thread = None
         self._end(EngineFailed("the engine was closed"))
+        await asyncio.to_thread(self._grammars.close)
+        self._masks.close()
 
-    def _check(self, request: EngineRequest) -> None:
+    def _check_serving(self) -> None:
         if self._ended is not None:
             raise EngineFailed(self._ended.message)
         if self._thread is None:
             raise EngineFailed("the engine was not started")
+
+    def _check(self, request: EngineRequest) -> None:
+        self._check_serving()
         if request.adapter:
             raise NotSupported(f"adapter {request.adapter!r}: this engine serves none")
-        if request.constraint is not None:
-            raise NotSupported(f"constraint {request.constraint.kind}: this engine has none")
         if not request.prompt:
             raise InvalidRequest("the prompt is empty", field="prompt")
         vocab = self.info().vocab_size
@@ -222,8 +234,8 @@ def _settle(ready: asyncio.Future[None], error: Exception | None) -> None:
         ready.set_exception(error)
 
 
-def _load(blueprint: Blueprint) -> Machine:
+def _load(blueprint: Blueprint, masks: Masks) -> Machine:
     """Runs in the step thread, whose OpenMP team is the one that computes."""
     if blueprint.settings.threads is not None:
         torch.set_num_threads(blueprint.settings.threads)
-    return load_machine(blueprint)
+    return load_machine(blueprint, masks)

@@ -12,6 +12,7 @@ from penstock_engine.api import EngineInfo
 from penstock_engine.native.batching import BatchShape
 from penstock_engine.native.kv_tensors import KvShape, KvTensors
 from penstock_engine.native.layers import RopeTable
+from penstock_engine.native.masks import Masks
 from penstock_engine.native.models import read_config, read_eos
 from penstock_engine.native.models.config import ModelConfig
 from penstock_engine.native.models.decoder import Decoder
@@ -76,9 +77,9 @@ def draw_up(settings: NativeSettings) -> Blueprint:
     return Blueprint(settings, config, dtype, device, kv, info, draft)
 
 
-def load_machine(plan: Blueprint) -> Machine:
+def load_machine(plan: Blueprint, masks: Masks) -> Machine:
     """A runner, and what drafts for it. Raises InvalidRequest as ``load_runner`` does."""
-    runner, settings = load_runner(plan), plan.settings
+    runner, settings = load_runner(plan, masks), plan.settings
     if settings.speculation == "none":
         return Machine(runner.run)
     model = None
@@ -92,7 +93,7 @@ def load_machine(plan: Blueprint) -> Machine:
     return Machine(runner.run, Speculator(settings.max_draft_tokens, model, looks_up=looks_up))
 
 
-def load_runner(plan: Blueprint) -> Runner:
+def load_runner(plan: Blueprint, masks: Masks | None = None) -> Runner:
     """Read the weights and allocate the pages. Raises InvalidRequest if they do not fit the config."""
     config, dtype, device = plan.config, plan.dtype, plan.device
     weights = load_weights(plan.settings.model, config, dtype, device)
@@ -101,7 +102,7 @@ def load_runner(plan: Blueprint) -> Runner:
     kv = KvTensors(plan.kv, plan.info.capacity_blocks, dtype, device)
     decoder = Decoder(config, weights, rope, kv)
     heads = config.num_heads // config.num_kv_heads
-    return Runner(decoder, kv, BatchShape(plan.kv.block_tokens, heads, dtype, device))
+    return Runner(decoder, kv, BatchShape(plan.kv.block_tokens, heads, dtype, device), masks)
 
 
 def _draft(settings: NativeSettings, config: ModelConfig) -> Blueprint | None:

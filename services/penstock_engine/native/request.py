@@ -6,8 +6,10 @@ the scheduler's. Pure Python; no torch, no asyncio.
 """
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Protocol
 
 from penstock_core.blocks import chain, pack_tokens, reusable_blocks
 from penstock_engine.api import (
@@ -32,15 +34,36 @@ class Phase(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """What a step drew for one sample; several tokens if drafts were accepted."""
+    """What a step drew for one sample; several tokens if drafts were accepted.
+
+    ``finish`` says why nothing could be drawn behind them, if so.
+    """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[Logprob, ...] = ()
+    finish: FinishReason | None = None
 
     @property
     def num_accepted(self) -> int:
-        """Drafts that stood: all tokens but the last."""
-        return len(self.token_ids) - 1
+        """Drafts that stood: all tokens but the last, which was drawn."""
+        return len(self.token_ids) - (self.finish is None)
+
+
+class Matcher(Protocol):
+    """A constraint as far as a sample has followed it."""
+
+    @property
+    def ended(self) -> FinishReason | None:
+        """Why nothing more may follow, if nothing may."""
+        ...
+
+    def advance(self, token: int) -> None:
+        """The sample has one token more."""
+        ...
+
+    def permitted(self, tokens: Sequence[int]) -> int:
+        """How many of these tokens could follow, in order."""
+        ...
 
 
 class Sample:
@@ -51,6 +74,7 @@ class Sample:
         "choice_index",
         "computed",
         "hashes",
+        "matcher",
         "num_prompt",
         "pages",
         "phase",
@@ -77,6 +101,7 @@ class Sample:
         self.stored = 0
         self.chain_broken = False
         self.waits_for: int | None = None
+        self.matcher: Matcher | None = None
 
     @property
     def num_output(self) -> int:
@@ -96,7 +121,19 @@ class Sample:
     @property
     def is_complete(self) -> bool:
         """Whether it has all the tokens it may have (a resumed one may from the start)."""
-        return self.num_output >= self.request.spec.max_tokens
+        return self.ending is not None
+
+    @property
+    def ending(self) -> FinishReason | None:
+        """Why it has all the tokens it may have, if it has."""
+        if self.matcher is not None and self.matcher.ended is not None:
+            return self.matcher.ended
+        is_full = self.num_output >= self.request.spec.max_tokens
+        return FinishReason.LENGTH if is_full else None
+
+    def permitted(self, drafts: Sequence[int]) -> Sequence[int]:
+        """The drafts up to the first that its constraint forbids."""
+        return drafts if self.matcher is None else drafts[: self.matcher.permitted(drafts)]
 
     def extend_hashes(self, block_tokens: int) -> None:
         """Bring the hash chain up to the last full block of known tokens."""
@@ -124,19 +161,24 @@ class Sample:
     def take(self, drawn: Drawn) -> TokenOut:
         """Append drawn tokens up to a stop token or the limit; tells whether that ended it."""
         spec = self.request.spec
-        first, finish, matched = self.num_output, None, None
+        first, finish, matched = self.num_output, drawn.finish, None
         kept = 0
         for token in drawn.token_ids:
             if token in spec.stop_token_ids and self.num_output >= spec.min_tokens:
                 finish, matched = FinishReason.STOP, token
                 break
-            self.tokens.append(token)
+            self._append(token)
             kept += 1
-            if self.is_complete:
-                finish = FinishReason.LENGTH
+            if self.ending is not None:
+                finish = self.ending
                 break
         logprobs = drawn.logprobs[:kept]
         return TokenOut(self.choice_index, first, drawn.token_ids[:kept], logprobs, finish, matched)
+
+    def _append(self, token: int) -> None:
+        self.tokens.append(token)
+        if self.matcher is not None:
+            self.matcher.advance(token)
 
 
 class Ahead:
@@ -179,7 +221,9 @@ class Request:
         "worker_s",
     )
 
-    def __init__(self, spec: EngineRequest, arrival: int, now: float) -> None:
+    def __init__(
+        self, spec: EngineRequest, arrival: int, now: float, matchers: Sequence[Matcher] = ()
+    ) -> None:
         self.spec = spec
         self.arrived_at = now
         self.admitted_at: float | None = None
@@ -192,6 +236,8 @@ class Request:
         self.outputs: list[EngineOutput] = []
         priority = spec.priority.value
         self.samples = [Sample(self, i, (priority, arrival, i)) for i in range(spec.n)]
+        for sample, matcher in zip(self.samples, matchers, strict=False):
+            sample.matcher = matcher
 
     @property
     def is_finished(self) -> bool:

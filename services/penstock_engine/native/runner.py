@@ -11,31 +11,40 @@ from torch import Tensor
 
 from penstock_engine.native.batching import BatchShape, build_batch
 from penstock_engine.native.kv_tensors import KvTensors
+from penstock_engine.native.masks import Masks
 from penstock_engine.native.models.decoder import Decoder
 from penstock_engine.native.plan import Chunk, StepPlan, StepResult
 from penstock_engine.native.request import Ahead, Drawn
 from penstock_engine.native.sampling import Drawer, Sampler
 from penstock_engine.speculative.accept import num_accepted
 
+_NOTHING = -1
+"""Drawn where a constraint leaves nothing; equals no draft."""
+
 
 class Runner:
     """A loaded model with its KV tensors."""
 
-    def __init__(self, decoder: Decoder, kv: KvTensors, shape: BatchShape) -> None:
+    def __init__(
+        self, decoder: Decoder, kv: KvTensors, shape: BatchShape, masks: Masks | None = None
+    ) -> None:
         self._decoder = decoder
         self._kv = kv
         self._shape = shape
+        self._masks = masks
         self._sampler = Sampler()
 
     def run(self, plan: StepPlan) -> StepResult:
         """Compute a step and draw its tokens."""
         began = time.perf_counter()
         drawn: list[Drawn] = []
+        masking = self._masks.begin(plan.chunks) if self._masks is not None else None
         with torch.inference_mode():
             logits = self.logits(plan)
             drawers = [drawer for chunk in plan.chunks for drawer in _drawers(chunk)]
             if drawers:
-                rows = self._sampler.draw(_rows_to_draw(logits, plan.chunks), drawers)
+                masks = masking() if masking is not None else None
+                rows = self._sampler.draw(_rows_to_draw(logits, plan.chunks), drawers, masks)
                 drawn = _settle(rows, plan.chunks)
         return StepResult(drawn, time.perf_counter() - began)
 
@@ -80,6 +89,8 @@ def _settle(rows: Sequence[Drawn], chunks: Sequence[Chunk]) -> list[Drawn]:
 
 
 def _verified(drafts: Sequence[int], rows: Sequence[Drawn]) -> Drawn:
-    kept = rows[: num_accepted(drafts, [row.token_ids[0] for row in rows]) + 1]
-    tokens = tuple(row.token_ids[0] for row in kept)
-    return Drawn(tokens, tuple(logprob for row in kept for logprob in row.logprobs))
+    draws = [row.token_ids[0] if row.token_ids else _NOTHING for row in rows]
+    kept = rows[: num_accepted(drafts, draws) + 1]
+    tokens = tuple(token for row in kept for token in row.token_ids)
+    logprobs = tuple(logprob for row in kept for logprob in row.logprobs)
+    return Drawn(tokens, logprobs, kept[-1].finish)

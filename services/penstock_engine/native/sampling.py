@@ -1,6 +1,6 @@
 """Drawing tokens from logits, for a whole batch at once.
 
-Owns the order of adjustments and the randomness. For each row: repetition, frequency and
+Owns the order of adjustments and the randomness. For each row: what a constraint forbids; repetition, frequency and
 presence penalties, logit bias, stop tokens masked before ``min_tokens``; then, unless greedy,
 temperature, top-k, top-p, min-p, and one draw by inverse transform. Log-probabilities are of the
 raw logits, before all of this.
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from penstock_engine.api import Logprob, Sampling
+from penstock_engine.native.masks import RowMasks
 from penstock_engine.native.request import Ahead, Drawn, Sample
 from penstock_engine.native.truncation import truncate
 
@@ -45,9 +46,13 @@ def uniform(seed: int, choice_index: int, position: int, lane: int = 0) -> float
 class Sampler:
     """Draws one token for each row of logits."""
 
-    def draw(self, logits: Tensor, samples: Sequence[Drawer]) -> list[Drawn]:
+    def draw(
+        self, logits: Tensor, samples: Sequence[Drawer], masks: RowMasks | None = None
+    ) -> list[Drawn]:
         """``logits`` is ``(samples, vocab)`` in float32 and is overwritten."""
         logprobs = _raw_logprobs(logits, samples)
+        if masks is not None:
+            masks.apply(logits)
         _adjust(logits, samples)
         tokens = logits.argmax(dim=-1)
         random = [i for i, sample in enumerate(samples) if _is_random(sample)]
@@ -56,8 +61,12 @@ class Sampler:
             tokens[index] = _draw_random(logits[index], [samples[i] for i in random])
         ids: list[int] = tokens.tolist()
         if logprobs is None:
-            return [Drawn((token,)) for token in ids]
-        return _with_logprobs(ids, logprobs, samples)
+            drawn = [Drawn((token,)) for token in ids]
+        else:
+            drawn = _with_logprobs(ids, logprobs, samples)
+        for row, reason in masks.ends.items() if masks is not None else ():
+            drawn[row] = Drawn((), finish=reason)
+        return drawn
 
 
 def _is_random(sample: Drawer) -> bool:

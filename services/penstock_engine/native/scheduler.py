@@ -25,7 +25,7 @@ from penstock_engine.native.limits import Counts, Limits, check_fits
 from penstock_engine.native.memory import KvMemory
 from penstock_engine.native.plan import Chunk, Drafts, StepPlan, StepResult
 from penstock_engine.native.queues import PendingBlocks, RankedSamples
-from penstock_engine.native.request import Drawn, Phase, Request, Sample
+from penstock_engine.native.request import Drawn, Matcher, Phase, Request, Sample
 
 Output = tuple[str, EngineOutput]
 
@@ -65,8 +65,8 @@ class Scheduler:
 
     # Requests come and go.
 
-    def submit(self, spec: EngineRequest, now: float) -> None:
-        """Take a request.
+    def submit(self, spec: EngineRequest, now: float, matchers: Sequence[Matcher] = ()) -> None:
+        """Take a request, with a matcher for each sample if it is constrained.
 
         Raises:
             PromptTooLong: it can never fit the context or the KV memory.
@@ -79,7 +79,7 @@ class Scheduler:
         if self._num_unadmitted >= self.limits.max_waiting:
             raise Overloaded(f"{self._num_unadmitted} requests wait, and no more may")
         self._arrivals += 1
-        request = Request(spec, self._arrivals, now)
+        request = Request(spec, self._arrivals, now, matchers)
         self._requests[spec.request_id] = request
         self._num_unadmitted += 1
         unfinished = [sample for sample in request.samples if not sample.is_complete]
@@ -266,8 +266,8 @@ class Scheduler:
         for sample in request.samples:
             if sample.is_complete and sample.phase is Phase.WAITING:
                 sample.phase = Phase.FINISHED
-                output, reason = sample.num_output, FinishReason.LENGTH
-                self._emit(request, TokenOut(sample.choice_index, output, (), finish=reason))
+                last = TokenOut(sample.choice_index, sample.num_output, (), finish=sample.ending)
+                self._emit(request, last)
 
     # Memory of running sequences.
 

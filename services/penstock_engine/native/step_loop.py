@@ -15,6 +15,7 @@ from penstock_core.errors import EngineFailed, Overloaded, PenstockError
 from penstock_engine.api import EngineOutput, EngineRequest, EngineState, KvEvent
 from penstock_engine.native.drafts import NO_DRAFTS
 from penstock_engine.native.plan import Drafting, StepPlan, StepResult
+from penstock_engine.native.request import Matcher
 from penstock_engine.native.scheduler import Scheduler
 from penstock_engine.native.stats import StepStats
 
@@ -33,10 +34,11 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """Take this request, which arrived at ``now``."""
+    """Take this request, which arrived at ``now``, with a matcher for each sample if constrained."""
 
     request: EngineRequest
     now: float
+    matchers: Sequence[Matcher] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +162,7 @@ class StepLoop:
             self._scheduler.abort(command.request_id, command.choice_index, time.monotonic())
             return
         try:
-            self._scheduler.submit(command.request, command.now)
+            self._scheduler.submit(command.request, command.now, command.matchers)
         except PenstockError as error:
             self._refused.append((command.request.request_id, error))
 

@@ -7,7 +7,7 @@ import pytest
 from google.protobuf import text_format
 
 from penstock.inference.v1.generate_pb2 import GenerateRequest
-from penstock_core.errors import InvalidRequest, NotSupported, PromptTooLong
+from penstock_core.errors import InvalidRequest, PromptTooLong
 from penstock_core.validation import check_fit, check_request, check_token_ids
 
 
@@ -67,19 +67,20 @@ def test_the_model_must_be_named() -> None:
     assert caught.value.field == "model"
 
 
-@pytest.mark.parametrize("choice", ["required", "weather"])
-def test_a_tool_call_that_nobody_would_enforce_is_refused(choice: str) -> None:
-    forced = request(f'chat {{ messages {{ role: "user" }} tool_choice: "{choice}" }}')
+@pytest.mark.parametrize(("tools", "choice"), [("", "required"), ('tools { name: "a" }', "b")])
+def test_a_call_of_a_tool_that_is_not_there_is_refused(tools: str, choice: str) -> None:
+    forced = request(f'chat {{ messages {{ role: "user" }} {tools} tool_choice: "{choice}" }}')
 
-    with pytest.raises(NotSupported, match="tool_choice") as caught:
+    with pytest.raises(InvalidRequest, match="tool_choice") as caught:
         check_request(forced)
 
     assert caught.value.field == "chat.tool_choice"
 
 
-@pytest.mark.parametrize("choice", ["", "none", "auto"])
-def test_a_free_choice_of_tools_passes(choice: str) -> None:
-    check_request(request(f'chat {{ messages {{ role: "user" }} tool_choice: "{choice}" }}'))
+@pytest.mark.parametrize("choice", ["", "none", "auto", "required", "a"])
+def test_a_choice_among_the_tools_passes(choice: str) -> None:
+    tools = f'tools {{ name: "a" }} tool_choice: "{choice}"'
+    check_request(request(f'chat {{ messages {{ role: "user" }} {tools} }}'))
 
 
 def test_an_ordinary_request_passes() -> None:

@@ -34,7 +34,9 @@ class ChatPrompt(google.protobuf.message.Message):
     template_variables_json: builtins.str
     """Extra variables of the template, a JSON object."""
     tool_choice: builtins.str
-    """"none" or "auto"; "required" or the name of a function is refused where no engine enforces it."""
+    """"none" or "auto"; "required" or the name of a function holds the output to one call as a JSON
+    object {"name": ..., "arguments": {...}}, whatever the constraint says.
+    """
     @property
     def messages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
         """Oldest first."""

@@ -1,0 +1,156 @@
+"""Which tokens a step may draw for its constrained rows.
+
+Owns the masks of one step, computed in a thread beside the forward pass: they depend on the tokens
+so far and on drafts, not on logits. A row where only the end is possible is not drawn for: it ends
+its sample. Knows neither grammars (``grammars`` does) nor how draws are made.
+
+What a step waits for, with the demo model on two cores (median): 77 us of 3.5 ms at batch 1, 184 us
+of 8.6 ms at batch 16, each about 2 % (hand-over 25-35 us, waiting 10 us, applying 25-91 us, and 3-17
+us a row to follow the token drawn). The masks themselves take 100 us and 420 us, beside the step.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from llguidance import LLMatcher
+from numpy.typing import NDArray
+from torch import Tensor
+
+from penstock_engine.api import FinishReason
+from penstock_engine.native.grammars import GrammarMatcher
+from penstock_engine.native.plan import Chunk
+from penstock_engine.native.request import Sample
+
+_WORD_BITS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class RowMasks:
+    """Masks of some rows of a step's draws.
+
+    Attributes:
+        rows: which rows, ascending.
+        forbidden: ``(rows, vocab)``, true for what may not be drawn; of a row in ``ends`` nothing is.
+        ends: why the sample of a row ends instead of drawing.
+    """
+
+    rows: Sequence[int]
+    forbidden: Tensor
+    ends: dict[int, FinishReason]
+
+    def apply(self, logits: Tensor) -> None:
+        """Set what is forbidden to minus infinity, in place; ``logits`` is ``(draws, vocab)``."""
+        forbidden = self.forbidden.to(logits.device)
+        if len(self.rows) == logits.shape[0]:
+            logits.masked_fill_(forbidden, float("-inf"))
+            return
+        index = torch.tensor(self.rows, device=logits.device)
+        logits[index] = logits[index].masked_fill(forbidden, float("-inf"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Rows of one sample: behind its tokens, and behind its first, second, ... draft."""
+
+    sample: Sample
+    matcher: LLMatcher
+    row: int
+    drafts: tuple[int, ...]
+
+
+class Masks:
+    """Computes masks in a thread of its own. Closed by its owner."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+        self._words = vocab_size // _WORD_BITS + 1  # one bit more than tokens: "may end here"
+        self._thread = ThreadPoolExecutor(1, "engine-masks")
+
+    def begin(self, chunks: Sequence[Chunk]) -> Callable[[], RowMasks] | None:
+        """Start on the masks of a step's draws; None if no sample of it is constrained.
+
+        What it returns waits for them; call it before any of the samples moves on.
+        """
+        runs = _runs(chunks)
+        if not runs:
+            return None
+        return self._thread.submit(self._compute, runs).result
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown()
+
+    # In the thread.
+
+    def _compute(self, runs: Sequence[_Run]) -> RowMasks:
+        rows = [run.row + i for run in runs for i in range(1 + len(run.drafts))]
+        bits = self._fill(runs, len(rows))
+        vocab, ends = self._vocab_size, {}
+        allowed, may_end = bits[:, :vocab], bits[:, vocab]
+        at = 0
+        for run in runs:
+            # One that gave up (a grammar can grow too complex) says that all may end.
+            fine = not run.matcher.is_error()
+            for depth in range(1 + len(run.drafts)):
+                end = _settle_ends(run.sample, depth, allowed[at], fine and bool(may_end[at]))
+                if end is not None:
+                    ends[rows[at]] = end
+                at += 1
+        return RowMasks(rows, torch.from_numpy(allowed == 0), ends)
+
+    def _fill(self, runs: Sequence[_Run], num_rows: int) -> NDArray[np.uint8]:
+        """One bit in a byte for each row and token, and one for the end behind them."""
+        packed = np.zeros((num_rows, self._words), dtype=np.uint32)
+        place, size = packed.ctypes.data, packed.strides[0]
+        for run in runs:
+            _fill_run(run, place, size)
+            place += size * (1 + len(run.drafts))
+        return np.unpackbits(packed.view(np.uint8), axis=1, bitorder="little")
+
+
+def _fill_run(run: _Run, place: int, size: int) -> None:
+    """Masks of ``size`` bytes from ``place`` on; rows that cannot be reached stay empty."""
+    matcher, followed = run.matcher, 0
+    matcher.unsafe_compute_mask_ptr(place, size)
+    for draft in run.drafts:
+        if matcher.try_consume_tokens([draft]) != 1:
+            break
+        followed += 1
+        if matcher.is_stopped():
+            break
+        matcher.unsafe_compute_mask_ptr(place + followed * size, size)
+    if followed:
+        matcher.rollback(followed)
+
+
+def _runs(chunks: Sequence[Chunk]) -> list[_Run]:
+    """The constrained rows, numbered as the step's draws are."""
+    runs: list[_Run] = []
+    row = 0
+    for chunk in chunks:
+        for sample in chunk.draws:
+            matcher = sample.matcher
+            if isinstance(matcher, GrammarMatcher):
+                runs.append(_Run(sample, matcher.raw, row, chunk.drafts))
+            row += 1
+        row += len(chunk.drafts)
+    return runs
+
+
+def _settle_ends(
+    sample: Sample, depth: int, allowed: NDArray[np.uint8], may_end: bool
+) -> FinishReason | None:
+    """Let stop tokens through where the grammar may end, in place; why to end if nothing is left.
+
+    A row behind a draft that completes the grammar is empty as well; nobody looks at it.
+    """
+    spec = sample.request.spec
+    stops = list(spec.stop_token_ids)
+    allowed[stops] = may_end and sample.num_output + depth >= spec.min_tokens
+    if allowed.any():
+        return None
+    allowed[:] = 1
+    return FinishReason.STOP if may_end else FinishReason.CONSTRAINT

@@ -53,6 +53,11 @@ class KvTensors:
             shape.num_layers, num_pages * shape.block_tokens, 2, heads, dim
         )
 
+    @property
+    def pages(self) -> Tensor:
+        """All of it, ``(layers, pages, block, 2, kv_heads, head_dim)``, without gaps."""
+        return self._pages
+
     def write(self, layer: int, slots: Tensor, keys_values: Tensor) -> None:
         """Store ``(tokens, 2, kv_heads, head_dim)`` at flat slots: page times block plus offset."""
         self._slots[layer].index_copy_(0, slots, keys_values)

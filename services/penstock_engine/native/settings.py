@@ -16,8 +16,8 @@ class NativeSettings:
 
     Attributes:
         model: a local Hugging Face directory with ``config.json`` and safetensors.
-        dtype: auto, float32 or bfloat16; auto computes in float32 on a CPU (exact for bfloat16
-            weights, and the same alone as in a batch) and in the checkpoint's type on a GPU.
+        dtype: auto, float32 or bfloat16. Auto is the checkpoint's type, but float32 on a CPU without
+            the fused kernel: only that and float32 give the same tokens alone as in a batch.
         device: cpu, cuda or cuda:N; auto takes a GPU if there is one.
         kv_memory_bytes: budget of the KV cache, unless ``kv_blocks`` says how many pages there are.
         block_tokens: tokens of a KV page, which is one block of the hash chain.
@@ -25,7 +25,9 @@ class NativeSettings:
         max_batched_tokens: tokens of one step, prefill and decode together.
         max_waiting: requests that may wait for admission.
         max_context: cap on prompt plus output; None for what the model was made for.
-        threads: of one torch operation; None leaves torch's own choice.
+        threads: that compute; None for all CPUs, less one for the event loop if there are over two.
+        kernel: auto, fused or eager; auto takes the fused CPU kernel wherever it can be compiled.
+        quantization: none or int8; int8 keeps each weight as a byte and computes in ``dtype``.
     """
 
     model: Path
@@ -39,3 +41,5 @@ class NativeSettings:
     max_waiting: int = 256
     max_context: int | None = None
     threads: int | None = None
+    kernel: str = "auto"
+    quantization: str = "none"

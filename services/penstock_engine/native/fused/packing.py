@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from penstock_engine.native import hugepages
 from penstock_engine.native.fused.library import CLayer, CMatrix, Element
 from penstock_engine.native.quantization import quantize
 from penstock_engine.native.weights import LayerWeights
@@ -106,9 +107,10 @@ def pack_matrix(weight: Tensor, bias: Tensor | None, packing: Packing) -> Packed
         weight = weight.to(torch.bfloat16 if packing.element is Element.BFLOAT else torch.float32)
     rows, depth = weight.shape
     weight = functional.pad(weight, (0, -depth % PANEL, 0, -rows % PANEL))
-    grouped = weight.view(weight.shape[0] // PANEL, PANEL, -1, packing.group)
+    grouped = weight.view(weight.shape[0] // PANEL, PANEL, -1, packing.group).transpose(1, 2)
+    panels = hugepages.zeros(tuple(grouped.shape), grouped.dtype)
     return PackedMatrix(
-        panels=grouped.transpose(1, 2).contiguous(),
+        panels=panels.copy_(grouped),
         scales=scales,
         shifts=shifts,
         bias=None if bias is None else pad_vector(bias.float()),

@@ -1,4 +1,4 @@
-// Attention of a chunk's rows to the pages of their sequence, for one key-value head at a time.
+// Attention of a chunk's rows to the pages of their sequence, for some of its key-value heads.
 //
 // Keys are taken 32 positions at a time from position 0 on, whatever the page size and whatever the
 // row: scores, running maximum and weighted sums (online softmax, https://arxiv.org/abs/1805.02867)
@@ -43,66 +43,26 @@ struct Pages {
     return base + slot * token() + int64_t(head) * shape.dim;
   }
   Element* value_of(Element* key) const { return key + int64_t(shape.kv_heads) * shape.dim; }
+  // The next head's key, from a head's value.
+  Element* next_head(Element* value) const { return value - int64_t(shape.kv_heads - 1) * shape.dim; }
 };
 
-// How keys meet queries. In bfloat16 two dimensions at a time where the CPU can.
-template <typename Element>
-struct Scores {
-  using Word = float;
-  static int words(int dim) { return dim; }
-
-  static void put_query(float* to, const float* from, int dim) {
-    std::memcpy(to, from, sizeof(float) * dim);
-  }
-
-  static void spread(U32x16 words, int first, int word, float* keys, int at);
-
-  static F32x16 add(F32x16 sum, float query, const float* keys) {
-    return fused(load(keys), query, sum);
-  }
-};
-
-template <>
-inline void Scores<float>::spread(U32x16 words, int, int word, float* keys, int at) {
-  store(keys + word * kTileKeys + at, words);
+// Sixteen positions' words of a transposed tile of keys, as rows of floats: one of a float, two of
+// a pair of bfloat16.
+inline void spread(U32x16 words, int word, float* keys, const float*) {
+  store(keys + word * kTileKeys, words);
 }
-
-#if defined(__AVX512BF16__)
-template <>
-struct Scores<BF16> {
-  using Word = uint32_t;
-  static int words(int dim) { return dim / 2; }
-
-  static void put_query(uint32_t* to, const float* from, int dim) {
-    store_row(reinterpret_cast<BF16*>(to), from, dim);
-  }
-
-  static void spread(U32x16 words, int, int word, uint32_t* keys, int at) {
-    store(keys + word * kTileKeys + at, words);
-  }
-
-  static F32x16 add(F32x16 sum, uint32_t query, const uint32_t* keys) {
-    return (F32x16)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(query),
-                                    load_as<__m512bh>(keys));
-  }
-};
-#else
-template <>
-inline void Scores<BF16>::spread(U32x16 words, int, int word, float* keys, int at) {
-  store(keys + 2 * word * kTileKeys + at, U32x16(words << 16));
-  store(keys + (2 * word + 1) * kTileKeys + at, U32x16(words & 0xffff0000u));
+inline void spread(U32x16 words, int word, float* keys, const BF16*) {
+  store(keys + 2 * word * kTileKeys, as_float(words << 16));
+  store(keys + (2 * word + 1) * kTileKeys, as_float(words & 0xffff0000u));
 }
-#endif
 
 // One thread's working memory: queries of a job, their running softmax, a tile of keys.
 template <typename Element>
 class Attention {
  public:
-  using Word = typename Scores<Element>::Word;
-
-  Attention(HeadShape shape, int rows)
+  Attention(HeadShape shape, int queries)
       : shape_(shape), width_((shape.dim + kSlice - 1) / kSlice * kSlice) {
-    int queries = rows * shape.group();
     queries_.resize(int64_t(queries) * width_);
     sums_.resize(int64_t(queries) * width_);
     most_.resize(queries);
@@ -112,39 +72,59 @@ class Attention {
     values_.resize(int64_t(kSlice) * kTileKeys);
   }
 
-  // Begin a job of up to as many rows as it was made for; query(row, head in group) gives its floats.
+  // Begin a job of `heads` key-value heads and `rows` rows, of no more queries than it was made for.
+  // query(head, row, member of the head's group) gives a query's floats.
   template <typename Query>
-  void begin(int rows, Query&& query) {
-    count_ = rows * shape_.group();
-    for (int q = 0; q < count_; q++)
-      Scores<Element>::put_query(&queries_[int64_t(q) * width_],
-                                 query(q / shape_.group(), q % shape_.group()), shape_.dim);
-    std::fill_n(sums_.begin(), int64_t(count_) * width_, 0.0f);
-    std::fill_n(most_.begin(), count_, -std::numeric_limits<float>::infinity());
-    std::fill_n(totals_.begin(), count_, 0.0f);
+  void begin(int heads, int rows, Query&& query) {
+    const int group = shape_.group();
+    heads_ = heads;
+    rows_ = rows;
+    for (int q = 0; q < heads * rows * group; q++)
+      store_row(&queries_[int64_t(q) * width_],
+                query(q / (rows * group), q / group % rows, q % group), shape_.dim);
+    const int count = heads * rows * group;
+    std::fill_n(sums_.begin(), int64_t(count) * width_, 0.0f);
+    std::fill_n(most_.begin(), count, -std::numeric_limits<float>::infinity());
+    std::fill_n(totals_.begin(), count, 0.0f);
   }
 
-  // Attend to positions [0, position of each row], the first row's being `position`.
+  // Attend to positions [0, position of each row], the first row's being `position`; the job's
+  // first head is `head`. Heads take turns at each tile, since a position's heads lie together.
   void attend(const Pages<Element>& pages, const int32_t* table, int head, int position) {
-    int last = position + count_ / shape_.group() - 1;
+    const int group = shape_.group(), count = rows_ * group, last = position + rows_ - 1;
     for (int tile = 0; tile <= last; tile += kTileKeys) {
-      int keys = std::min(kTileKeys, last + 1 - tile);
+      const int keys = std::min(kTileKeys, last + 1 - tile);
       for (int i = 0; i < keys; i++) from_[i] = pages.key(table, tile + i, head);
-      transpose_keys(keys);
-      score();
-      for (int q = 0; q < count_; q++) weigh(q, position + q / shape_.group() - tile);
-      for (int i = 0; i < keys; i++) from_[i] = pages.value_of(from_[i]);
-      add_values(keys);
+      // Where heads are skipped, positions lie apart and no hardware looks ahead.
+      for (int i = tile + kTileKeys; i <= std::min(last, tile + 2 * kTileKeys - 1); i++)
+        fetch(pages, pages.key(table, i, head));
+      for (int h = 0; h < heads_; h++) {
+        const int first = h * count;
+        transpose_keys(keys);
+        score(first, first + count);
+        for (int q = 0; q < count; q++) weigh(first + q, position + q / group - tile);
+        for (int i = 0; i < keys; i++) from_[i] = pages.value_of(from_[i]);
+        add_values(first, first + count, keys);
+        for (int i = 0; i < keys; i++) from_[i] = pages.next_head(from_[i]);
+      }
     }
   }
 
-  // The result of a row and a head of the group, divided by its total weight.
+  // Of a query, in the order of begin(); divided by its total weight.
   void result(int query, float* to) const {
     float inverse = 1.0f / totals_[query];
     for (int i = 0; i < shape_.dim; i++) to[i] = sums_[int64_t(query) * width_ + i] * inverse;
   }
 
  private:
+  void fetch(const Pages<Element>& pages, Element* key) const {
+    const char* both[] = {reinterpret_cast<const char*>(key),
+                          reinterpret_cast<const char*>(pages.value_of(key))};
+    for (const char* from : both)
+      for (int at = 0; at < heads_ * shape_.dim * int(sizeof(Element)); at += 64)
+        __builtin_prefetch(from + at);
+  }
+
   void transpose_keys(int keys) {
     constexpr int kWordElements = 4 / int(sizeof(Element));
     const int words = shape_.dim / kWordElements;
@@ -159,29 +139,28 @@ class Attention {
         }
         transpose(square);
         for (int i = 0; i < some; i++)
-          Scores<Element>::spread(square[i], first, first + i, keys_.data(), at);
+          spread(square[i], first + i, &keys_[at], static_cast<Element*>(nullptr));
       }
     }
   }
 
-  void score() {
-    int q = 0;
-    for (; q + kQueryTile <= count_; q += kQueryTile) score_tile<kQueryTile>(q);
-    for (; q < count_; q++) score_tile<1>(q);
+  void score(int q, int end) {
+    for (; q + kQueryTile <= end; q += kQueryTile) score_tile<kQueryTile>(q);
+    for (; q < end; q++) score_tile<1>(q);
   }
 
   template <int queries>
   void score_tile(int first) {
     F32x16 sums[queries][kTileVectors] = {};
-    const Word* query = &queries_[int64_t(first) * width_];
-    const int words = Scores<Element>::words(shape_.dim);
-    for (int word = 0; word < words; word++)
-      for (int q = 0; q < queries; q++)
-        for (int v = 0; v < kTileVectors; v++)
-          sums[q][v] = Scores<Element>::add(sums[q][v], query[int64_t(q) * width_ + word],
-                                            &keys_[word * kTileKeys + v * kLanes]);
-    for (int q = 0; q < queries; q++)
-      for (int v = 0; v < kTileVectors; v++)
+    const float* query = &queries_[int64_t(first) * width_];
+    for (int i = 0; i < shape_.dim; i++)
+      PENSTOCK_UNROLL for (int v = 0; v < kTileVectors; v++) {
+        F32x16 keys = load(&keys_[i * kTileKeys + v * kLanes]);
+        PENSTOCK_UNROLL for (int q = 0; q < queries; q++)
+          sums[q][v] = fused(keys, query[int64_t(q) * width_ + i], sums[q][v]);
+      }
+    PENSTOCK_UNROLL for (int q = 0; q < queries; q++)
+      PENSTOCK_UNROLL for (int v = 0; v < kTileVectors; v++)
         store(&scores_[int64_t(first + q) * kTileKeys + v * kLanes], sums[q][v]);
   }
 
@@ -218,7 +197,7 @@ class Attention {
     totals_[q] += sum(total);
   }
 
-  void add_values(int keys) {
+  void add_values(int begin, int end, int keys) {
     for (int slice = 0; slice < shape_.dim; slice += kSlice) {
       const Element* rows[kTileKeys];
       int some = std::min(kSlice, shape_.dim - slice);
@@ -230,9 +209,9 @@ class Attention {
         std::copy_n(rows[i], some, copy);
         rows[i] = copy;
       }
-      int q = 0;
-      for (; q + kQueryTile <= count_; q += kQueryTile) add_slice<kQueryTile>(q, slice, rows, keys);
-      for (; q < count_; q++) add_slice<1>(q, slice, rows, keys);
+      int q = begin;
+      for (; q + kQueryTile <= end; q += kQueryTile) add_slice<kQueryTile>(q, slice, rows, keys);
+      for (; q < end; q++) add_slice<1>(q, slice, rows, keys);
     }
   }
 
@@ -241,26 +220,25 @@ class Attention {
     F32x16 sums[queries][kSliceVectors];
     const float* weights = &scores_[int64_t(first) * kTileKeys];
     float* target = &sums_[int64_t(first) * width_ + slice];
-    for (int q = 0; q < queries; q++)
-      for (int v = 0; v < kSliceVectors; v++)
+    PENSTOCK_UNROLL for (int q = 0; q < queries; q++)
+      PENSTOCK_UNROLL for (int v = 0; v < kSliceVectors; v++)
         sums[q][v] = load(target + int64_t(q) * width_ + v * kLanes);
     for (int i = 0; i < keys; i++)
-      for (int v = 0; v < kSliceVectors; v++) {
+      PENSTOCK_UNROLL for (int v = 0; v < kSliceVectors; v++) {
         F32x16 value = load(rows[i] + v * kLanes);
-        for (int q = 0; q < queries; q++)
+        PENSTOCK_UNROLL for (int q = 0; q < queries; q++)
           sums[q][v] = fused(value, weights[q * kTileKeys + i], sums[q][v]);
       }
-    for (int q = 0; q < queries; q++)
-      for (int v = 0; v < kSliceVectors; v++)
+    PENSTOCK_UNROLL for (int q = 0; q < queries; q++)
+      PENSTOCK_UNROLL for (int v = 0; v < kSliceVectors; v++)
         store(target + int64_t(q) * width_ + v * kLanes, sums[q][v]);
   }
 
   const HeadShape shape_;
   const int width_;
-  int count_ = 0;
+  int heads_ = 0, rows_ = 0;
   Element* from_[kTileKeys];
-  Buffer<Word> queries_, keys_;
-  Buffer<float> sums_, most_, totals_, scores_;
+  Buffer<float> queries_, keys_, sums_, most_, totals_, scores_;
   Buffer<Element> values_;
 };
 

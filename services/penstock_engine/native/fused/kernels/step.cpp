@@ -35,17 +35,12 @@ const char* penstock_instructions() {
 #else
 #define PENSTOCK_VECTORS "avx2"
 #endif
-#if defined(__AVX512BF16__)
-#define PENSTOCK_BF16 " bf16"
-#else
-#define PENSTOCK_BF16 ""
-#endif
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 #define PENSTOCK_VNNI " vnni"
 #else
 #define PENSTOCK_VNNI ""
 #endif
-  return PENSTOCK_VECTORS PENSTOCK_BF16 PENSTOCK_VNNI;
+  return PENSTOCK_VECTORS PENSTOCK_VNNI;
 }
 
 // A sum of the layout of both structs: a caller whose own differs must not call.

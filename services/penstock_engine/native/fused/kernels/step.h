@@ -67,7 +67,9 @@ class Stepper : public AnyStepper {
         attended_(padded(model.heads * model.head_dim)),
         job_rows_(std::max(4, 32 / shape_.group())),
         team_(model.threads) {
-    for (int i = 0; i < model.threads; i++) threads_.emplace_back(new Scratch(shape_, job_rows_));
+    for (int i = 0; i < model.threads; i++)
+      threads_.emplace_back(new Scratch(shape_, std::max(job_rows_ * shape_.group(),
+                                                         kFewRows * shape_.heads)));
   }
 
   void step(const PenstockStep& step) override {
@@ -78,14 +80,15 @@ class Stepper : public AnyStepper {
  private:
   // What a thread needs for itself.
   struct Scratch {
-    Scratch(HeadShape shape, int rows) : attention(shape, rows), head(shape.dim) {}
+    Scratch(HeadShape shape, int queries) : attention(shape, queries), head(shape.dim) {}
     Attention<Element> attention;
     Buffer<float> row, head;
     Inputs<Weights> inputs;
   };
 
+  // Rows [begin, end) of a chunk and some key-value heads: what one thread attends with.
   struct Job {
-    int chunk, begin, end;  // rows
+    int chunk, begin, end, head, heads;
   };
 
   void resize(const PenstockStep& step) {
@@ -96,15 +99,23 @@ class Stepper : public AnyStepper {
     wide_.resize(rows * std::max(attended_, inner_), 0.0f);
     inputs_.resize(rows, std::max({hidden_, inner_, attended_}));
     for (auto& thread : threads_) thread->row.resize(std::max({hidden_, inner_, attended_}));
+    divide(step);
+  }
+
+  // A few rows of a sequence are bound by reading its keys: one job for all heads reads memory in
+  // order. Otherwise, and where that would leave threads idle, each head is a job.
+  void divide(const PenstockStep& step) {
     jobs_.clear();
-    bool small = true;
+    keys_with_attention_ = true;
     for (int chunk = 0; chunk < step.chunks; chunk++) {
-      int end = step.chunk_rows[chunk + 1];
-      small = small && end - step.chunk_rows[chunk] <= job_rows_;
-      for (int row = step.chunk_rows[chunk]; row < end; row += job_rows_)
-        jobs_.push_back({chunk, row, std::min(end, row + job_rows_)});
+      int first = step.chunk_rows[chunk], end = step.chunk_rows[chunk + 1];
+      bool together = end - first <= kFewRows && step.chunks >= 2 * team_.size();
+      int heads = together ? m_.kv_heads : 1;
+      keys_with_attention_ = keys_with_attention_ && end - first <= job_rows_;
+      for (int row = first; row < end; row += job_rows_)
+        for (int head = 0; head < m_.kv_heads; head += heads)
+          jobs_.push_back({chunk, row, std::min(end, row + job_rows_), head, heads});
     }
-    keys_with_attention_ = small;
   }
 
   void compute(const PenstockStep& step, Team::Member& member) {
@@ -202,48 +213,48 @@ class Stepper : public AnyStepper {
   void attend(const PenstockStep& step, Team::Member& member, Scratch& mine, int layer) {
     const int64_t layer_size = m_.pages * m_.block * 2 * m_.kv_heads * m_.head_dim;
     Pages<Element> pages{static_cast<Element*>(m_.kv) + layer * layer_size, m_.block, shape_};
-    const int jobs = int(jobs_.size()) * m_.kv_heads;
+    const int jobs = int(jobs_.size());
     // A job that holds all its chunk's new keys writes them itself; otherwise all are written first.
     if (!keys_with_attention_)
-      member.stage(jobs, [&](int item) { write_keys(step, mine, layer, pages, item); });
-    member.stage(jobs, [&](int item) {
-      if (keys_with_attention_) write_keys(step, mine, layer, pages, item);
-      run_job(step, mine, layer, pages, item);
+      member.stage(jobs, [&](int i) { write_keys(step, mine, layer, pages, jobs_[i]); });
+    member.stage(jobs, [&](int i) {
+      if (keys_with_attention_) write_keys(step, mine, layer, pages, jobs_[i]);
+      run_job(step, mine, layer, pages, jobs_[i]);
     });
   }
 
   void write_keys(const PenstockStep& step, Scratch& mine, int layer, const Pages<Element>& pages,
-                  int item) {
-    const Job job = jobs_[item / m_.kv_heads];
-    const int head = item % m_.kv_heads;
-    for (int row = job.begin; row < job.end; row++) {
-      int position = position_of(step, job.chunk, row);
-      Element* to = pages.key(step.tables + step.table_starts[job.chunk], position, head);
-      turn(row, m_.heads + head, m_.layer[layer].key_norm, position, mine.head.data());
-      store_row(to, mine.head.data(), m_.head_dim);
-      store_row(pages.value_of(to), heads_of(row) + (m_.heads + m_.kv_heads + head) * m_.head_dim,
-                m_.head_dim);
-    }
+                  const Job& job) {
+    const int dim = m_.head_dim;
+    for (int row = job.begin; row < job.end; row++)
+      for (int head = job.head; head < job.head + job.heads; head++) {
+        int position = position_of(step, job.chunk, row);
+        Element* to = pages.key(step.tables + step.table_starts[job.chunk], position, head);
+        turn(row, m_.heads + head, m_.layer[layer].key_norm, position, mine.head.data());
+        store_row(to, mine.head.data(), dim);
+        const float* value = heads_of(row) + (m_.heads + m_.kv_heads + head) * dim;
+        store_row(pages.value_of(to), value, dim);
+      }
   }
 
   void run_job(const PenstockStep& step, Scratch& mine, int layer, const Pages<Element>& pages,
-               int item) {
-    const Job job = jobs_[item / m_.kv_heads];
-    const int head = item % m_.kv_heads, group = shape_.group();
-    mine.attention.begin(job.end - job.begin, [&](int row, int member) {
+               const Job& job) {
+    const int group = shape_.group(), rows = job.end - job.begin;
+    mine.attention.begin(job.heads, rows, [&](int head, int row, int member) {
       int position = position_of(step, job.chunk, job.begin + row);
-      turn(job.begin + row, head * group + member, m_.layer[layer].query_norm, position,
+      turn(job.begin + row, (job.head + head) * group + member, m_.layer[layer].query_norm, position,
            mine.head.data());
       return mine.head.data();
     });
-    mine.attention.attend(pages, step.tables + step.table_starts[job.chunk], head,
+    mine.attention.attend(pages, step.tables + step.table_starts[job.chunk], job.head,
                           position_of(step, job.chunk, job.begin));
-    for (int row = job.begin; row < job.end; row++)
-      for (int i = 0; i < group; i++)
-        mine.attention.result((row - job.begin) * group + i, &wide_[int64_t(row) * attended_ +
-                                                        (head * group + i) * m_.head_dim]);
-    // What pads a row stays from the gates of the layer before otherwise.
-    for (int row = job.begin; head == 0 && row < job.end; row++)
+    for (int q = 0; q < job.heads * rows * group; q++) {
+      int head = (job.head + q / (rows * group)) * group + q % group;
+      float* row = &wide_[int64_t(job.begin + q / group % rows) * attended_];
+      mine.attention.result(q, row + head * m_.head_dim);
+    }
+    // What pads a row may be left from another product's rows.
+    for (int row = job.begin; job.head == 0 && row < job.end; row++)
       std::fill(&wide_[int64_t(row) * attended_ + m_.heads * m_.head_dim],
                 wide_.data() + int64_t(row + 1) * attended_, 0.0f);
   }
@@ -288,6 +299,8 @@ class Stepper : public AnyStepper {
   float* residual(int row) { return &residual_[int64_t(row) * hidden_]; }
   const float* heads_of(int row) const { return &qkv_[int64_t(row) * qkv_width_]; }
 
+  // Rows of a chunk that are attended with for all heads at once.
+  static constexpr int kFewRows = 8;
   // Floats that a thread prepares alone rather than waiting for a further stage.
   static constexpr int64_t kAloneUpTo = 4096;
 

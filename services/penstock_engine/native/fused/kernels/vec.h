@@ -14,6 +14,9 @@
 #include <immintrin.h>
 #endif
 
+// Before loops over an array of sums: the compiler keeps it in registers only if no loop indexes it.
+#define PENSTOCK_UNROLL _Pragma("GCC unroll 8")
+
 namespace penstock {
 
 constexpr int kLanes = 16;
@@ -45,9 +48,10 @@ inline F32x16 splat(float v) { return F32x16{v, v, v, v, v, v, v, v, v, v, v, v,
 
 inline F32x16 load(const float* from) { return load_as<F32x16>(from); }
 
+inline F32x16 as_float(U32x16 bits) { return (F32x16)bits; }
+
 inline F32x16 load(const BF16* from) {
-  U32x16 wide = __builtin_convertvector(load_as<U16x16>(from), U32x16) << 16;
-  return load_as<F32x16>(&wide);
+  return as_float(__builtin_convertvector(load_as<U16x16>(from), U32x16) << 16);
 }
 
 inline F32x16 load(const int8_t* from) {
@@ -105,8 +109,7 @@ inline float largest(F32x16 v) {
 inline F32x16 larger(F32x16 a, F32x16 b) { return a > b ? a : b; }
 inline F32x16 smaller(F32x16 a, F32x16 b) { return a < b ? a : b; }
 inline F32x16 absolute(F32x16 v) {
-  U32x16 bits = load_as<U32x16>(&v) & 0x7fffffffu;
-  return load_as<F32x16>(&bits);
+  return as_float((U32x16)v & 0x7fffffffu);
 }
 
 // Round to the nearest whole number, for |v| < 2^22: what lies beyond the mantissa is cut off.
@@ -127,7 +130,7 @@ inline F32x16 exponential(F32x16 x) {
     p = fused(p, rest, splat(next));
   p = fused(p, rest * rest, rest + 1.0f);
   I32x16 power = (__builtin_convertvector(whole, I32x16) + 127) << 23;
-  F32x16 result = p * load_as<F32x16>(&power);
+  F32x16 result = p * as_float((U32x16)power);
   return x < splat(-87.0f) ? F32x16{} : result;
 }
 

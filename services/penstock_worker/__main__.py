@@ -101,6 +101,8 @@ def _load(settings: WorkerSettings) -> tuple[Engine, Text]:
         max_waiting=settings.max_waiting,
         max_context=settings.max_context_tokens or None,
         threads=settings.threads or None,
+        kernel=settings.kernel,
+        quantization=settings.quantization,
     )
     return NativeEngine(chosen), text
 

@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from penstock_cli.execution import notes, output, run
-from penstock_cli.options import BATCH_PORT, GATEWAY_PORT, ROUTER_PORT
+from penstock_cli.options import BATCH_PORT, GATEWAY_PORT, ROUTER_PORT, Quantization, Weights
 from penstock_cli.supervisor.environment import Addresses
 from penstock_cli.supervisor.platform import Platform, PlatformOptions, running_platform
 
@@ -39,6 +39,7 @@ def up(
     batch_port: Annotated[int, typer.Option(min=0, max=65535, help="0: any.")] = BATCH_PORT,
     data_dir: Annotated[Path, typer.Option(help="Redis' file, batches and logs.")] = _DATA_DIR,
     keys: Keys = "",
+    quantization: Quantization = Weights.NONE,
 ) -> None:
     """Serve until Ctrl-C: Redis, router, workers, batch service and gateway.
 
@@ -48,6 +49,7 @@ def up(
         data_dir=data_dir,
         workers=workers,
         model=model,
+        quantization=quantization,
         host=host,
         gateway_port=port,
         router_port=router_port,

@@ -42,6 +42,7 @@ class Site:
     data_dir: Path
     addresses: Addresses
     keys: Keys
+    quantization: str = "none"
 
     @property
     def redis_url(self) -> str:
@@ -73,6 +74,7 @@ def _worker(site: Site, number: int, lease_secret: str) -> Spec:
         "LISTEN": addresses.workers[number],
         "ID": name,
         "MODEL": site.model,
+        "QUANTIZATION": site.quantization,
         "REGISTRY_URL": site.redis_url,
         "LEASE_SECRET": lease_secret,
         "METRICS_LISTEN": addresses.metrics[name],

@@ -27,6 +27,7 @@ class PlatformOptions:
         data_dir: holds Redis' file, batch files and logs; survives.
         workers: decode workers.
         model: ``demo``, a directory or a hub id.
+        quantization: of its weights: none or int8.
         host: address that everything listens on.
         require_key: whether callers must show an API key.
         keys_file: whose keys admit callers; None with ``require_key`` makes one.
@@ -35,6 +36,7 @@ class PlatformOptions:
     data_dir: Path
     workers: int = 2
     model: str = "demo"
+    quantization: str = "none"
     host: str = "127.0.0.1"
     gateway_port: int = 8000
     router_port: int = 50051
@@ -64,7 +66,7 @@ async def running_platform(options: PlatformOptions, say: Say) -> AsyncIterator[
     with owned(data_dir), socket_dir(data_dir) as sockets:
         keys = _keys(options, data_dir)
         addresses = _addresses(options, sockets / "redis.sock", keys)
-        site = Site(options.model, data_dir, addresses, keys)
+        site = Site(options.model, data_dir, addresses, keys, options.quantization)
         async with Supervisor(data_dir / "logs", say) as supervisor:
             say("starting Redis")
             redis = redis_spec(find_server(), data_dir / "redis", sockets / "redis.sock")

@@ -4,6 +4,7 @@ With pages of 4 KiB each of them costs a walk through the page tables, and in a 
 walk through two; with 2 MiB there are 512 times fewer. Knows neither weights nor caches.
 """
 
+import contextlib
 import mmap
 from math import prod
 
@@ -20,10 +21,8 @@ def zeros(size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.zeros(size, dtype=dtype)
     memory = mmap.mmap(-1, num_bytes + _HUGE)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        try:
+        with contextlib.suppress(OSError):  # a kernel without them is slower and nothing else
             memory.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:  # a kernel without them: it is slower and nothing else
-            pass
     whole = torch.frombuffer(memory, dtype=torch.uint8)
     start = -whole.data_ptr() % _HUGE
     return whole[start : start + num_bytes].view(dtype).view(size)

@@ -118,7 +118,7 @@ def site(tmp_path: Path, workers: int) -> Site:
         redis_socket="/r.sock",
         api_key="",
     )
-    return Site("demo", tmp_path, addresses, no_keys())
+    return Site("demo", tmp_path, addresses, no_keys(), "int8")
 
 
 def test_processes_find_one_another(tmp_path: Path) -> None:
@@ -128,6 +128,7 @@ def test_processes_find_one_another(tmp_path: Path) -> None:
     router, worker = specs["router"].env, specs["worker-1"].env
     assert router["PENSTOCK_ROUTER_LEASE_SECRET"] == worker["PENSTOCK_WORKER_LEASE_SECRET"]
     assert worker["PENSTOCK_WORKER_LISTEN"] == "h:11"
+    assert worker["PENSTOCK_WORKER_QUANTIZATION"] == "int8"
     assert worker["PENSTOCK_WORKER_REGISTRY_URL"] == "unix:///r.sock"
     assert specs["gateway"].env["PENSTOCK_GATEWAY_ROUTER"] == "h:2"
     assert specs["batch"].env["PENSTOCK_BATCH_STORE_URL"] == (tmp_path / "batches").as_uri()

@@ -1,6 +1,6 @@
 // Attention of a chunk's rows to the pages of their sequence, for some of its key-value heads.
 //
-// Keys are taken 32 positions at a time from position 0 on, whatever the page size and whatever the
+// Keys are taken 64 positions at a time from position 0 on, whatever the page size and whatever the
 // row: scores, running maximum and weighted sums (online softmax, https://arxiv.org/abs/1805.02867)
 // of a row come out the same alone, among drafts and inside a prefill chunk. A tile's keys are
 // transposed once for all rows and query heads that read them, so that scores need no sums across lanes.
@@ -13,7 +13,7 @@
 
 namespace penstock {
 
-constexpr int kTileKeys = 32;
+constexpr int kTileKeys = 64;
 constexpr int kTileVectors = kTileKeys / kLanes;
 constexpr int kSlice = 64;  // of a head's dimensions, summed together
 constexpr int kSliceVectors = kSlice / kLanes;
@@ -41,6 +41,16 @@ struct Pages {
   Element* key(const int32_t* table, int position, int head) const {
     int64_t slot = int64_t(table[position / block]) * block + position % block;
     return base + slot * token() + int64_t(head) * shape.dim;
+  }
+  // Keys of `count` consecutive positions; a division for each would cost more than a key's product.
+  void locate(const int32_t* table, int position, int count, int head, Element** keys) const {
+    while (count > 0) {
+      int run = std::min(count, block - position % block);
+      Element* at = key(table, position, head);
+      for (int i = 0; i < run; i++, at += token()) *keys++ = at;
+      position += run;
+      count -= run;
+    }
   }
   Element* value_of(Element* key) const { return key + int64_t(shape.kv_heads) * shape.dim; }
   // The next head's key, from a head's value.
@@ -94,10 +104,7 @@ class Attention {
     const int group = shape_.group(), count = rows_ * group, last = position + rows_ - 1;
     for (int tile = 0; tile <= last; tile += kTileKeys) {
       const int keys = std::min(kTileKeys, last + 1 - tile);
-      for (int i = 0; i < keys; i++) from_[i] = pages.key(table, tile + i, head);
-      // Where heads are skipped, positions lie apart and no hardware looks ahead.
-      for (int i = tile + kTileKeys; i <= std::min(last, tile + 2 * kTileKeys - 1); i++)
-        fetch(pages, pages.key(table, i, head));
+      pages.locate(table, tile, keys, head, from_);
       for (int h = 0; h < heads_; h++) {
         const int first = h * count;
         transpose_keys(keys);
@@ -117,25 +124,22 @@ class Attention {
   }
 
  private:
-  void fetch(const Pages<Element>& pages, Element* key) const {
-    const char* both[] = {reinterpret_cast<const char*>(key),
-                          reinterpret_cast<const char*>(pages.value_of(key))};
-    for (const char* from : both)
-      for (int at = 0; at < heads_ * shape_.dim * int(sizeof(Element)); at += 64)
-        __builtin_prefetch(from + at);
-  }
-
   void transpose_keys(int keys) {
     constexpr int kWordElements = 4 / int(sizeof(Element));
     const int words = shape_.dim / kWordElements;
-    for (int at = 0; at < kTileKeys; at += kLanes) {
+    for (int at = 0; at < keys; at += kLanes) {
       for (int first = 0; first < words; first += kLanes) {
-        U32x16 square[kLanes] = {};
-        int some = std::min(kLanes, words - first);
-        for (int i = 0; i < kLanes && at + i < keys; i++) {
-          const Element* from = from_[at + i] + first * kWordElements;
-          if (some == kLanes) square[i] = load_as<U32x16>(from);
-          else std::memcpy(&square[i], from, 4 * some);
+        U32x16 square[kLanes];
+        const int some = std::min(kLanes, words - first);
+        if (some == kLanes && at + kLanes <= keys) {
+          PENSTOCK_UNROLL for (int i = 0; i < kLanes; i++)
+            square[i] = load_as<U32x16>(from_[at + i] + first * kWordElements);
+        } else {
+          for (int i = 0; i < kLanes; i++) {
+            square[i] = U32x16{};
+            if (at + i < keys)
+              std::memcpy(&square[i], from_[at + i] + first * kWordElements, 4 * some);
+          }
         }
         transpose(square);
         for (int i = 0; i < some; i++)

@@ -5,8 +5,9 @@ attention call) and the masks. Integers are assembled in NumPy and cross to the 
 transfer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from penstock_engine.native.attention import AttentionGroup, causal_mask
+from penstock_engine.native.lora.eager import AdaptedRows, EagerAdapter
 from penstock_engine.native.models.decoder import Batch
 from penstock_engine.native.plan import Chunk, StepPlan
 
@@ -58,8 +60,13 @@ class _Rows:
         return self.queries > _MAX_GROUPED_TOKENS and self.chunks[0].start == 0
 
 
-def build_batch(plan: StepPlan, shape: BatchShape) -> Batch:
-    """The tensors of a step; logits come in the order of the plan's chunks."""
+def build_batch(
+    plan: StepPlan, shape: BatchShape, adapters: Mapping[str, EagerAdapter] | None = None
+) -> Batch:
+    """The tensors of a step; logits come in the order of the plan's chunks.
+
+    ``adapters`` are those in memory, all that the plan's requests ask for among them.
+    """
     groups = _group(plan.chunks)
     ordered = [chunk for group in groups for chunk in group.chunks]
     tokens = np.concatenate([_tokens(chunk) for chunk in ordered])
@@ -79,6 +86,7 @@ def build_batch(plan: StepPlan, shape: BatchShape) -> Batch:
             for group, table in zip(groups, parts[4:], strict=True)
         ),
         logit_rows=parts[3],
+        adapted=_adapted(ordered, adapters, shape.device) if adapters else (),
     )
 
 
@@ -95,6 +103,25 @@ def _group(chunks: Sequence[Chunk]) -> list[_Rows]:
         groups.append(_Rows(tuple(members), start))
         start = groups[-1].stop
     return groups
+
+
+def _adapted(
+    chunks: Sequence[Chunk], adapters: Mapping[str, EagerAdapter], device: torch.device
+) -> tuple[AdaptedRows, ...]:
+    """Rows by adapter, whichever sequences they belong to."""
+    names = [chunk.sample.request.spec.adapter for chunk in chunks]
+    wanted = sorted(set(names))
+    if len(wanted) == 1:
+        return (AdaptedRows(adapters[wanted[0]], None),) if wanted[0] else ()
+    starts = accumulate((chunk.count for chunk in chunks), initial=0)
+    spans = [
+        np.arange(start, start + chunk.count) for start, chunk in zip(starts, chunks, strict=False)
+    ]
+    found = []
+    for name in filter(None, wanted):
+        rows = np.concatenate([span for span, own in zip(spans, names, strict=True) if own == name])
+        found.append(AdaptedRows(adapters[name], torch.from_numpy(rows).to(device)))
+    return tuple(found)
 
 
 def _tokens(chunk: Chunk) -> Integers:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from penstock_core.errors import Conflict, EngineFailed, InvalidRequest, NotSupported, PenstockError
+from penstock_core.errors import Conflict, EngineFailed, InvalidRequest, NotFound, PenstockError
 from penstock_engine.api import (
     EngineInfo,
     EngineOutput,
@@ -25,9 +25,18 @@ from penstock_engine.api import (
 from penstock_engine.native.events import KvEventLog
 from penstock_engine.native.grammars import Grammars
 from penstock_engine.native.limits import Limits
-from penstock_engine.native.loading import Blueprint, draw_up, load_machine
+from penstock_engine.native.loading import (
+    AdapterShelf,
+    Blueprint,
+    adapter_shelf,
+    draw_up,
+    load_machine,
+)
+from penstock_engine.native.lora.pool import AdapterPool, PoolLimits
+from penstock_engine.native.lora.reading import LoraWeights, read_adapter
 from penstock_engine.native.masks import Masks
 from penstock_engine.native.memory import KvMemory
+from penstock_engine.native.request import Matcher
 from penstock_engine.native.scheduler import Scheduler
 from penstock_engine.native.settings import NativeSettings
 from penstock_engine.native.step_loop import Abort, Machine, Report, StepLoop, Submit
@@ -67,6 +76,11 @@ class NativeEngine:
         )
         self._grammars = Grammars(vocabulary, info.vocab_size, settings.max_waiting)
         self._masks = Masks(info.vocab_size)
+        self._shelf = adapter_shelf(self._blueprint)
+        self._adapters = AdapterPool(
+            self._read_adapter, self._shelf, PoolLimits(settings.max_adapters, settings.max_waiting)
+        )
+        self._adapter_of: dict[str, str] = {}
         self._streams: dict[str, _Stream] = {}
         self._keys: dict[str, str] = {}
         self._num_requests = 0
@@ -94,7 +108,7 @@ class NativeEngine:
             loop.call_soon_threadsafe(_settle, ready, error)
 
         def load() -> Machine:
-            return _load(self._blueprint, self._masks)
+            return _load(self._blueprint, self._masks, self._shelf)
 
         self._thread = threading.Thread(
             target=self._steps.run, args=(load, say), name="engine-steps", daemon=True
@@ -111,12 +125,11 @@ class NativeEngine:
         self._check(request)
         arrived = time.monotonic()
         matchers = await self._grammars.matchers(request)
-        self._check_serving()  # it may have ended meanwhile
-        stream = self._open(request)
+        if request.adapter:
+            await self._adapters.acquire(request.adapter)
+        stream = self._submit(request, arrived, matchers)
         finished = False
         try:
-            spec = replace(request, request_id=stream.key)
-            self._steps.submit(Submit(spec, arrived, matchers))
             while not finished:
                 item = await stream.items.get()
                 finished = isinstance(item, RequestDone | PenstockError)
@@ -163,6 +176,7 @@ class NativeEngine:
             await asyncio.to_thread(self._thread.join)
             self._thread = None
         self._end(EngineFailed("the engine was closed"))
+        await self._adapters.close()
         await asyncio.to_thread(self._grammars.close)
         self._masks.close()
 
@@ -174,8 +188,8 @@ class NativeEngine:
 
     def _check(self, request: EngineRequest) -> None:
         self._check_serving()
-        if request.adapter:
-            raise NotSupported(f"adapter {request.adapter!r}: this engine serves none")
+        if request.adapter and request.adapter not in self.info().adapters:
+            raise NotFound(f"there is no adapter {request.adapter!r}")
         if not request.prompt:
             raise InvalidRequest("the prompt is empty", field="prompt")
         vocab = self.info().vocab_size
@@ -184,6 +198,37 @@ class NativeEngine:
         for path, tokens in (("prompt", request.prompt), ("sampling", named)):
             if tokens and not 0 <= min(tokens) <= max(tokens) < vocab:
                 raise InvalidRequest(f"a token id is outside the vocabulary of {vocab}", field=path)
+
+    def _submit(
+        self, request: EngineRequest, arrived: float, matchers: Sequence[Matcher]
+    ) -> _Stream:
+        """Hand it to the thread. Its adapter, if any, is ours until the thread is done with it."""
+        try:
+            self._check_serving()  # it may have ended meanwhile
+            stream = self._open(request)
+        except PenstockError:
+            self._release_adapter(request.adapter)
+            raise
+        try:
+            spec = replace(request, request_id=stream.key)
+            self._steps.submit(Submit(spec, arrived, matchers))
+        except PenstockError:
+            del self._streams[stream.key], self._keys[request.request_id]
+            self._release_adapter(request.adapter)
+            raise
+        self._adapter_of[stream.key] = request.adapter
+        return stream
+
+    def _release_adapter(self, name: str) -> None:
+        if name:
+            self._adapters.release(name)
+
+    def _read_adapter(self, name: str) -> LoraWeights:
+        settings = self._blueprint.settings
+        assert settings.adapters is not None, "adapters are listed without a directory"
+        return read_adapter(
+            settings.adapters / name, self._blueprint.config, settings.max_adapter_rank
+        )
 
     def _open(self, request: EngineRequest) -> _Stream:
         """A stream under a key of its own: an id may come again while its forerunner is ending."""
@@ -211,6 +256,8 @@ class NativeEngine:
                 stream.items.put_nowait(output)
                 if isinstance(output, TokenOut) and output.finish is not None:
                     stream.open_choices.discard(output.choice_index)
+            if isinstance(output, RequestDone | PenstockError):
+                self._release_adapter(self._adapter_of.pop(key, ""))
         if report.events:
             self._events.append(report.events)
             self._events_changed.set()
@@ -234,7 +281,7 @@ def _settle(ready: asyncio.Future[None], error: Exception | None) -> None:
         ready.set_exception(error)
 
 
-def _load(blueprint: Blueprint, masks: Masks) -> Machine:
+def _load(blueprint: Blueprint, masks: Masks, shelf: AdapterShelf) -> Machine:
     """Runs in the step thread, whose OpenMP team is the one that computes."""
     torch.set_num_threads(blueprint.compute.threads)
-    return load_machine(blueprint, masks)
+    return load_machine(blueprint, masks, shelf)

@@ -10,9 +10,12 @@ from penstock_core.errors import InvalidRequest, NotSupported
 from penstock_engine.api import EngineInfo
 from penstock_engine.native.batching import BatchShape
 from penstock_engine.native.compute import Compute, choose
+from penstock_engine.native.fused.adapters import PackedShelf
 from penstock_engine.native.fused.decoder import FusedDecoder, FusedOptions
 from penstock_engine.native.kv_tensors import KvShape, KvTensors
 from penstock_engine.native.layers import RopeTable
+from penstock_engine.native.lora.eager import EagerShelf
+from penstock_engine.native.lora.reading import find_adapters
 from penstock_engine.native.masks import Masks
 from penstock_engine.native.models import read_config, read_eos
 from penstock_engine.native.models.config import ModelConfig
@@ -74,13 +77,25 @@ def draw_up(settings: NativeSettings) -> Blueprint:
         vocab_size=config.vocab_size,
         eos_token_ids=read_eos(settings.model),
         speculation=_kinds(settings, draft),
+        adapters=find_adapters(settings.adapters) if settings.adapters else (),
     )
     return Blueprint(settings, config, compute, kv, info, draft)
 
 
-def load_machine(plan: Blueprint, masks: Masks) -> Machine:
+AdapterShelf = EagerShelf | PackedShelf
+
+
+def adapter_shelf(plan: Blueprint) -> AdapterShelf:
+    """Where adapters will lie for what computes this model."""
+    compute = plan.compute
+    if compute.library is not None:
+        return PackedShelf(plan.config, compute.dtype)
+    return EagerShelf(compute.dtype, compute.device)
+
+
+def load_machine(plan: Blueprint, masks: Masks, shelf: AdapterShelf | None = None) -> Machine:
     """A runner, and what drafts for it. Raises InvalidRequest as ``load_runner`` does."""
-    runner, settings = load_runner(plan, masks), plan.settings
+    runner, settings = load_runner(plan, masks, shelf), plan.settings
     if settings.speculation == "none":
         return Machine(runner.run)
     model = None
@@ -94,13 +109,19 @@ def load_machine(plan: Blueprint, masks: Masks) -> Machine:
     return Machine(runner.run, Speculator(settings.max_draft_tokens, model, looks_up=looks_up))
 
 
-def load_runner(plan: Blueprint, masks: Masks | None = None) -> Runner:
-    """Read the weights and allocate the pages. Raises InvalidRequest if they do not fit the config."""
+def load_runner(
+    plan: Blueprint, masks: Masks | None = None, shelf: AdapterShelf | None = None
+) -> Runner:
+    """Read the weights and allocate the pages. Without a shelf, adapters are ignored.
+
+    Raises:
+        InvalidRequest: the weights do not fit the config.
+    """
     model, compute = plan.settings.model, plan.compute
     kv = KvTensors(plan.kv, plan.info.capacity_blocks, compute.dtype, compute.device)
     with Checkpoint(model, compute.dtype, compute.device) as checkpoint:
         source = WeightSource(checkpoint, plan.config)
-        decoder = _fused(plan, source, kv) if compute.library else _eager(plan, source, kv)
+        decoder = (_fused if compute.library else _eager)(plan, source, kv, shelf)
     stored = sum(path.stat().st_size for path in shard_paths(model))
     logger.info(
         "%s computes on %s with %d threads: weights take %.1f MiB (%.1f MiB in the checkpoint), "
@@ -129,7 +150,8 @@ def _draft(settings: NativeSettings, config: ModelConfig) -> Blueprint | None:
         raise InvalidRequest("speculation draft needs a draft_model", field="draft_model")
     if path is None or kind not in {"draft", "auto"}:
         return None
-    draft = draw_up(replace(settings, model=path, draft_model=None, speculation="none"))
+    alone = replace(settings, model=path, draft_model=None, speculation="none", adapters=None)
+    draft = draw_up(alone)
     check_pair(settings.model, path, (config.vocab_size, draft.config.vocab_size))
     return draft
 
@@ -141,20 +163,26 @@ def _kinds(settings: NativeSettings, draft: Blueprint | None) -> str:
     return settings.speculation
 
 
-def _fused(plan: Blueprint, source: WeightSource, kv: KvTensors) -> FusedDecoder:
+def _fused(
+    plan: Blueprint, source: WeightSource, kv: KvTensors, shelf: AdapterShelf | None
+) -> FusedDecoder:
     compute = plan.compute
     assert compute.library is not None, "there is no kernel"
-    options = FusedOptions(compute.int8, compute.threads, plan.info.max_context_tokens)
+    adapters = shelf.adapters if isinstance(shelf, PackedShelf) else {}
+    options = FusedOptions(compute.int8, compute.threads, plan.info.max_context_tokens, adapters)
     return FusedDecoder(compute.library, plan.config, source, kv, options)
 
 
-def _eager(plan: Blueprint, source: WeightSource, kv: KvTensors) -> EagerDecoder:
+def _eager(
+    plan: Blueprint, source: WeightSource, kv: KvTensors, shelf: AdapterShelf | None
+) -> EagerDecoder:
     config, compute = plan.config, plan.compute
     dtype, device = compute.dtype, compute.device
     weights = load_weights(source, config.num_layers, int8=compute.int8)
     rope = RopeTable(config.rope, config.head_dim, plan.info.max_context_tokens, dtype, device)
     shape = BatchShape(plan.kv.block_tokens, config.num_heads // config.num_kv_heads, dtype, device)
-    return EagerDecoder(Decoder(config, weights, rope, kv), shape, weights.num_bytes)
+    adapters = shelf.adapters if isinstance(shelf, EagerShelf) else {}
+    return EagerDecoder(Decoder(config, weights, rope, kv), shape, weights.num_bytes, adapters)
 
 
 def _context(settings: NativeSettings, config: ModelConfig) -> int:

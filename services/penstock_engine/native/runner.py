@@ -5,7 +5,7 @@ whether PyTorch or the fused kernel computes.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from penstock_engine.native.batching import BatchShape, build_batch
 from penstock_engine.native.kv_tensors import KvTensors
+from penstock_engine.native.lora.eager import EagerAdapter
 from penstock_engine.native.masks import Masks
 from penstock_engine.native.models.decoder import Decoder
 from penstock_engine.native.plan import Chunk, StepPlan, StepResult
@@ -40,10 +41,18 @@ class PlanDecoder(Protocol):
 class EagerDecoder:
     """PyTorch's operators, on any device."""
 
-    def __init__(self, decoder: Decoder, shape: BatchShape, weight_bytes: int) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        shape: BatchShape,
+        weight_bytes: int,
+        adapters: Mapping[str, EagerAdapter],
+    ) -> None:
+        """``adapters`` are those in memory, by name: others change them between steps."""
         self._decoder = decoder
         self._shape = shape
         self._weight_bytes = weight_bytes
+        self._adapters = adapters
 
     @property
     def weight_bytes(self) -> int:
@@ -52,7 +61,7 @@ class EagerDecoder:
 
     def logits(self, plan: StepPlan) -> Tensor:
         """See ``PlanDecoder.logits``."""
-        return self._decoder.forward(build_batch(plan, self._shape))
+        return self._decoder.forward(build_batch(plan, self._shape, self._adapters))
 
 
 class Runner:

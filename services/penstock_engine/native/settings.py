@@ -33,6 +33,9 @@ class NativeSettings:
         threads: that compute; None for all CPUs, less one for the event loop if there are over two.
         kernel: auto, fused or eager; auto takes the fused CPU kernel wherever it can be compiled.
         quantization: none or int8; int8 keeps each weight as a byte and computes in ``dtype``.
+        adapters: directory of LoRA adapters, each a folder as PEFT saves it; None for none.
+        max_adapters: adapters in memory at once; those of running requests cannot be dropped.
+        max_adapter_rank: largest rank an adapter may have.
     """
 
     model: Path
@@ -51,3 +54,6 @@ class NativeSettings:
     max_draft_tokens: int = 7
     kernel: str = "auto"
     quantization: str = "none"
+    adapters: Path | None = None
+    max_adapters: int = 16
+    max_adapter_rank: int = 256

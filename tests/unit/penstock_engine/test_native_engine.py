@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock_core.errors import Conflict, EngineFailed, InvalidRequest, NotSupported
+from penstock_core.errors import Conflict, EngineFailed, InvalidRequest, NotFound, NotSupported
 from penstock_engine.api import Constraint, EngineRequest, RequestDone, Sampling, TokenOut
 from penstock_engine.native.engine import NativeEngine
 from penstock_engine.native.plan import StepPlan
@@ -47,7 +47,7 @@ async def run(engine: NativeEngine, request: EngineRequest) -> list[object]:
         ({"sampling": Sampling(logit_bias={-1: 1.0})}, InvalidRequest, "vocabulary"),
         ({"emitted": [[999]]}, InvalidRequest, "vocabulary"),
         ({"prompt": [1] * 190, "max_tokens": 5}, InvalidRequest, "7 KV blocks, and there are 6"),
-        ({"adapter": "fr"}, NotSupported, "adapter 'fr'"),
+        ({"adapter": "fr"}, NotFound, "adapter 'fr'"),
         ({"constraint": Constraint("json_object")}, NotSupported, "json_object"),
     ],
 )

@@ -7,7 +7,7 @@ order that the row's position alone decides.
 
 import ctypes
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from penstock_core.errors import NotSupported
+from penstock_engine.native.fused.adapters import PackedAdapter
 from penstock_engine.native.fused.library import CLayer, CModel, CStep, Element, Library
 from penstock_engine.native.fused.packing import (
     PackedLayer,
@@ -43,11 +44,13 @@ class FusedOptions:
         int8: quantise weights; else they stay in the type they are read in.
         threads: that compute a step, the caller's included.
         context: positions a sequence may have.
+        adapters: those in memory, by name; others change them between steps.
     """
 
     int8: bool
     threads: int
     context: int
+    adapters: Mapping[str, PackedAdapter]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,7 @@ class FusedDecoder:
         self._kv = kv
         self._vocabulary = config.vocab_size
         self._step = library.step
+        self._adapters = options.adapters
         layers = (CLayer * config.num_layers)(*(layer.address() for layer in self._tensors.layers))
         self._layers = layers  # the kernel reads them at each step
         state = library.create(_describe(config, self._tensors, kv, options, element, layers))
@@ -102,6 +106,7 @@ class FusedDecoder:
         """Compute the chunks; float32 logits ``(wanted positions, vocab)`` in plan order."""
         arrays = _lay_out(plan.chunks, self._kv.block_tokens)
         out = torch.empty(len(arrays.logit_rows), self._vocabulary)
+        adapters = _adapters(plan.chunks, self._adapters) if self._adapters else None
         self._step(
             self._state,
             CStep(
@@ -115,6 +120,7 @@ class FusedDecoder:
                 table_starts=arrays.table_starts.ctypes.data,
                 logit_rows=arrays.logit_rows.ctypes.data,
                 out=out.data_ptr(),
+                adapters=None if adapters is None else adapters.ctypes.data,
             ),
         )
         return out
@@ -152,6 +158,16 @@ def _lay_out(chunks: Sequence[Chunk], block_tokens: int) -> _Arrays:
         table_starts=np.array(starts, dtype=np.int64),
         logit_rows=np.array(logit_rows, dtype=np.int32),
     )
+
+
+def _adapters(
+    chunks: Sequence[Chunk], known: Mapping[str, PackedAdapter]
+) -> NDArray[np.uintp] | None:
+    """The address of each chunk's adapter, 0 where it has none; None if none has one."""
+    names = [chunk.sample.request.spec.adapter for chunk in chunks]
+    if not any(names):
+        return None
+    return np.array([known[name].address if name else 0 for name in names], dtype=np.uintp)
 
 
 def _pack(

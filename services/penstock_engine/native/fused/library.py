@@ -52,6 +52,26 @@ class CLayer(Structure):
     ]
 
 
+class CLowRank(Structure):
+    """``PenstockLowRank``."""
+
+    _fields_: ClassVar = [
+        ("down", c_void_p),
+        ("up", c_void_p),
+        ("halves", c_void_p),
+        ("ranks", c_int32),
+    ]
+
+
+class CAdapter(Structure):
+    """``PenstockAdapter``."""
+
+    _fields_: ClassVar = [
+        ("products", POINTER(CLowRank)),
+        ("ranks", c_int32),
+    ]
+
+
 class CModel(Structure):
     """``PenstockModel``."""
 
@@ -90,6 +110,7 @@ class CStep(Structure):
         ("table_starts", c_void_p),
         ("logit_rows", c_void_p),
         ("out", c_void_p),
+        ("adapters", c_void_p),
     ]
 
 

@@ -124,8 +124,8 @@ def pack_layer(layer: LayerWeights[Tensor], packing: Packing) -> PackedLayer:
         query_key_value=pack_matrix(layer.qkv, layer.qkv_bias, packing),
         output=pack_matrix(layer.output, layer.output_bias, packing),
         gate_up=pack_matrix(
-            _interleave(layer.gate_up),
-            None if gate_up_bias is None else _interleave(gate_up_bias.unsqueeze(1)).squeeze(1),
+            interleave(layer.gate_up),
+            None if gate_up_bias is None else interleave(gate_up_bias.unsqueeze(1)).squeeze(1),
             packing,
         ),
         down=pack_matrix(layer.down, layer.down_bias, packing),
@@ -141,8 +141,8 @@ def pad_vector(values: Tensor) -> Tensor:
     return functional.pad(values, (0, -values.shape[0] % PANEL)).contiguous()
 
 
-def _interleave(gate_up: Tensor) -> Tensor:
-    """Rows as panels hold them: 32 of the gate, then the 32 of ``up`` they are multiplied with."""
+def interleave(gate_up: Tensor) -> Tensor:
+    """Rows of ``(out, in)`` as panels hold them: 32 of the gate, then the 32 of ``up`` they are multiplied with."""
     halves = gate_up.chunk(2)
     padded = [functional.pad(half, (0, 0, 0, -half.shape[0] % PANEL)) for half in halves]
     split = [half.view(-1, _HALF, half.shape[1]) for half in padded]

@@ -56,20 +56,35 @@ class ModelConfig:
 class Fields:
     """Typed look at a JSON object of a checkpoint; names the key when a value is no good."""
 
-    def __init__(self, values: Json, where: str) -> None:
+    def __init__(self, values: Json, where: str, field: str = "model") -> None:
+        """``field`` is what a refusal names as the culprit."""
         self._values = values
         self._where = where
+        self._field = field
 
     @classmethod
     def load(cls, path: Path) -> "Fields":
         """Read a file. Raises InvalidRequest if there is none or it is no JSON object."""
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            text = path.read_bytes()
+        except OSError as error:
             raise InvalidRequest(f"cannot read {path}: {error}", field="model") from error
+        return cls.parse(text, str(path))
+
+    @classmethod
+    def parse(cls, text: bytes, where: str, field: str = "model") -> "Fields":
+        """A file's content. Raises InvalidRequest if it is no JSON object."""
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise InvalidRequest(f"cannot read {where}: {error}", field=field) from error
         if not isinstance(values, dict):
-            raise InvalidRequest(f"{path} holds no JSON object", field="model")
-        return cls(values, str(path))
+            raise InvalidRequest(f"{where} holds no JSON object", field=field)
+        return cls(values, where, field)
+
+    def keys(self) -> tuple[str, ...]:
+        """What it has."""
+        return tuple(self._values)
 
     def has(self, key: str) -> bool:
         """Whether a key is there and not null."""
@@ -115,17 +130,17 @@ class Fields:
         value = self._values.get(key) or {}
         if not isinstance(value, dict):
             raise self._bad(key, value, "an object")
-        return Fields(value, f"{self._where}:{key}")
+        return Fields(value, f"{self._where}:{key}", self._field)
 
     def _value(self, key: str, default: object) -> object:
         value = self._values.get(key)
         if value is None and default is None:
-            raise InvalidRequest(f"{self._where} lacks {key}", field="model")
+            raise InvalidRequest(f"{self._where} lacks {key}", field=self._field)
         return default if value is None else value
 
     def _bad(self, key: str, value: object, wanted: str) -> InvalidRequest:
         message = f"{self._where}: {key} is {value!r} and should be {wanted}"
-        return InvalidRequest(message, field="model")
+        return InvalidRequest(message, field=self._field)
 
 
 def read_rope(fields: Fields, max_context: int) -> Rope:

@@ -13,6 +13,8 @@ from torch.nn import functional
 from penstock_engine.native.attention import AttentionGroup, PagedAttention
 from penstock_engine.native.kv_tensors import KvTensors
 from penstock_engine.native.layers import RopeTable, gated, rotate
+from penstock_engine.native.lora.eager import AdaptedRows, adapt
+from penstock_engine.native.lora.targets import Product
 from penstock_engine.native.models.config import ModelConfig
 from penstock_engine.native.quantization import Matrix, add_linear, linear
 from penstock_engine.native.weights import DecoderWeights, LayerWeights
@@ -28,6 +30,7 @@ class Batch:
         slots: flat KV slot each row is written to, ``(rows,)``.
         groups: attention groups that cover the rows.
         logit_rows: rows whose logits are wanted, ``(logits,)``.
+        adapted: rows that an adapter changes.
     """
 
     tokens: Tensor
@@ -35,6 +38,7 @@ class Batch:
     slots: Tensor
     groups: tuple[AttentionGroup, ...]
     logit_rows: Tensor
+    adapted: tuple[AdaptedRows, ...] = ()
 
 
 class Decoder:
@@ -68,7 +72,9 @@ class Decoder:
         batch: Batch,
         rope: tuple[Tensor, Tensor],
     ) -> Tensor:
-        rows = linear(self._norm(hidden, layer.attention_norm), layer.qkv, layer.qkv_bias)
+        normed = self._norm(hidden, layer.attention_norm)
+        rows = linear(normed, layer.qkv, layer.qkv_bias)
+        adapt(batch.adapted, (index, Product.QUERY_KEY_VALUE), normed, rows)
         queries, new = self._heads(layer, rows, rope)
         self._kv.write(index, batch.slots, new)
         parts = [
@@ -79,8 +85,14 @@ class Decoder:
         ]
         attended = parts[0] if len(parts) == 1 else torch.cat(parts)
         hidden = add_linear(hidden, attended, layer.output, layer.output_bias)
-        rows = linear(self._norm(hidden, layer.mlp_norm), layer.gate_up, layer.gate_up_bias)
-        return add_linear(hidden, gated(rows), layer.down, layer.down_bias)
+        adapt(batch.adapted, (index, Product.OUTPUT), attended, hidden)
+        normed = self._norm(hidden, layer.mlp_norm)
+        rows = linear(normed, layer.gate_up, layer.gate_up_bias)
+        adapt(batch.adapted, (index, Product.GATE_UP), normed, rows)
+        inner = gated(rows)
+        hidden = add_linear(hidden, inner, layer.down, layer.down_bias)
+        adapt(batch.adapted, (index, Product.DOWN), inner, hidden)
+        return hidden
 
     def _heads(
         self, layer: LayerWeights[Matrix], rows: Tensor, rope: tuple[Tensor, Tensor]

@@ -6,8 +6,10 @@
 // since a further stage would cost more, and shared among them when rows are many.
 #pragma once
 #include <memory>
+#include <type_traits>
 
 #include "attention.h"
+#include "lora.h"
 #include "product.h"
 #include "team.h"
 
@@ -43,6 +45,7 @@ struct PenstockStep {
   const int64_t* table_starts;  // [chunks]
   const int32_t* logit_rows;  // [logits]
   float* out;                 // [logits, vocabulary]
+  const PenstockAdapter* const* adapters;  // [chunks], null where there is none; null if nowhere
 };
 }
 
@@ -84,6 +87,7 @@ class Stepper : public AnyStepper {
     Attention<Element> attention;
     Buffer<float> row, head;
     Inputs<Weights> inputs;
+    Buffer<float> adapted;  // inputs of a tile of adapted rows, where products take no floats
   };
 
   // Rows [begin, end) of a chunk and some key-value heads: what one thread attends with.
@@ -100,6 +104,7 @@ class Stepper : public AnyStepper {
     inputs_.resize(rows, std::max({hidden_, inner_, attended_}));
     for (auto& thread : threads_) thread->row.resize(std::max({hidden_, inner_, attended_}));
     divide(step);
+    lora_.begin(step.adapters, step.chunk_rows, step.chunks);
   }
 
   // A few rows of a sequence are bound by reading its keys: one job for all heads reads memory in
@@ -125,22 +130,27 @@ class Stepper : public AnyStepper {
       const PenstockLayer& layer = m_.layer[i];
       {
         auto& in = normed(member, mine, step.rows, layer.attention_norm);
+        adapt(member, mine, i, kQueryKeyValue, in, layer.attention_norm);
         member.stage(qkv_width_ / kPanel, [&](int panel) {
-          multiply(in, layer.query_key_value, panel, step.rows, [&](int row, const float* sums) {
+          multiply(in, layer.query_key_value, panel, step.rows, [&](int row, float* sums) {
+            if (lora_.any()) lora_.add(i, kQueryKeyValue, row, panel, sums);
             store_row(&qkv_[int64_t(row) * qkv_width_ + panel * kPanel], sums, kPanel);
           });
         });
       }
       attend(step, member, mine, i);
-      add_product(member, mine, step.rows, attended_, layer.output);
+      add_product(member, mine, step.rows, attended_, layer.output, i, kOutput);
       {
         auto& in = normed(member, mine, step.rows, layer.mlp_norm);
+        adapt(member, mine, i, kGateUp, in, layer.mlp_norm);
         member.stage(int(layer.gate_up.columns / kPanel), [&](int panel) {
-          multiply(in, layer.gate_up, panel, step.rows,
-                   [&](int row, const float* sums) { gate(row, panel, sums); });
+          multiply(in, layer.gate_up, panel, step.rows, [&](int row, float* sums) {
+            if (lora_.any()) lora_.add(i, kGateUp, row, panel, sums);
+            gate(row, panel, sums);
+          });
         });
       }
-      add_product(member, mine, step.rows, inner_, layer.down);
+      add_product(member, mine, step.rows, inner_, layer.down, i, kDown);
     }
     if (step.logits) head(step, member, mine);
   }
@@ -192,11 +202,28 @@ class Stepper : public AnyStepper {
     });
   }
 
-  void add_product(Team::Member& member, Scratch& mine, int rows, int depth, const Matrix& matrix) {
-    auto& in = prepared(member, mine, rows, depth,
-                        [&](int row) { return &wide_[int64_t(row) * depth]; });
+  // The stage that adapters need before a product of normed rows.
+  void adapt(Team::Member& member, Scratch& mine, int layer, Product product,
+             const Inputs<Weights>& in, const float* weight) {
+    if (!lora_.any()) return;
+    mine.adapted.resize(int64_t(kLoraRows) * hidden_);
+    lora_.narrow(member, layer, product, hidden_, [&](int row, int i) {
+      if constexpr (std::is_same_v<typename Weights::Input, float>) return in.row(row);
+      float* to = &mine.adapted[int64_t(i) * hidden_];
+      normalise(residual(row), weight, to, hidden_, m_.hidden);
+      return static_cast<const float*>(to);
+    });
+  }
+
+  void add_product(Team::Member& member, Scratch& mine, int rows, int depth, const Matrix& matrix,
+                   int layer, Product product) {
+    const auto row_of = [&](int row) { return &wide_[int64_t(row) * depth]; };
+    auto& in = prepared(member, mine, rows, depth, row_of);
+    if (lora_.any())
+      lora_.narrow(member, layer, product, depth, [&](int row, int) { return row_of(row); });
     member.stage(int(matrix.columns / kPanel), [&](int panel) {
-      multiply(in, matrix, panel, rows, [&](int row, const float* sums) {
+      multiply(in, matrix, panel, rows, [&](int row, float* sums) {
+        if (lora_.any()) lora_.add(layer, product, row, panel, sums);
         float* to = residual(row) + panel * kPanel;
         for (int i = 0; i < kPanel; i += kLanes) store(to + i, load(to + i) + load(sums + i));
       });
@@ -313,6 +340,7 @@ class Stepper : public AnyStepper {
   Buffer<float> residual_, qkv_, wide_;
   std::vector<Job> jobs_;
   Inputs<Weights> inputs_;
+  Lora<Element> lora_;
   std::vector<std::unique_ptr<Scratch>> threads_;
   Team team_;
 };

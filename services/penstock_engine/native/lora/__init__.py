@@ -1,0 +1,1 @@
+"""LoRA adapters: read from a directory on first use, computed beside the base model's products."""

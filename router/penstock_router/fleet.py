@@ -11,6 +11,7 @@ import grpc
 from penstock_core import rpc
 from penstock_core.errors import ModelNotFound, NoWorker, Unavailable
 from penstock_core.ids import new_id
+from penstock_core.model_names import SEPARATOR, Catalogue, Named, Served
 from penstock_core.registry import Registry
 from penstock_router.changes import Changes
 from penstock_router.follower import Follower
@@ -48,6 +49,7 @@ class Fleet:
         self._links: dict[str, Link] = {}
         # When each model was last served, so that "gone" can be told from "never heard of".
         self._known: dict[str, float] = {}
+        self._catalogue: tuple[list[WorkerFacts], Catalogue] = ([], Catalogue(()))
         self._registry_answers = True
         self._gone_divergences = 0
         self._subscriber_id = new_id("router")
@@ -97,6 +99,17 @@ class Fleet:
         if model in self._known or not names:
             raise NoWorker(f"no worker serves {model!r} now", retry_after_s=RETRY_AFTER_S)
         raise ModelNotFound(f"no model {model!r}; there are {', '.join(names)}")
+
+    def named(self, model: str, adapter: str = "") -> Named:
+        """What a request means by these names; see ``Catalogue.read``."""
+        facts = [worker.facts for worker in self.workers() if worker.facts is not None]
+        if not adapter and any(model in known.models for known in facts):
+            return Named(model)
+        # Facts last as long as a worker's epoch, so equal ones are mostly the same objects.
+        if facts != self._catalogue[0]:
+            served = [Served(known.models, known.model_revision, known.adapters) for known in facts]
+            self._catalogue = facts, Catalogue(served)
+        return self._catalogue[1].read(model, adapter)
 
     def pick(self, model: str) -> TrackedWorker:
         """Any worker that takes requests for a model now. Raises as ``serving`` does."""
@@ -159,7 +172,7 @@ class Fleet:
             if facts is None:
                 continue
             used.add((facts.tokenizer_source, facts.tokenizer_digest))
-            self._known |= dict.fromkeys(facts.models, now)
+            self._known |= dict.fromkeys(_names(facts), now)
             if not self._texts.has(facts):
                 group.create_task(self._load(facts))
         self._texts.keep(used)
@@ -167,3 +180,9 @@ class Fleet:
 
     async def _load(self, facts: WorkerFacts) -> None:
         await self._texts.get(facts)
+
+
+def _names(facts: WorkerFacts) -> list[str]:
+    """Everything that a request may call what this worker serves."""
+    pairs = [f"{model}{SEPARATOR}{name}" for model in facts.models for name in facts.adapters]
+    return [*facts.models, *facts.adapters, *pairs]

@@ -84,6 +84,8 @@ class Preparer:
         validation.check_request(request)
         hold_to_tool_call(request)
         request.request_id = request.request_id or new_id("req")
+        named = self._fleet.named(request.model, request.adapter)
+        request.model, request.adapter = named.model, named.adapter
         workers = self._same_tokenizer(self._fleet.serving(request.model))
         facts = [w.facts for w in workers if w.facts is not None]
         if request.adapter and not any(request.adapter in f.adapters for f in facts):
@@ -106,7 +108,8 @@ class Preparer:
 
     async def text_of(self, model: str) -> ModelText:
         """A model's tokenizer and template. Raises as ``prepare`` does."""
-        workers = self._same_tokenizer(self._fleet.serving(model))
+        base = self._fleet.named(model).model
+        workers = self._same_tokenizer(self._fleet.serving(base))
         return await self._text(workers)
 
     async def _tokens(

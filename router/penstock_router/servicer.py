@@ -80,7 +80,8 @@ class RouterInference(inference_service_pb2_grpc.InferenceServiceServicer):
         if len(request.tokens.ids) % blocks.TOKEN_BYTES:
             raise InvalidRequest("no whole number of uint32 token ids", field="tokens.ids")
         ids = blocks.unpack_tokens(request.tokens.ids)
-        validation.check_token_ids(ids, self._fleet.models()[request.model], "tokens.ids")
+        base = self._fleet.named(request.model).model
+        validation.check_token_ids(ids, self._fleet.models()[base], "tokens.ids")
         return inference_service_pb2.DetokenizeResponse(text=text.tokenizer.decode(ids))
 
     async def ListModels(  # noqa: N802

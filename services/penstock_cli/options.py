@@ -38,6 +38,7 @@ ApiKey = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Model = Annotated[str, typer.Option("--model", "-M", help="Name; empty takes the only one.")]
+Adapter = Annotated[str, typer.Option("--adapter", help="LoRA adapter of the model.")]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", "-n", help="Most new tokens.")]
 Temperature = Annotated[
     float | None, typer.Option("--temperature", "-t", help="0 always takes the likeliest token.")

@@ -41,7 +41,7 @@ def write_adapter(
 
 def _tensors(model: Path, rank: int, modules: Sequence[str], seed: int) -> dict[str, Tensor]:
     config, generator = read_config(model), torch.Generator().manual_seed(seed)
-    made = {}
+    made: dict[str, Tensor] = {}
     for layer in range(config.num_layers):
         for name, target in targets(config).items():
             if name.rpartition(".")[2] not in modules:

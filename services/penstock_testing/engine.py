@@ -61,6 +61,7 @@ class FakeConfig:
     tokens_per_step: int = 1
     drafts: tuple[int, int] = (0, 0)
     alphabet: Sequence[int] = range(97, 123)
+    adapters: tuple[str, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -147,6 +148,7 @@ class FakeEngine:
             max_batch=c.max_batch,
             vocab_size=c.vocab_size,
             eos_token_ids=c.eos_token_ids,
+            adapters=c.adapters,
         )
 
     async def start(self) -> None:

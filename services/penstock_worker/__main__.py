@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 from functools import partial
+from pathlib import Path
 
 from penstock_core import logs, telemetry
 from penstock_core.errors import PenstockError
@@ -110,6 +111,9 @@ def _load(settings: WorkerSettings) -> tuple[Engine, Text]:
         max_draft_tokens=settings.max_draft_tokens,
         kernel=settings.kernel,
         quantization=settings.quantization,
+        adapters=Path(settings.adapters) if settings.adapters else None,
+        max_adapters=settings.max_adapters,
+        max_adapter_rank=settings.max_adapter_rank,
     )
     tokenizer = text.tokenizer
     tokens = [tokenizer.text_bytes(i) for i in range(tokenizer.vocab_size)]

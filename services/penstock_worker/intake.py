@@ -8,8 +8,9 @@ from penstock.common.v1 import lease_pb2
 from penstock.inference.v1 import generate_pb2
 from penstock.worker.v1 import state_pb2
 from penstock_core.blocks import TOKEN_BYTES, chain_start, unpack_tokens
-from penstock_core.errors import InvalidRequest, ModelNotFound, NotFound
+from penstock_core.errors import InvalidRequest, ModelNotFound
 from penstock_core.ids import new_id
+from penstock_core.model_names import Catalogue, Named, Served
 from penstock_core.tool_calls import hold_to_tool_call
 from penstock_core.validation import check_fit, check_request, check_token_ids
 from penstock_engine.api import EngineInfo, EngineRequest
@@ -33,6 +34,19 @@ class ServedModel:
         """Raise ModelNotFound unless the model is served under this name."""
         if name not in self.info.models:
             raise ModelNotFound(f"this worker does not serve {name!r}")
+
+    def read_name(self, name: str, adapter: str = "") -> Named:
+        """What a request means that names a model or an adapter of it.
+
+        Raises:
+            ModelNotFound: neither the model nor an adapter has this name.
+            NotFound: there is no such adapter.
+            InvalidRequest: two adapters are named.
+        """
+        served = Served(self.info.models, self.info.model_revision, self.engine.adapters)
+        named = Catalogue([served]).read(name, adapter)
+        self.check_name(named.model)
+        return named
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +84,10 @@ class Intake:
         """
         check_request(request)
         hold_to_tool_call(request)
-        self._model.check_name(request.model)
+        named = self._model.read_name(request.model, request.adapter)
+        request.model, request.adapter = named.model, named.adapter
         request_id = request.request_id or new_id("req")
         claims = self._leases.claims(request, request_id)
-        if request.adapter and request.adapter not in self._model.engine.adapters:
-            raise NotFound(f"there is no adapter {request.adapter!r}")
         prompt = await encode_prompt(request, self._model.tokenizer, self._model.template)
         max_tokens = check_fit(len(prompt), request, self._model.engine)
         self._check_ids(request, prompt)

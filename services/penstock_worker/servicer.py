@@ -61,7 +61,7 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         self, request: inference_service_pb2.TokenizeRequest, context: _Context
     ) -> inference_service_pb2.TokenizeResponse:
         """Turn text into token ids, as a text prompt would be."""
-        self._model.check_name(request.model)
+        self._model.read_name(request.model)
         ids = await encode_text(request.text, self._model.tokenizer)
         return inference_service_pb2.TokenizeResponse(tokens=translate.token_ids(ids))
 
@@ -69,7 +69,7 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         self, request: inference_service_pb2.DetokenizeRequest, context: _Context
     ) -> inference_service_pb2.DetokenizeResponse:
         """Turn token ids into text, special tokens included."""
-        self._model.check_name(request.model)
+        self._model.read_name(request.model)
         try:
             ids = unpack_tokens(request.tokens.ids)
         except ValueError as error:

@@ -7,6 +7,7 @@ import typer
 from penstock_cli.execution import failures_told, notes, output
 from penstock_cli.options import (
     DEFAULT_TARGET,
+    Adapter,
     ApiKey,
     MaxTokens,
     Model,
@@ -27,12 +28,13 @@ def chat(
     model: Model = "",
     max_tokens: MaxTokens = 256,
     temperature: Temperature = None,
+    adapter: Adapter = "",
     *,
     mode: Way = "lookaside",
 ) -> None:
     """Talk with a model. An empty line or Ctrl-D ends it."""
     options = GenerateOptions(
-        max_tokens=max_tokens, temperature=temperature, priority="interactive"
+        max_tokens=max_tokens, temperature=temperature, priority="interactive", adapter=adapter
     )
     turns = [Message("system", system)] if system else []
     with failures_told(), Client(target, api_key=api_key or None, mode=mode) as client:

@@ -11,6 +11,7 @@ from penstock_cli.execution import notes, output, run
 from penstock_cli.failures import CommandFailed
 from penstock_cli.options import (
     DEFAULT_TARGET,
+    Adapter,
     ApiKey,
     Json,
     MaxTokens,
@@ -36,13 +37,16 @@ def generate(
     max_tokens: MaxTokens = 64,
     temperature: Temperature = None,
     seed: Seed = None,
+    adapter: Adapter = "",
     *,
     mode: Way = "lookaside",
     as_json: Json = False,
 ) -> None:
     """Continue a text and show it as it comes."""
     text = sys.stdin.read() if prompt == "-" else prompt
-    options = GenerateOptions(max_tokens=max_tokens, temperature=temperature, seed=seed)
+    options = GenerateOptions(
+        max_tokens=max_tokens, temperature=temperature, seed=seed, adapter=adapter
+    )
 
     async def work() -> None:
         async with AsyncClient(target, api_key=api_key or None, mode=mode) as client:

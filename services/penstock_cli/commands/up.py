@@ -56,6 +56,12 @@ def up(
     data_dir: Annotated[Path, typer.Option(help="Redis' file, batches and logs.")] = _DATA_DIR,
     keys: Keys = "",
     quantization: Quantization = Weights.NONE,
+    adapters: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, file_okay=False, help="Directory of LoRA adapters, as PEFT saves them."
+        ),
+    ] = None,
 ) -> None:
     """Serve until Ctrl-C: Redis, router, workers, batch service and gateway.
 
@@ -65,7 +71,12 @@ def up(
         data_dir=data_dir,
         workers=workers,
         model=model,
-        engine=EngineChoice(speculation.value, draft_model, quantization.value),
+        engine=EngineChoice(
+            speculation.value,
+            draft_model,
+            quantization.value,
+            adapters=str(adapters.resolve()) if adapters else "",
+        ),
         host=host,
         gateway_port=port,
         router_port=router_port,

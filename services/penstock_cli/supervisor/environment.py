@@ -42,11 +42,13 @@ class EngineChoice:
         speculation: ``none``, ``ngram``, ``draft`` or ``auto``.
         draft_model: what drafts; empty for the one that the model brings.
         quantization: of the weights: ``none`` or ``int8``.
+        adapters: directory of LoRA adapters; empty for none.
     """
 
     speculation: str = "none"
     draft_model: str = ""
     quantization: str = "none"
+    adapters: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,7 @@ def _worker(site: Site, number: int, lease_secret: str) -> Spec:
         "SPECULATION": site.engine.speculation,
         "DRAFT_MODEL": site.engine.draft_model,
         "QUANTIZATION": site.engine.quantization,
+        "ADAPTERS": site.engine.adapters,
         "REGISTRY_URL": site.redis_url,
         "LEASE_SECRET": lease_secret,
         "METRICS_LISTEN": addresses.metrics[name],

@@ -32,13 +32,17 @@ def _row(worker: WorkerStatus) -> tuple[str, ...]:
     cached = share(load.cached_blocks, load.capacity_blocks)
     return (
         f"{info.worker_id}\n{info.endpoint}",
-        f"{', '.join(info.models)}\n{info.device}",
+        f"{', '.join(info.models)}{_adapters(len(info.adapters))}\n{info.device}",
         f"{_styled(state)}\n{_styled(health)}{breaker}",
         f"{load.running}\n{load.waiting}",
         f"{used}\n{cached}",
         f"{duration(load.step_s)}\n{worker.indexed_blocks}",
         f"{worker.trust:.2f}\n{duration(worker.last_frame_age_s)}",
     )
+
+
+def _adapters(count: int) -> str:
+    return f" + {count} adapter{'s' if count > 1 else ''}" if count else ""
 
 
 def _styled(word: str) -> str:

@@ -76,10 +76,12 @@ def read_lora_config(fields: Fields, modules: Collection[str], max_rank: int) ->
 
 
 def _check_modules(fields: Fields, modules: Collection[str]) -> None:
-    """A single string is a pattern, or "all-linear": what it meant, the tensors tell."""
+    """A single string may be a pattern, or "all-linear": what it meant, the tensors tell."""
     named = fields.items("target_modules")
     known = {module.rpartition(".")[2] for module in modules}
-    for name in named if len(named) > 1 else ():
+    if len(named) == 1 and not str(named[0]).replace(".", "_").isidentifier():
+        return
+    for name in named:
         if not isinstance(name, str) or name.rpartition(".")[2] not in known:
             wanted = ", ".join(sorted(known))
             message = f"target module {name!r} is unknown ({wanted} are known)"

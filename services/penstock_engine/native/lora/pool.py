@@ -114,7 +114,8 @@ class AdapterPool:
     async def close(self) -> None:
         """Wait for what is being loaded, and let nobody wait any more."""
         for ticket in self._queue:
-            ticket.granted.set_exception(EngineFailed("the engine was closed"))
+            if not ticket.granted.done():
+                ticket.granted.set_exception(EngineFailed("the engine was closed"))
         self._queue.clear()
         tasks = [resident.loading for resident in self._residents.values()]
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -169,6 +170,8 @@ class AdapterPool:
     def _grant(self) -> None:
         """Let in who can be, in order; the first may be overtaken only for a while."""
         for ticket in list(self._queue):
+            if ticket.granted.done():
+                continue  # it was cancelled and has not left yet
             if self._take(ticket.name):
                 self._queue.remove(ticket)
                 ticket.granted.set_result(None)

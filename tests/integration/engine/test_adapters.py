@@ -106,8 +106,10 @@ async def ask(
     engine: NativeEngine, adapter: str, prompt: Sequence[int], name: str = "r", **changes: Any
 ) -> Said:
     start = chain_start(engine.info().model_revision, "tokenizer", adapter)
-    values = {"max_tokens": NEW_TOKENS, "sampling": GREEDY, "chain_start": start} | changes
-    request = EngineRequest(f"{name}-{adapter}-{len(prompt)}", prompt, adapter=adapter, **values)
+    values: dict[str, Any] = {"max_tokens": NEW_TOKENS, "sampling": GREEDY} | changes
+    request = EngineRequest(
+        f"{name}-{adapter}-{len(prompt)}", prompt, adapter=adapter, chain_start=start, **values
+    )
     tokens: list[list[int]] = [[] for _ in range(request.n)]
     cached = 0
     async for output in engine.generate(request):
@@ -137,10 +139,11 @@ async def test_a_mixed_batch_says_what_merged_weights_say(home: Home, kernel: st
 
 @KERNELS
 async def test_few_places_and_few_pages_change_nothing(home: Home, kernel: str) -> None:
-    """Adapters come and go, sequences are preempted and computed anew."""
-    changes = {"max_adapters": 1, "kv_blocks": 26, "max_batch": 6}
-    async with serving(home, kernel=kernel, **changes) as engine:
+    """Adapters come and go; sequences are preempted and computed anew."""
+    async with serving(home, kernel=kernel, max_adapters=1) as engine:
         assert await all_at_once(engine) == home.expected
+        assert await all_at_once(engine) == home.expected
+    async with serving(home, kernel=kernel, kv_blocks=14) as engine:
         assert await all_at_once(engine) == home.expected
         assert engine.state().preemptions > 0
 

@@ -75,12 +75,10 @@ def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def make(folders: Folders, kernel: str, dtype: str = "float32", **changes: Any) -> Runner:
-    settings = NativeSettings(
-        folders.model,
-        **{"dtype": dtype, "device": "cpu", "kernel": kernel, "kv_blocks": 200}
-        | {"threads": 2, "block_tokens": BLOCK, **changes},
+    values: dict[str, Any] = {"dtype": dtype, "kernel": kernel, "threads": 2} | changes
+    plan = draw_up(
+        NativeSettings(folders.model, device="cpu", kv_blocks=200, block_tokens=BLOCK, **values)
     )
-    plan = draw_up(settings)
     shelf = adapter_shelf(plan)
     for name in ADAPTERS:
         shelf.put(name, read_adapter(folders.adapters / name, plan.config, 64))

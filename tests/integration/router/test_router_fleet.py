@@ -12,6 +12,7 @@ import pytest
 from blockbuster import BlockBuster
 
 from penstock.inference.v1 import inference_service_pb2_grpc
+from penstock.routing.v1 import decision_pb2
 from penstock.routing.v1 import routing_service_pb2 as pb
 from penstock_core import rpc
 from penstock_core.errors import Draining, NoWorker
@@ -185,7 +186,9 @@ async def test_the_fleet_is_watched_and_listed() -> None:
     assert not none.workers
 
 
-async def first_decision(watch: AsyncIterable[pb.WatchDecisionsResponse]) -> pb.DecisionRecord:
+async def first_decision(
+    watch: AsyncIterable[pb.WatchDecisionsResponse],
+) -> decision_pb2.DecisionRecord:
     async for entry in watch:
         if entry.HasField("decision"):
             return entry.decision

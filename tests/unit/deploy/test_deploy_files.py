@@ -82,6 +82,6 @@ def test_compose_publishes_on_loopback_only_and_pins_every_image() -> None:
     for name, service in services.items():
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ())), name
         assert "build" in service or re.search(r":v?\d[\w.-]+\}?$", service["image"]), name
-        if service["image"].startswith("penstock-") and name != "secrets":
+        if service["image"].startswith("penstock-") and name != "init":
             assert service["read_only"], name
             assert service["cap_drop"] == ["ALL"], name

@@ -50,7 +50,9 @@ def alert_queries() -> dict[str, str]:
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProcess]:
     """A platform of its own, since everything is to be seen: drafts too."""
-    with up(tmp_path_factory.mktemp("dashboards"), "--speculation", "auto") as running:
+    with up(
+        tmp_path_factory.mktemp("dashboards"), "--keys", "new", "--speculation", "auto"
+    ) as running:
         yield running
 
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from dashboards.pages import pages
+from dashboards.pages import PAGES
 
 FOLDER = Path(__file__).resolve().parents[1] / "deploy/grafana/dashboards"
 
@@ -12,7 +12,7 @@ def files() -> dict[Path, str]:
     """Texts of all files."""
     return {
         FOLDER / f"{name}.json": json.dumps(page.to_json(), indent=2) + "\n"
-        for name, page in pages().items()
+        for name, page in PAGES.items()
     }
 
 

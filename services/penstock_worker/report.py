@@ -89,6 +89,7 @@ class Reporter:
                 (sc.WORKER_ID, self._worker_id),
                 (sc.DECISION_ID, plan.claims.decision_id or None),
                 (sc.REQUEST_MODEL, plan.request.model),
+                (sc.ADAPTER, plan.request.adapter or None),
                 (sc.MAX_TOKENS, plan.engine_request.max_tokens),
                 (sc.TEMPERATURE, sampling.temperature),
                 (sc.ATTEMPT, plan.request.resume.attempt),

@@ -22,7 +22,7 @@ from penstock_router.changes import Changes
 from penstock_router.decision_log import write_decisions
 from penstock_router.decisions import DecisionBook
 from penstock_router.fleet import Fleet
-from penstock_router.forward import Forwarder
+from penstock_router.forward import Forwarder, Surroundings
 from penstock_router.metrics import RouterMetrics
 from penstock_router.prompts import Preparer
 from penstock_router.routing import Router
@@ -76,7 +76,10 @@ async def running_router(settings: RouterSettings) -> AsyncIterator[RunningRoute
     preparer = Preparer(fleet, texts, settings.cache_secret.encode() or secrets.token_bytes(32))
     router = Router(picture, fleet.changes, settings.lease_secret.encode())
     routing = RouterRouting(preparer, router, fleet, picture.book)
-    forwarder = Forwarder(router, fleet, picture.metrics, picture.clock)
+    surroundings = Surroundings(
+        preparer, router, fleet, picture.metrics, picture.clock, settings.stall_s
+    )
+    forwarder = Forwarder(surroundings)
     server = _server(keys, RouterInference(preparer, forwarder, fleet, texts), routing)
     port = server.bind(settings.listen)
     work = [fleet.run()]

@@ -85,6 +85,7 @@ class Preparer:
         hold_to_tool_call(request)
         request.request_id = request.request_id or new_id("req")
         workers = self._same_tokenizer(self._fleet.serving(request.model))
+        workers = self._same_revision(workers, request.resume.model_revision)
         facts = [w.facts for w in workers if w.facts is not None]
         if request.adapter and not any(request.adapter in f.adapters for f in facts):
             raise NotFound(f"{request.model!r} has no adapter {request.adapter!r}")
@@ -92,7 +93,7 @@ class Preparer:
         problems = await self._tokenizer_problems(workers)
         prompt, count = await self._tokens(request, roomiest, workers)
         max_tokens = validation.check_fit(count, request, roomiest)
-        emitted = next((c.emitted.ids for c in request.resume.choices), b"")
+        emitted = max(_to_compute(request.resume), key=len, default=b"")
         return PreparedRequest(
             request=request,
             prompt=prompt,
@@ -103,6 +104,19 @@ class Preparer:
             workers=tuple(workers),
             excluded=_unfit(workers, request, count) | problems,
         )
+
+    async def resumed(
+        self, prepared: PreparedRequest, state: generate_pb2.ResumeState
+    ) -> PreparedRequest:
+        """The same request with what was emitted, before whoever serves the model by now.
+
+        Raises as ``prepare`` does.
+        """
+        request = generate_pb2.GenerateRequest()
+        request.CopyFrom(prepared.request)
+        request.tokens.ids = prepared.prompt
+        request.resume.CopyFrom(state)
+        return await self.prepare(request, prepared.principal)
 
     async def text_of(self, model: str) -> ModelText:
         """A model's tokenizer and template. Raises as ``prepare`` does."""
@@ -150,6 +164,16 @@ class Preparer:
             raise NoWorker("no worker is known well enough yet", retry_after_s=RETRY_AFTER_S)
         digest = max(by_digest, key=lambda d: (by_digest[d], d))
         return [w for w in workers if w.facts is not None and w.facts.tokenizer_digest == digest]
+
+    def _same_revision(self, workers: list[TrackedWorker], revision: str) -> list[TrackedWorker]:
+        """Those that would say what an earlier attempt would have said, if one of them can."""
+        same = [w for w in workers if w.facts is not None and w.facts.model_revision == revision]
+        return same if self._fleet.any_open(same) else workers
+
+
+def _to_compute(resume: generate_pb2.ResumeState) -> list[bytes]:
+    """Emitted tokens of the samples that go on: a worker needs their KV."""
+    return [c.emitted.ids for c in resume.choices if not c.finish_reason]
 
 
 def _unfit(

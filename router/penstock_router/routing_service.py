@@ -79,6 +79,8 @@ class RouterRouting(routing_service_pb2_grpc.RoutingServiceServicer):
             predicted_cached_tokens=routed.record.predicted_cached_tokens,
             predicted_ttft_s=routed.chosen.ttft_s,
             request_id=wanted.request_id,
+            model=wanted.model,
+            model_revision=facts.model_revision if facts else "",
         )
 
     async def ListWorkers(  # noqa: N802

@@ -32,6 +32,11 @@ class RouterSettings(ProcessSettings):
         "", description="file to append decisions to, as JSON lines; empty = none"
     )
     grace_s: float = Field(30.0, ge=0, description="seconds that running requests get on SIGTERM")
+    stall_s: float = Field(
+        5.0,
+        gt=0,
+        description="least silence of a stream, beside 10 times its pace, that moves it elsewhere",
+    )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 
     def endpoints(self) -> list[str]:

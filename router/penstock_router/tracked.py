@@ -70,6 +70,8 @@ class TrackedWorker:
     def why_not(self, now: float) -> str:
         """Why no request can go there; empty if it can."""
         state = self.sync.state(now)
+        if self.sync.facts is not None:
+            self.breaker.seen(self.sync.facts.epoch)
         if state in (SyncState.COLD, SyncState.DEAD):
             return f"its state is {state.value}"
         if self.load.report.draining:

@@ -18,6 +18,7 @@ from penstock_router.emitted import STARTED_TAG, Emitted
 from penstock_router.fleet import Fleet
 from penstock_router.leg import Leg, Moves, RawCall
 from penstock_router.metrics import RouterMetrics
+from penstock_router.pace import Pace
 from penstock_router.prompts import PreparedRequest, Preparer
 from penstock_router.routing import Attempt, Routed, Router
 
@@ -37,6 +38,7 @@ class Surroundings:
     fleet: Fleet
     metrics: RouterMetrics
     clock: Callable[[], float]
+    pace: Pace
     stall_s: float = STALL_FLOOR_S
 
 
@@ -61,25 +63,27 @@ class Forwarder:
             PenstockError: what the worker answered.
         """
         stream = _Stream(self._with, prepared, timeout_s)
-        emitted = stream.emitted
-        while not emitted.is_completed:
-            leg, head = await stream.next_leg()
-            try:
-                for frame in head:
-                    emitted.add(frame)
-                    yield frame
-                while (raw := await leg.read()) is not None:
-                    if stream.replays:
-                        raw = emitted.admit(raw)
-                        if raw is None:
-                            continue
-                    emitted.add(raw)
-                    yield raw
-                stream.check_end(leg)
-            except PenstockError as error:
-                stream.failed(leg, error)
-            finally:
-                leg.close()
+        emitted, pace = stream.emitted, self._with.pace
+        pace.open += 1
+        try:
+            while not emitted.is_completed:
+                leg, head = await stream.next_leg()
+                try:
+                    for frame in head:
+                        emitted.add(frame)
+                        yield frame
+                    while (raw := await leg.read()) is not None:
+                        new = emitted.admit(raw) if stream.replays else raw
+                        if new is not None:
+                            emitted.add(new)
+                            yield new
+                    stream.check_end(leg)
+                except PenstockError as error:
+                    stream.failed(leg, error)
+                finally:
+                    leg.close()
+        finally:
+            pace.open -= 1
 
 
 class _Stream:
@@ -93,6 +97,7 @@ class _Stream:
         self._began = surroundings.clock()
         self._deadline = self._began + (_NO_DEADLINE_S if timeout_s is None else timeout_s)
         self._attempts = Attempts(surroundings.clock)
+        self._sets_pace = not prepared.request.HasField("coalescing")
         self._failure: PenstockError | None = None
         self._ttft_s = 0.0
         self._revision = prepared.request.resume.model_revision
@@ -190,6 +195,8 @@ class _Stream:
         request = prepared.request
         request.tokens.ids = prepared.prompt
         request.lease.CopyFrom(routed.lease)
+        if self._sets_pace:
+            request.coalescing.CopyFrom(self._with.pace.coalescing())
         if not request.sampling.HasField("seed"):
             request.sampling.seed = routed.record.seed
         left = self._deadline - self._with.clock()

@@ -24,6 +24,7 @@ from penstock_router.decisions import DecisionBook
 from penstock_router.fleet import Fleet
 from penstock_router.forward import Forwarder, Surroundings
 from penstock_router.metrics import RouterMetrics
+from penstock_router.pace import Pace
 from penstock_router.prompts import Preparer
 from penstock_router.routing import Router
 from penstock_router.routing_service import RouterRouting
@@ -77,7 +78,13 @@ async def running_router(settings: RouterSettings) -> AsyncIterator[RunningRoute
     router = Router(picture, fleet.changes, settings.lease_secret.encode())
     routing = RouterRouting(preparer, router, fleet, picture.book)
     surroundings = Surroundings(
-        preparer, router, fleet, picture.metrics, picture.clock, settings.stall_s
+        preparer,
+        router,
+        fleet,
+        picture.metrics,
+        picture.clock,
+        Pace(settings.messages_per_s, settings.max_delay_ms),
+        settings.stall_s,
     )
     forwarder = Forwarder(surroundings)
     server = _server(keys, RouterInference(preparer, forwarder, fleet, texts), routing)

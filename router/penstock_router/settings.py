@@ -37,6 +37,14 @@ class RouterSettings(ProcessSettings):
         gt=0,
         description="least silence of a stream, beside 10 times its pace, that moves it elsewhere",
     )
+    messages_per_s: float = Field(
+        500.0,
+        gt=0,
+        description="messages a second of all forwarded streams, beyond which tokens share them",
+    )
+    max_delay_ms: int = Field(
+        200, ge=10, le=1000, description="longest that a forwarded token waits to share a message"
+    )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 
     def endpoints(self) -> list[str]:

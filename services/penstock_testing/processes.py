@@ -121,7 +121,7 @@ async def process_fleet(
         router_settings: the same of the routers.
     """
     fleet = ProcessFleet()
-    settings = {"LEASE_SECRET": "test", "THREADS": "1", **worker_settings}
+    settings = {"LEASE_SECRET": "test", "THREADS": "1", "DTYPE": "float32", **worker_settings}
     for number in range(1, workers + 1):
         own = {"ID": f"worker-{number}", **settings}
         fleet.workers.append(_process(directory, f"worker-{number}", "worker", own))

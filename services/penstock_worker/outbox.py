@@ -6,6 +6,7 @@ allows more: a router that forwards many streams pays for each message as well.
 """
 
 import asyncio
+import math
 from typing import Self
 
 from penstock.inference.v1 import generate_pb2
@@ -14,6 +15,7 @@ COALESCE_S = 0.010
 COALESCE_TOKENS = 8
 _MOST_DELAY_S = 1.0
 _MOST_TOKENS = 64
+_GRID_S = 0.020
 
 
 class Outbox:
@@ -50,11 +52,18 @@ class Outbox:
         self._waiting.set()
         self._due.set()
 
+    def _due_at(self) -> float:
+        at = self._sent_at + self._coalesce_s
+        if self._coalesce_s < _GRID_S or math.isinf(at):
+            return at
+        # Streams that may wait anyway send together: waking up is most of what a message costs.
+        return math.ceil(at / _GRID_S) * _GRID_S
+
     async def ready(self) -> None:
         """Wait until there is something to send and it is time to send all there is."""
         await self._waiting.wait()
         loop = asyncio.get_running_loop()
-        due_at = self._sent_at + self._coalesce_s
+        due_at = self._due_at()
         if not self._due.is_set() and loop.time() < due_at:
             try:
                 async with asyncio.timeout_at(due_at):

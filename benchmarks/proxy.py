@@ -191,7 +191,7 @@ async def _running(rate: float, burst: int) -> AsyncIterator[Setup]:
         router = None
         try:
             async with asyncio.timeout(_READY_S):
-                endpoint = await _told(told)
+                endpoint = await asyncio.to_thread(_told, told)
             settings = {"WORKERS": endpoint, "LISTEN": f"unix:{socket}"}
             router = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "penstock_router",
@@ -207,11 +207,11 @@ async def _running(rate: float, burst: int) -> AsyncIterator[Setup]:
                     await process.wait()
 
 
-async def _told(file: Path) -> str:
+def _told(file: Path) -> str:
     for _ in range(int(_READY_S / 0.05)):
         if file.exists() and (text := file.read_text(encoding="utf-8")):
             return text
-        await asyncio.sleep(0.05)
+        time.sleep(0.05)
     raise TimeoutError("the worker did not start")
 
 

@@ -18,6 +18,7 @@ from penstock_core.interceptors import ServerInterceptor
 from penstock_core.registry import open_registry
 from penstock_core.rpc import RpcServer
 from penstock_core.settings import SettingsError
+from penstock_router.catalog import Catalog
 from penstock_router.changes import Changes
 from penstock_router.decision_log import write_decisions
 from penstock_router.decisions import DecisionBook
@@ -25,13 +26,14 @@ from penstock_router.fleet import Fleet
 from penstock_router.forward import Forwarder, Surroundings
 from penstock_router.metrics import RouterMetrics
 from penstock_router.pace import Pace
+from penstock_router.places import Places
 from penstock_router.prompts import Preparer
 from penstock_router.routing import Router
 from penstock_router.routing_service import RouterRouting
 from penstock_router.servicer import RouterInference
 from penstock_router.settings import RouterSettings
 from penstock_router.texts import TextLibrary
-from penstock_router.tracked import Picture
+from penstock_router.tracked import Picture, Zones
 
 logger = logging.getLogger(__name__)
 
@@ -70,11 +72,18 @@ async def running_router(settings: RouterSettings) -> AsyncIterator[RunningRoute
         registry = open_registry(settings.registry_url, settings.endpoints())
     except ValueError as error:
         raise SettingsError(str(error)) from error
+    catalog = Catalog()
+    if settings.catalog:
+        catalog = await asyncio.to_thread(Catalog.load, Path(settings.catalog))
     picture = Picture(DecisionBook(), RouterMetrics(), time.monotonic)
+    picture.zones = Zones(settings.zone, settings.zone_penalty_s)
     texts = TextLibrary()
     fleet = Fleet(registry, picture, texts, Changes())
     picture.metrics.watch_fleet(fleet.states, lambda: len(picture.index), fleet.divergences)
-    preparer = Preparer(fleet, texts, settings.cache_secret.encode() or secrets.token_bytes(32))
+    places = Places(catalog, fleet, picture.clock)
+    preparer = Preparer(
+        fleet, texts, settings.cache_secret.encode() or secrets.token_bytes(32), places
+    )
     router = Router(picture, fleet.changes, settings.lease_secret.encode())
     routing = RouterRouting(preparer, router, fleet, picture.book)
     surroundings = Surroundings(
@@ -87,7 +96,7 @@ async def running_router(settings: RouterSettings) -> AsyncIterator[RunningRoute
         settings.stall_s,
     )
     forwarder = Forwarder(surroundings)
-    server = _server(keys, RouterInference(preparer, forwarder, fleet, texts), routing)
+    server = _server(keys, RouterInference(preparer, forwarder, places, texts), routing)
     port = server.bind(settings.listen)
     work = [fleet.run()]
     if settings.decision_log:

@@ -12,6 +12,7 @@ from penstock_core.ids import new_id
 from penstock_core.tool_calls import hold_to_tool_call
 from penstock_router.fleet import RETRY_AFTER_S, Fleet
 from penstock_router.frames import WorkerFacts
+from penstock_router.places import Places
 from penstock_router.texts import ModelText, TextLibrary, TextProblem
 from penstock_router.tracked import TrackedWorker
 from penstock_text.prompt import encode_prompt
@@ -66,8 +67,11 @@ class PreparedRequest:
 class Preparer:
     """Checks requests and turns their prompts into tokens."""
 
-    def __init__(self, fleet: Fleet, texts: TextLibrary, cache_secret: bytes) -> None:
+    def __init__(
+        self, fleet: Fleet, texts: TextLibrary, cache_secret: bytes, places: Places
+    ) -> None:
         self._fleet = fleet
+        self._places = places
         self._texts = texts
         self._cache_secret = cache_secret
 
@@ -84,7 +88,9 @@ class Preparer:
         validation.check_request(request)
         hold_to_tool_call(request)
         request.request_id = request.request_id or new_id("req")
-        workers = self._same_tokenizer(self._fleet.serving(request.model))
+        found = self._places.of(request)
+        request.model = found.model
+        workers = self._same_tokenizer(found.workers)
         workers = self._same_revision(workers, request.resume.model_revision)
         facts = [w.facts for w in workers if w.facts is not None]
         if request.adapter and not any(request.adapter in f.adapters for f in facts):
@@ -120,7 +126,7 @@ class Preparer:
 
     async def text_of(self, model: str) -> ModelText:
         """A model's tokenizer and template. Raises as ``prepare`` does."""
-        workers = self._same_tokenizer(self._fleet.serving(model))
+        workers = self._same_tokenizer(self._places.any(model))
         return await self._text(workers)
 
     async def _tokens(

@@ -32,6 +32,13 @@ class RouterSettings(ProcessSettings):
         "", description="file to append decisions to, as JSON lines; empty = none"
     )
     grace_s: float = Field(30.0, ge=0, description="seconds that running requests get on SIGTERM")
+    catalog: str = Field(
+        "", description="JSON file of aliases, canaries, pools and fall-backs; empty = none"
+    )
+    zone: str = Field("", description="zone the router stands in; empty = all are equally near")
+    zone_penalty_s: float = Field(
+        0.05, ge=0, description="seconds that a worker of another zone must be faster by"
+    )
     stall_s: float = Field(
         5.0,
         gt=0,

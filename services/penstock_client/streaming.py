@@ -92,7 +92,7 @@ class _Stream:
         self._patience_ends = float("inf")
         self._seen_worker = ""
         self._is_resumed = False
-        self._revision = ""
+        self._revision = self._model = ""
         self._num_unreachable = 0
         self.mode: Mode = streamer.way.mode
         self.transcript = Transcript(request)
@@ -158,6 +158,7 @@ class _Stream:
         elapsed = usage_pb2.Timing(ttft_s=self._ttft_s, total_s=time.monotonic() - self._began)
         request.resume.CopyFrom(self.transcript.resume(self._attempts.number, elapsed))
         request.resume.model_revision = self._revision
+        request.model = self._model or request.model
         return request
 
     async def _way(self, request: generate_pb2.GenerateRequest) -> _Messages:
@@ -201,7 +202,8 @@ class _Stream:
         leased.tokens.CopyFrom(route.prompt_tokens)
         leased.lease.CopyFrom(route.lease)
         leased.model = route.model or leased.model
-        self._seen_worker, self._revision = route.worker_id, route.model_revision
+        self._seen_worker = route.worker_id
+        self._revision, self._model = route.model_revision, leased.model
         async with self._with.workers.use(route.endpoint) as channel:
             # The lease is the credential here: API keys go to routers only.
             stub = inference_service_pb2_grpc.InferenceServiceStub(channel)

@@ -141,6 +141,9 @@ class _Stream:
 
     async def _first(self) -> Leg:
         try:
+            if self._failure is not None:
+                tried = self._attempts.excluded(has_begun=False)
+                self._prepared = await self._with.preparer.elsewhere(self._prepared, tried)
             return await self._open(self._prepared)
         except NoWorker:
             if self._failure is not None:

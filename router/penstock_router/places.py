@@ -12,6 +12,8 @@ from penstock_router.fleet import RETRY_AFTER_S, Fleet
 from penstock_router.frames import WorkerFacts
 from penstock_router.tracked import TrackedWorker
 
+_NOBODY: frozenset[str] = frozenset()
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -29,8 +31,14 @@ class Places:
         self._fleet = fleet
         self._clock = clock
 
-    def of(self, request: generate_pb2.GenerateRequest) -> Found:
+    def leads_elsewhere(self, model: str) -> bool:
+        """Whether a name may lead to several places."""
+        return self._catalog.entry(model) is not None
+
+    def of(self, request: generate_pb2.GenerateRequest, tried: frozenset[str] = _NOBODY) -> Found:
         """The first place of a request's model with room; without any, the first with a living worker.
+
+        Workers that were tried are no reason for a place.
 
         Raises:
             ModelNotFound: nobody ever served the model, and the catalogue does not name it.
@@ -47,8 +55,9 @@ class Places:
         ]
         if not found:
             raise NoWorker(f"no worker serves {request.model!r} now", retry_after_s=RETRY_AFTER_S)
-        with_room = (place for place in found if self._has_room(place, entry))
-        living = (place for place in found if self._fleet.any_open(place.workers))
+        fresh = [(p, [w for w in p.workers if w.worker_id not in tried]) for p in found]
+        with_room = (place for place, workers in fresh if self._have_room(workers, entry))
+        living = (place for place, workers in fresh if self._fleet.any_open(workers))
         return next(with_room, None) or next(living, None) or found[0]
 
     def any(self, model: str) -> list[TrackedWorker]:
@@ -87,11 +96,9 @@ class Places:
             workers = []
         return Found(place.model, [w for w in workers if w.facts and _is_at(w.facts, place)])
 
-    def _has_room(self, found: Found, entry: Entry) -> bool:
+    def _have_room(self, workers: list[TrackedWorker], entry: Entry) -> bool:
         now = self._clock()
-        return any(
-            not w.why_not(now) and w.load.waiting() < entry.max_waiting for w in found.workers
-        )
+        return any(not w.why_not(now) and w.load.waiting() < entry.max_waiting for w in workers)
 
 
 def _is_at(facts: WorkerFacts, place: Place) -> bool:

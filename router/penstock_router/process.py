@@ -96,7 +96,8 @@ async def running_router(settings: RouterSettings) -> AsyncIterator[RunningRoute
         settings.stall_s,
     )
     forwarder = Forwarder(surroundings)
-    server = _server(keys, RouterInference(preparer, forwarder, places, texts), routing)
+    inference = RouterInference(preparer, forwarder, places, texts)
+    server = _server(keys, inference, routing, shares_port=settings.shares_port)
     port = server.bind(settings.listen)
     work = [fleet.run()]
     if settings.decision_log:
@@ -115,14 +116,17 @@ async def running_router(settings: RouterSettings) -> AsyncIterator[RunningRoute
         await registry.close()
 
 
-def _server(keys: KeyRing, inference: RouterInference, routing: RouterRouting) -> RpcServer:
+def _server(
+    keys: KeyRing, inference: RouterInference, routing: RouterRouting, *, shares_port: bool
+) -> RpcServer:
     def add_inference(server: grpc.aio.Server) -> None:
         inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(inference, server)
 
     def add_routing(server: grpc.aio.Server) -> None:
         routing_service_pb2_grpc.add_RoutingServiceServicer_to_server(routing, server)
 
-    return RpcServer(ServerInterceptor(keys), (add_inference, add_routing), SERVICES)
+    register = (add_inference, add_routing)
+    return RpcServer(ServerInterceptor(keys), register, SERVICES, shares_port=shares_port)
 
 
 async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:

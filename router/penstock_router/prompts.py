@@ -17,6 +17,8 @@ from penstock_router.texts import ModelText, TextLibrary, TextProblem
 from penstock_router.tracked import TrackedWorker
 from penstock_text.prompt import encode_prompt
 
+_NOBODY: frozenset[str] = frozenset()
+
 
 @dataclass(frozen=True, slots=True)
 class PreparedRequest:
@@ -27,6 +29,7 @@ class PreparedRequest:
         prompt: packed token ids of the prompt.
         prefix: the same and what an earlier attempt emitted, for looking up caches.
         workers: who serves the model with this tokenizer.
+        asked: the message as it came, if its model's name leads to several places.
         excluded: why a worker of the model cannot serve this request, by worker id.
     """
 
@@ -38,6 +41,7 @@ class PreparedRequest:
     cache_salt: int
     workers: tuple[TrackedWorker, ...]
     excluded: dict[str, str]
+    asked: bytes = b""
     chains: dict[tuple[str, int], list[int]] = field(default_factory=dict)
 
     @property
@@ -76,9 +80,12 @@ class Preparer:
         self._cache_secret = cache_secret
 
     async def prepare(
-        self, request: generate_pb2.GenerateRequest, principal: Principal
+        self,
+        request: generate_pb2.GenerateRequest,
+        principal: Principal,
+        tried: frozenset[str] = _NOBODY,
     ) -> PreparedRequest:
-        """Everything that is done once a request, however often it is routed.
+        """Everything that is done once a request, however often it is routed to a place.
 
         Raises:
             InvalidRequest: with the field that is wrong.
@@ -88,7 +95,9 @@ class Preparer:
         validation.check_request(request)
         hold_to_tool_call(request)
         request.request_id = request.request_id or new_id("req")
-        found = self._places.of(request)
+        has_choice = self._places.leads_elsewhere(request.model)
+        asked = request.SerializeToString() if has_choice else b""
+        found = self._places.of(request, tried)
         request.model = found.model
         workers = self._same_tokenizer(found.workers)
         workers = self._same_revision(workers, request.resume.model_revision)
@@ -109,7 +118,18 @@ class Preparer:
             cache_salt=blocks.cache_salt(self._cache_secret, principal.tenant),
             workers=tuple(workers),
             excluded=_unfit(workers, request, count) | problems,
+            asked=asked,
         )
+
+    async def elsewhere(self, prepared: PreparedRequest, tried: frozenset[str]) -> PreparedRequest:
+        """The request as it was asked, before the next place that it may go to.
+
+        Raises as ``prepare`` does.
+        """
+        if not prepared.asked:
+            return prepared
+        request = generate_pb2.GenerateRequest.FromString(prepared.asked)
+        return await self.prepare(request, prepared.principal, tried)
 
     async def resumed(
         self, prepared: PreparedRequest, state: generate_pb2.ResumeState

@@ -31,6 +31,12 @@ class RouterSettings(ProcessSettings):
     decision_log: str = Field(
         "", description="file to append decisions to, as JSON lines; empty = none"
     )
+    processes: int = Field(
+        1, ge=1, le=64, description="routers that share the port; their metrics' ports count up"
+    )
+    shares_port: bool = Field(
+        False, description="whether other routers may listen on the port as well"
+    )
     grace_s: float = Field(30.0, ge=0, description="seconds that running requests get on SIGTERM")
     catalog: str = Field(
         "", description="JSON file of aliases, canaries, pools and fall-backs; empty = none"

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -50,7 +50,7 @@ class Places:
 async def places(
     tmp_path: Path,
     workers: list[tuple[Options, FakeEngine]],
-    models: dict[str, object],
+    models: Mapping[str, object],
     zone: str = "",
 ) -> AsyncIterator[Places]:
     """Workers with these options before a router with this catalogue."""

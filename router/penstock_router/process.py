@@ -65,38 +65,26 @@ async def running_router(settings: RouterSettings) -> AsyncIterator[RunningRoute
     """
     if not settings.registry_url and not settings.endpoints():
         raise SettingsError("PENSTOCK_ROUTER_REGISTRY_URL or PENSTOCK_ROUTER_WORKERS must be set")
-    keys = KeyRing.open_to_all()
+    keys, catalog = await _files(settings)
     try:
-        if settings.keys_file:
-            keys = await asyncio.to_thread(KeyRing.load, Path(settings.keys_file))
         registry = open_registry(settings.registry_url, settings.endpoints())
     except ValueError as error:
         raise SettingsError(str(error)) from error
-    catalog = Catalog()
-    if settings.catalog:
-        catalog = await asyncio.to_thread(Catalog.load, Path(settings.catalog))
     picture = Picture(DecisionBook(), RouterMetrics(), time.monotonic)
     picture.zones = Zones(settings.zone, settings.zone_penalty_s)
     texts = TextLibrary()
     fleet = Fleet(registry, picture, texts, Changes())
     picture.metrics.watch_fleet(fleet.states, lambda: len(picture.index), fleet.divergences)
     places = Places(catalog, fleet, picture.clock)
-    preparer = Preparer(
-        fleet, texts, settings.cache_secret.encode() or secrets.token_bytes(32), places
-    )
+    salt_key = settings.cache_secret.encode() or secrets.token_bytes(32)
+    preparer = Preparer(fleet, texts, salt_key, places)
     router = Router(picture, fleet.changes, settings.lease_secret.encode())
     routing = RouterRouting(preparer, router, fleet, picture.book)
+    pace = Pace(settings.messages_per_s, settings.max_delay_ms)
     surroundings = Surroundings(
-        preparer,
-        router,
-        fleet,
-        picture.metrics,
-        picture.clock,
-        Pace(settings.messages_per_s, settings.max_delay_ms),
-        settings.stall_s,
+        preparer, router, fleet, picture.metrics, picture.clock, pace, settings.stall_s
     )
-    forwarder = Forwarder(surroundings)
-    inference = RouterInference(preparer, forwarder, places, texts)
+    inference = RouterInference(preparer, Forwarder(surroundings), places, texts)
     server = _server(keys, inference, routing, shares_port=settings.shares_port)
     port = server.bind(settings.listen)
     work = [fleet.run()]
@@ -114,6 +102,19 @@ async def running_router(settings: RouterSettings) -> AsyncIterator[RunningRoute
                 await server.stop(settings.grace_s)
     finally:
         await registry.close()
+
+
+async def _files(settings: RouterSettings) -> tuple[KeyRing, Catalog]:
+    """What is read once, at the start."""
+    keys, catalog = KeyRing.open_to_all(), Catalog()
+    try:
+        if settings.keys_file:
+            keys = await asyncio.to_thread(KeyRing.load, Path(settings.keys_file))
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    if settings.catalog:
+        catalog = await asyncio.to_thread(Catalog.load, Path(settings.catalog))
+    return keys, catalog
 
 
 def _server(

@@ -5,6 +5,7 @@ import sys
 
 from penstock_core import lifecycle, logs, telemetry
 from penstock_core.settings import SettingsError
+from penstock_router.group import serve_group
 from penstock_router.process import serve
 from penstock_router.settings import RouterSettings
 
@@ -25,6 +26,9 @@ def main(arguments: list[str]) -> int:
     logs.configure("penstock-router", settings.log_level)
 
     async def run(stop: asyncio.Event) -> None:
+        if settings.processes > 1:
+            await serve_group(settings, stop)
+            return
         with telemetry.start("penstock-router", metrics_listen=settings.metrics_listen):
             await serve(settings, stop)
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import grpc
@@ -118,6 +118,11 @@ class Fleet:
             if not worker.why_not(now):
                 return worker
         raise NoWorker(f"no worker serves {model!r} now", retry_after_s=RETRY_AFTER_S)
+
+    def any_open(self, workers: Iterable[TrackedWorker]) -> bool:
+        """Whether one of these takes requests now."""
+        now = self._picture.clock()
+        return any(not worker.why_not(now) for worker in workers)
 
     def models(self) -> Mapping[str, WorkerFacts]:
         """Every model by name, with a worker that serves it."""

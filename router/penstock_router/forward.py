@@ -1,56 +1,52 @@
-"""Proxied generation: the worker's bytes to the client, unparsed.
+"""Proxied generation: the worker's bytes to the client, unparsed while all goes well.
 
 Before the first delta a failed attempt is repeated on another worker and the client sees nothing of
-it; ``started`` is held back until then, so that it comes once. After the first delta there is no
-retry: tokens would come twice.
+it; ``started`` is held back until then, so that it comes once. After it the request goes on where
+the lost worker stopped, on whichever worker is cheapest given prompt and emitted tokens.
 """
 
-import asyncio
 from collections.abc import AsyncGenerator, Callable
-from typing import TypeAlias
+from dataclasses import dataclass
 
-import grpc
-from google.protobuf.message import Message
-
+from penstock.common.v1 import usage_pb2
 from penstock.inference.v1 import generate_pb2, inference_service_pb2
-from penstock_core.errors import (
-    Aborted,
-    NoWorker,
-    PenstockError,
-    QuotaExceeded,
-    Unavailable,
-    WorkerLost,
-)
-from penstock_core.status import from_rpc_error
+from penstock_core.attempts import PATIENCE_S, Attempts
+from penstock_core.errors import NoWorker, PenstockError, Rejected, WorkerLost
+from penstock_core.stalls import STALL_FLOOR_S
 from penstock_core.tracing import Metadata
+from penstock_router.emitted import STARTED_TAG, Emitted
 from penstock_router.fleet import Fleet
+from penstock_router.leg import Leg, Moves, RawCall
 from penstock_router.metrics import RouterMetrics
-from penstock_router.prompts import PreparedRequest
+from penstock_router.pace import Pace
+from penstock_router.prompts import PreparedRequest, Preparer
 from penstock_router.routing import Attempt, Routed, Router
-
-_RawCall: TypeAlias = "grpc.aio.UnaryStreamCall[Message, bytes]"
 
 _SERVICE = inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"]
 GENERATE = f"/{_SERVICE.full_name}/Generate"
-# GenerateResponse is one oneof, so its first byte is the tag of the event.
-_STARTED_TAG = generate_pb2.GenerateResponse.STARTED_FIELD_NUMBER << 3 | 2
-_MAX_ATTEMPTS = 3
-# The worker reports blocks up to one flush after the tokens they belong to.
-_SETTLE_S = 0.25
 _RESERVED_S = 3600.0
 _NO_DEADLINE_S = 1e9
+_LOOK_AGAIN_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What every forwarded stream uses."""
+
+    preparer: Preparer
+    router: Router
+    fleet: Fleet
+    metrics: RouterMetrics
+    clock: Callable[[], float]
+    pace: Pace
+    stall_s: float = STALL_FLOOR_S
 
 
 class Forwarder:
     """Streams of workers to clients."""
 
-    def __init__(
-        self, router: Router, fleet: Fleet, metrics: RouterMetrics, clock: Callable[[], float]
-    ) -> None:
-        self._router = router
-        self._fleet = fleet
-        self._metrics = metrics
-        self._clock = clock
+    def __init__(self, surroundings: Surroundings) -> None:
+        self._with = surroundings
 
     async def generate(
         self, prepared: PreparedRequest, timeout_s: float | None
@@ -63,142 +59,158 @@ class Forwarder:
 
         Raises:
             NoWorker: nobody can take it, and no attempt failed otherwise.
-            WorkerLost: the worker went away after the first delta.
+            WorkerLost: the worker went away, and nobody could go on with the request.
             PenstockError: what the worker answered.
         """
-        deadline = self._clock() + (_NO_DEADLINE_S if timeout_s is None else timeout_s)
-        leg, head = await self._first_delta(prepared, deadline)
+        stream = _Stream(self._with, prepared, timeout_s)
+        emitted, pace = stream.emitted, self._with.pace
+        pace.open += 1
         try:
-            for raw in head:
-                yield raw
-            async for raw in leg.rest():
-                yield raw
+            while not emitted.is_completed:
+                leg, head = await stream.next_leg()
+                try:
+                    for frame in head:
+                        emitted.add(frame)
+                        yield frame
+                    while (raw := await leg.read()) is not None:
+                        new = emitted.admit(raw) if stream.replays else raw
+                        if new is not None:
+                            emitted.add(new)
+                            yield new
+                    stream.check_end(leg)
+                except PenstockError as error:
+                    stream.failed(leg, error)
+                finally:
+                    leg.close()
         finally:
-            leg.close()
+            pace.open -= 1
 
-    async def _first_delta(
-        self, prepared: PreparedRequest, deadline: float
-    ) -> tuple["_Leg", list[bytes]]:
-        """Try worker after worker until one gives more than ``started``."""
-        tried: set[str] = set()
-        failure: PenstockError | None = None
+
+class _Stream:
+    """One request on its way over as many workers as it takes."""
+
+    def __init__(
+        self, surroundings: Surroundings, prepared: PreparedRequest, timeout_s: float | None
+    ) -> None:
+        self._with = surroundings
+        self._prepared = prepared
+        self._began = surroundings.clock()
+        self._deadline = self._began + (_NO_DEADLINE_S if timeout_s is None else timeout_s)
+        self._attempts = Attempts(surroundings.clock)
+        self._sets_pace = not prepared.request.HasField("coalescing")
+        self._failure: PenstockError | None = None
+        self._ttft_s = 0.0
+        self._revision = prepared.request.resume.model_revision
+        self.emitted = Emitted(prepared.request)
+
+    @property
+    def replays(self) -> bool:
+        """Whether the attempt gives again what the client has."""
+        return self._attempts.number > 0 and self.emitted.replays
+
+    async def next_leg(self) -> tuple[Leg, list[bytes]]:
+        """An attempt that has given more than ``started``, and what of it the client has not had."""
         while True:
-            attempt = Attempt(len(tried), frozenset(tried), _RESERVED_S, deadline)
+            leg = await self._resumed() if self.emitted.has_begun else await self._first()
             try:
-                routed, metadata = await self._router.route(prepared, attempt)
-            except NoWorker:
-                if failure is not None:
-                    raise failure from None
-                raise
-            leg = self._open(prepared, routed, metadata, deadline)
-            try:
-                return leg, await leg.head()
+                return leg, self._new(await leg.head())
             except PenstockError as error:
                 leg.close()
-                tried.add(routed.worker.worker_id)
-                if not _elsewhere(error) or len(tried) >= _MAX_ATTEMPTS:
-                    raise
-                failure = error
-                self._metrics.retried(error.slug)
+                self.failed(leg, error)
             except BaseException:
                 leg.close()
                 raise
 
-    def _open(
-        self, prepared: PreparedRequest, routed: Routed, metadata: Metadata, deadline: float
-    ) -> "_Leg":
+    def failed(self, leg: Leg, error: PenstockError) -> None:
+        """An attempt ended. Raises the error unless another one makes sense."""
+        if self.emitted.is_completed:
+            return  # the client has everything
+        has_begun = self.emitted.has_begun
+        self._attempts.failed(leg.worker_id, self.emitted.num_tokens if has_begun else 0)
+        again = self._attempts.may_resume if has_begun else self._attempts.may_repeat
+        if not again(error):
+            raise error
+        self._failure = error
+        self._with.metrics.retried(error.slug, has_begun=has_begun)
+
+    def check_end(self, leg: Leg) -> None:
+        """Raise WorkerLost if a stream ended before the generation did."""
+        if not self.emitted.is_completed:
+            raise WorkerLost(f"worker {leg.worker_id} ended before the generation did")
+        leg.ended_well()
+
+    async def _first(self) -> Leg:
+        try:
+            if self._failure is not None:
+                tried = self._attempts.excluded(has_begun=False)
+                self._prepared = await self._with.preparer.elsewhere(self._prepared, tried)
+            return await self._open(self._prepared)
+        except NoWorker:
+            if self._failure is not None:
+                raise self._failure from None
+            raise
+
+    async def _resumed(self) -> Leg:
+        """Go on elsewhere; wait for a worker that can, since tokens are at stake."""
+        clock = self._with.clock
+        now = clock()
+        give_up_at = min(now + PATIENCE_S, self._deadline)
+        elapsed = usage_pb2.Timing(ttft_s=self._ttft_s, total_s=now - self._began)
+        state = self.emitted.resume(self._attempts.number, elapsed)
+        state.model_revision = self._revision
+        while True:
+            try:
+                return await self._open(await self._with.preparer.resumed(self._prepared, state))
+            except Rejected:
+                if clock() >= give_up_at and self._failure is not None:
+                    raise self._failure from None
+            await self._with.fleet.changes.wait(_LOOK_AGAIN_S)
+
+    def _new(self, head: list[bytes]) -> list[bytes]:
+        """A later attempt may give ``started`` and what is replayed again."""
+        if not self.emitted.has_begun:
+            self._ttft_s = self._with.clock() - self._began
+            return head
+        admitted = (self.emitted.admit(frame) for frame in head if frame[0] != STARTED_TAG)
+        return [frame for frame in admitted if frame is not None]
+
+    async def _open(self, prepared: PreparedRequest) -> Leg:
+        attempts = self._attempts
+        excluded = attempts.excluded(has_begun=self.emitted.has_begun)
+        attempt = Attempt(attempts.number, excluded, _RESERVED_S, self._deadline)
+        routed, metadata = await self._with.router.route(prepared, attempt)
+        facts = routed.worker.facts
+        self._revision = self._revision or (facts.model_revision if facts else "")
+        try:
+            call = self._call(prepared, routed, metadata)
+        except PenstockError:
+            self._with.router.release(routed, status=NoWorker.slug)
+            raise
+
+        def may_move() -> bool:
+            now, here = self._with.clock(), routed.worker
+            return any(w is not here and not w.why_not(now) for w in prepared.workers)
+
+        moves = Moves(may_move, self._with.stall_s)
+        return Leg(self._with.router, routed, call, self._with.clock, moves)
+
+    def _call(self, prepared: PreparedRequest, routed: Routed, metadata: Metadata) -> RawCall:
         request = prepared.request
         request.tokens.ids = prepared.prompt
         request.lease.CopyFrom(routed.lease)
+        if self._sets_pace:
+            request.coalescing.CopyFrom(self._with.pace.coalescing())
         if not request.sampling.HasField("seed"):
             request.sampling.seed = routed.record.seed
-        left = deadline - self._clock()
+        left = self._deadline - self._with.clock()
         timeout = None if left > _NO_DEADLINE_S / 2 else max(left, 0.0)
-        try:
-            call: _RawCall = self._fleet.channel(routed.worker).unary_stream(
-                GENERATE,
-                request_serializer=generate_pb2.GenerateRequest.SerializeToString,
-                response_deserializer=_unparsed,
-            )(request, timeout=timeout, metadata=metadata)
-        except PenstockError:
-            self._router.release(routed, status=NoWorker.slug)
-            raise
-        return _Leg(self._router, routed, call, self._clock)
-
-
-class _Leg:
-    """One attempt on one worker. ``close`` frees what it holds, however it ends."""
-
-    def __init__(
-        self, router: Router, routed: Routed, call: _RawCall, clock: Callable[[], float]
-    ) -> None:
-        self._router = router
-        self._routed = routed
-        self._call = call
-        self._clock = clock
-        self._status = "cancelled"
-        self._closed = False
-
-    async def head(self) -> list[bytes]:
-        """Everything up to the first event that is not ``started``."""
-        frames: list[bytes] = []
-        while not frames or frames[-1][0] == _STARTED_TAG:
-            raw = await self._read(has_begun=False)
-            if raw is None:
-                raise WorkerLost(f"worker {self._routed.worker.worker_id} ended without an answer")
-            if raw:
-                frames.append(raw)
-        self._routed.worker.breaker.succeeded()
-        return frames
-
-    async def rest(self) -> AsyncGenerator[bytes, None]:
-        """What comes after the head."""
-        while (raw := await self._read(has_begun=True)) is not None:
-            yield raw
-        self._status = ""
-
-    def close(self) -> None:
-        """Cancel what still runs, give back what was reserved, tell the book."""
-        if self._closed:
-            return
-        self._closed = True
-        self._call.cancel()
-        settle_s = 0.0 if self._status else _SETTLE_S
-        self._router.release(self._routed, status=self._status, settle_s=settle_s)
-
-    async def _read(self, *, has_begun: bool) -> bytes | None:
-        worker = self._routed.worker
-        try:
-            raw = await self._call.read()
-        except grpc.aio.AioRpcError as error:
-            failure = _failure(error, worker.worker_id, has_begun=has_begun)
-            self._status = failure.slug
-            if isinstance(failure, WorkerLost) or type(failure) is Unavailable:
-                worker.breaker.failed(self._clock())
-            raise failure from error
-        except asyncio.CancelledError:
-            self._status = "cancelled"
-            raise
-        return raw if isinstance(raw, bytes) else None
+        call: RawCall = self._with.fleet.channel(routed.worker).unary_stream(
+            GENERATE,
+            request_serializer=generate_pb2.GenerateRequest.SerializeToString,
+            response_deserializer=_unparsed,
+        )(request, timeout=timeout, metadata=metadata)
+        return call
 
 
 def _unparsed(raw: bytes) -> bytes:
     return raw
-
-
-def _failure(error: grpc.aio.AioRpcError, worker_id: str, *, has_begun: bool) -> PenstockError:
-    """What a failed call means to the client."""
-    failure = from_rpc_error(error)
-    trailers = dict(error.trailing_metadata() or ())
-    is_transport = "grpc-status-details-bin" not in trailers
-    # A worker that is being stopped cancels its calls; a client's own cancel never gets here.
-    if is_transport and isinstance(failure, Unavailable | Aborted):
-        if has_begun or isinstance(failure, Aborted):
-            return WorkerLost(f"worker {worker_id} was lost: {failure.message}")
-        return Unavailable(f"worker {worker_id} cannot be reached: {failure.message}")
-    return failure
-
-
-def _elsewhere(error: PenstockError) -> bool:
-    """Whether another worker may do better."""
-    return error.retryable and not isinstance(error, QuotaExceeded)

@@ -26,6 +26,9 @@ class RouterMetrics:
         self._retries = meter.create_counter(
             sc.RETRIES, unit="{attempt}", description="Attempts on another worker."
         )
+        self._resumes = meter.create_counter(
+            sc.RESUMES, unit="{attempt}", description="Streams that went on on another worker."
+        )
 
     def decided(self, seconds: float) -> None:
         """A decision was made."""
@@ -36,9 +39,10 @@ class RouterMetrics:
         self._predicted.add(predicted, {sc.WORKER_ID: worker_id})
         self._actual.add(actual, {sc.WORKER_ID: worker_id})
 
-    def retried(self, slug: str) -> None:
-        """A request goes to another worker, because of this error."""
-        self._retries.add(1, {sc.ERROR_TYPE: slug})
+    def retried(self, slug: str, *, has_begun: bool) -> None:
+        """A request goes to another worker, because of this error; if it has begun, it is resumed."""
+        counter = self._resumes if has_begun else self._retries
+        counter.add(1, {sc.ERROR_TYPE: slug})
 
     def watch_fleet(
         self,

@@ -18,19 +18,22 @@ from penstock_core.interceptors import ServerInterceptor
 from penstock_core.registry import open_registry
 from penstock_core.rpc import RpcServer
 from penstock_core.settings import SettingsError
+from penstock_router.catalog import Catalog
 from penstock_router.changes import Changes
 from penstock_router.decision_log import write_decisions
 from penstock_router.decisions import DecisionBook
 from penstock_router.fleet import Fleet
-from penstock_router.forward import Forwarder
+from penstock_router.forward import Forwarder, Surroundings
 from penstock_router.metrics import RouterMetrics
+from penstock_router.pace import Pace
+from penstock_router.places import Places
 from penstock_router.prompts import Preparer
 from penstock_router.routing import Router
 from penstock_router.routing_service import RouterRouting
 from penstock_router.servicer import RouterInference
 from penstock_router.settings import RouterSettings
 from penstock_router.texts import TextLibrary
-from penstock_router.tracked import Picture
+from penstock_router.tracked import Picture, Zones
 
 logger = logging.getLogger(__name__)
 
@@ -62,22 +65,27 @@ async def running_router(settings: RouterSettings) -> AsyncIterator[RunningRoute
     """
     if not settings.registry_url and not settings.endpoints():
         raise SettingsError("PENSTOCK_ROUTER_REGISTRY_URL or PENSTOCK_ROUTER_WORKERS must be set")
-    keys = KeyRing.open_to_all()
+    keys, catalog = await _files(settings)
     try:
-        if settings.keys_file:
-            keys = await asyncio.to_thread(KeyRing.load, Path(settings.keys_file))
         registry = open_registry(settings.registry_url, settings.endpoints())
     except ValueError as error:
         raise SettingsError(str(error)) from error
     picture = Picture(DecisionBook(), RouterMetrics(), time.monotonic)
+    picture.zones = Zones(settings.zone, settings.zone_penalty_s)
     texts = TextLibrary()
     fleet = Fleet(registry, picture, texts, Changes())
     picture.metrics.watch_fleet(fleet.states, lambda: len(picture.index), fleet.divergences)
-    preparer = Preparer(fleet, texts, settings.cache_secret.encode() or secrets.token_bytes(32))
+    places = Places(catalog, fleet, picture.clock)
+    salt_key = settings.cache_secret.encode() or secrets.token_bytes(32)
+    preparer = Preparer(fleet, texts, salt_key, places)
     router = Router(picture, fleet.changes, settings.lease_secret.encode())
     routing = RouterRouting(preparer, router, fleet, picture.book)
-    forwarder = Forwarder(router, fleet, picture.metrics, picture.clock)
-    server = _server(keys, RouterInference(preparer, forwarder, fleet, texts), routing)
+    pace = Pace(settings.messages_per_s, settings.max_delay_ms)
+    surroundings = Surroundings(
+        preparer, router, fleet, picture.metrics, picture.clock, pace, settings.stall_s
+    )
+    inference = RouterInference(preparer, Forwarder(surroundings), places, texts)
+    server = _server(keys, inference, routing, shares_port=settings.shares_port)
     port = server.bind(settings.listen)
     work = [fleet.run()]
     if settings.decision_log:
@@ -96,14 +104,30 @@ async def running_router(settings: RouterSettings) -> AsyncIterator[RunningRoute
         await registry.close()
 
 
-def _server(keys: KeyRing, inference: RouterInference, routing: RouterRouting) -> RpcServer:
+async def _files(settings: RouterSettings) -> tuple[KeyRing, Catalog]:
+    """What is read once, at the start."""
+    keys, catalog = KeyRing.open_to_all(), Catalog()
+    try:
+        if settings.keys_file:
+            keys = await asyncio.to_thread(KeyRing.load, Path(settings.keys_file))
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    if settings.catalog:
+        catalog = await asyncio.to_thread(Catalog.load, Path(settings.catalog))
+    return keys, catalog
+
+
+def _server(
+    keys: KeyRing, inference: RouterInference, routing: RouterRouting, *, shares_port: bool
+) -> RpcServer:
     def add_inference(server: grpc.aio.Server) -> None:
         inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(inference, server)
 
     def add_routing(server: grpc.aio.Server) -> None:
         routing_service_pb2_grpc.add_RoutingServiceServicer_to_server(routing, server)
 
-    return RpcServer(ServerInterceptor(keys), (add_inference, add_routing), SERVICES)
+    register = (add_inference, add_routing)
+    return RpcServer(ServerInterceptor(keys), register, SERVICES, shares_port=shares_port)
 
 
 async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:

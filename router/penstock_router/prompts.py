@@ -12,9 +12,12 @@ from penstock_core.ids import new_id
 from penstock_core.tool_calls import hold_to_tool_call
 from penstock_router.fleet import RETRY_AFTER_S, Fleet
 from penstock_router.frames import WorkerFacts
+from penstock_router.places import Places
 from penstock_router.texts import ModelText, TextLibrary, TextProblem
 from penstock_router.tracked import TrackedWorker
 from penstock_text.prompt import encode_prompt
+
+_NOBODY: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,7 @@ class PreparedRequest:
         prompt: packed token ids of the prompt.
         prefix: the same and what an earlier attempt emitted, for looking up caches.
         workers: who serves the model with this tokenizer.
+        asked: the message as it came, if its model's name leads to several places.
         excluded: why a worker of the model cannot serve this request, by worker id.
     """
 
@@ -37,6 +41,7 @@ class PreparedRequest:
     cache_salt: int
     workers: tuple[TrackedWorker, ...]
     excluded: dict[str, str]
+    asked: bytes = b""
     chains: dict[tuple[str, int], list[int]] = field(default_factory=dict)
 
     @property
@@ -66,15 +71,21 @@ class PreparedRequest:
 class Preparer:
     """Checks requests and turns their prompts into tokens."""
 
-    def __init__(self, fleet: Fleet, texts: TextLibrary, cache_secret: bytes) -> None:
+    def __init__(
+        self, fleet: Fleet, texts: TextLibrary, cache_secret: bytes, places: Places
+    ) -> None:
         self._fleet = fleet
+        self._places = places
         self._texts = texts
         self._cache_secret = cache_secret
 
     async def prepare(
-        self, request: generate_pb2.GenerateRequest, principal: Principal
+        self,
+        request: generate_pb2.GenerateRequest,
+        principal: Principal,
+        tried: frozenset[str] = _NOBODY,
     ) -> PreparedRequest:
-        """Everything that is done once a request, however often it is routed.
+        """Everything that is done once a request, however often it is routed to a place.
 
         Raises:
             InvalidRequest: with the field that is wrong.
@@ -84,9 +95,14 @@ class Preparer:
         validation.check_request(request)
         hold_to_tool_call(request)
         request.request_id = request.request_id or new_id("req")
-        named = self._fleet.named(request.model, request.adapter)
+        named = self._places.read(request.model, request.adapter)
         request.model, request.adapter = named.model, named.adapter
-        workers = self._same_tokenizer(self._fleet.serving(request.model))
+        has_choice = self._places.leads_elsewhere(request.model)
+        asked = request.SerializeToString() if has_choice else b""
+        found = self._places.of(request, tried)
+        request.model = found.model
+        workers = self._same_tokenizer(found.workers)
+        workers = self._same_revision(workers, request.resume.model_revision)
         facts = [w.facts for w in workers if w.facts is not None]
         if request.adapter and not any(request.adapter in f.adapters for f in facts):
             raise NotFound(f"{request.model!r} has no adapter {request.adapter!r}")
@@ -94,7 +110,7 @@ class Preparer:
         problems = await self._tokenizer_problems(workers)
         prompt, count = await self._tokens(request, roomiest, workers)
         max_tokens = validation.check_fit(count, request, roomiest)
-        emitted = next((c.emitted.ids for c in request.resume.choices), b"")
+        emitted = max(_to_compute(request.resume), key=len, default=b"")
         return PreparedRequest(
             request=request,
             prompt=prompt,
@@ -104,12 +120,35 @@ class Preparer:
             cache_salt=blocks.cache_salt(self._cache_secret, principal.tenant),
             workers=tuple(workers),
             excluded=_unfit(workers, request, count) | problems,
+            asked=asked,
         )
+
+    async def elsewhere(self, prepared: PreparedRequest, tried: frozenset[str]) -> PreparedRequest:
+        """The request as it was asked, before the next place that it may go to.
+
+        Raises as ``prepare`` does.
+        """
+        if not prepared.asked:
+            return prepared
+        request = generate_pb2.GenerateRequest.FromString(prepared.asked)
+        return await self.prepare(request, prepared.principal, tried)
+
+    async def resumed(
+        self, prepared: PreparedRequest, state: generate_pb2.ResumeState
+    ) -> PreparedRequest:
+        """The same request with what was emitted, before whoever serves the model by now.
+
+        Raises as ``prepare`` does.
+        """
+        request = generate_pb2.GenerateRequest()
+        request.CopyFrom(prepared.request)
+        request.tokens.ids = prepared.prompt
+        request.resume.CopyFrom(state)
+        return await self.prepare(request, prepared.principal)
 
     async def text_of(self, model: str) -> ModelText:
         """A model's tokenizer and template. Raises as ``prepare`` does."""
-        base = self._fleet.named(model).model
-        workers = self._same_tokenizer(self._fleet.serving(base))
+        workers = self._same_tokenizer(self._places.any(self._places.read(model).model))
         return await self._text(workers)
 
     async def _tokens(
@@ -153,6 +192,16 @@ class Preparer:
             raise NoWorker("no worker is known well enough yet", retry_after_s=RETRY_AFTER_S)
         digest = max(by_digest, key=lambda d: (by_digest[d], d))
         return [w for w in workers if w.facts is not None and w.facts.tokenizer_digest == digest]
+
+    def _same_revision(self, workers: list[TrackedWorker], revision: str) -> list[TrackedWorker]:
+        """Those that would say what an earlier attempt would have said, if one of them can."""
+        same = [w for w in workers if w.facts is not None and w.facts.model_revision == revision]
+        return same if self._fleet.any_open(same) else workers
+
+
+def _to_compute(resume: generate_pb2.ResumeState) -> list[bytes]:
+    """Emitted tokens of the samples that go on: a worker needs their KV."""
+    return [c.emitted.ids for c in resume.choices if not c.finish_reason]
 
 
 def _unfit(

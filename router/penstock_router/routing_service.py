@@ -58,12 +58,13 @@ class RouterRouting(routing_service_pb2_grpc.RoutingServiceServicer):
     ) -> pb.RouteResponse:
         """Choose a worker for a client that streams from it directly."""
         wanted = request.request
-        prepared = await self._preparer.prepare(wanted, principal.get())
+        tried = frozenset(request.excluded_worker_ids)
+        prepared = await self._preparer.prepare(wanted, principal.get(), tried)
         logs.request_id.set(wanted.request_id)
         left = time_left(context)
         attempt = Attempt(
             number=wanted.resume.attempt,
-            excluded=frozenset(request.excluded_worker_ids),
+            excluded=tried,
             ttl_s=RESERVATION_TTL_S,
             deadline=self._clock() + (_NO_DEADLINE_S if left is None else left),
         )
@@ -79,6 +80,8 @@ class RouterRouting(routing_service_pb2_grpc.RoutingServiceServicer):
             predicted_cached_tokens=routed.record.predicted_cached_tokens,
             predicted_ttft_s=routed.chosen.ttft_s,
             request_id=wanted.request_id,
+            model=wanted.model,
+            model_revision=facts.model_revision if facts else "",
         )
 
     async def ListWorkers(  # noqa: N802

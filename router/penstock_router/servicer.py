@@ -12,9 +12,9 @@ from penstock_core.errors import InvalidRequest, ModelNotFound
 from penstock_core.interceptors import principal
 from penstock_core.status import from_rpc_error
 from penstock_core.tracing import outgoing
-from penstock_router.fleet import Fleet
 from penstock_router.forward import Forwarder
 from penstock_router.frames import WorkerFacts
+from penstock_router.places import Places
 from penstock_router.prompts import Preparer
 from penstock_router.texts import ModelText, TextLibrary
 from penstock_text.prompt import encode_text
@@ -30,11 +30,11 @@ class RouterInference(inference_service_pb2_grpc.InferenceServiceServicer):
     """Routes and forwards; tokenizes by itself."""
 
     def __init__(
-        self, preparer: Preparer, forwarder: Forwarder, fleet: Fleet, texts: TextLibrary
+        self, preparer: Preparer, forwarder: Forwarder, places: Places, texts: TextLibrary
     ) -> None:
         self._preparer = preparer
         self._forwarder = forwarder
-        self._fleet = fleet
+        self._places = places
         self._texts = texts
 
     async def Generate(  # type: ignore[override]  # noqa: N802 - raw bytes; gRPC's name
@@ -54,8 +54,8 @@ class RouterInference(inference_service_pb2_grpc.InferenceServiceServicer):
         self, request: inference_service_pb2.EmbedRequest, context: _Context
     ) -> inference_service_pb2.EmbedResponse:
         """Ask any worker that serves the model."""
-        worker = self._fleet.pick(request.model)
-        stub = inference_service_pb2_grpc.InferenceServiceStub(self._fleet.channel(worker))
+        channel, request.model = self._places.pick(request.model)
+        stub = inference_service_pb2_grpc.InferenceServiceStub(channel)
         timeout = min(time_left(context) or _EMBED_TIMEOUT_S, _EMBED_TIMEOUT_S)
         try:
             return await stub.Embed(request, timeout=timeout, metadata=outgoing())
@@ -80,15 +80,15 @@ class RouterInference(inference_service_pb2_grpc.InferenceServiceServicer):
         if len(request.tokens.ids) % blocks.TOKEN_BYTES:
             raise InvalidRequest("no whole number of uint32 token ids", field="tokens.ids")
         ids = blocks.unpack_tokens(request.tokens.ids)
-        base = self._fleet.named(request.model).model
-        validation.check_token_ids(ids, self._fleet.models()[base], "tokens.ids")
+        base = self._places.read(request.model).model
+        validation.check_token_ids(ids, self._places.models()[base], "tokens.ids")
         return inference_service_pb2.DetokenizeResponse(text=text.tokenizer.decode(ids))
 
     async def ListModels(  # noqa: N802
         self, request: inference_service_pb2.ListModelsRequest, context: _Context
     ) -> inference_service_pb2.ListModelsResponse:
         """Everything that can be asked for."""
-        models = sorted(self._fleet.models().items())
+        models = sorted(self._places.models().items())
         described = [await self._describe(name, facts) for name, facts in models]
         return inference_service_pb2.ListModelsResponse(models=described)
 
@@ -96,7 +96,7 @@ class RouterInference(inference_service_pb2_grpc.InferenceServiceServicer):
         self, request: inference_service_pb2.GetModelRequest, context: _Context
     ) -> inference_service_pb2.GetModelResponse:
         """One model."""
-        models = self._fleet.models()
+        models = self._places.models()
         if request.model not in models:
             raise ModelNotFound(
                 f"no model {request.model!r}; there are {', '.join(sorted(models))}"

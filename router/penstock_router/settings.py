@@ -31,7 +31,33 @@ class RouterSettings(ProcessSettings):
     decision_log: str = Field(
         "", description="file to append decisions to, as JSON lines; empty = none"
     )
+    processes: int = Field(
+        1, ge=1, le=64, description="routers that share the port; their metrics' ports count up"
+    )
+    shares_port: bool = Field(
+        False, description="whether other routers may listen on the port as well"
+    )
     grace_s: float = Field(30.0, ge=0, description="seconds that running requests get on SIGTERM")
+    catalog: str = Field(
+        "", description="JSON file of aliases, canaries, pools and fall-backs; empty = none"
+    )
+    zone: str = Field("", description="zone the router stands in; empty = all are equally near")
+    zone_penalty_s: float = Field(
+        0.05, ge=0, description="seconds that a worker of another zone must be faster by"
+    )
+    stall_s: float = Field(
+        5.0,
+        gt=0,
+        description="least silence of a stream, beside 10 times its pace, that moves it elsewhere",
+    )
+    messages_per_s: float = Field(
+        500.0,
+        gt=0,
+        description="messages a second of all forwarded streams, beyond which tokens share them",
+    )
+    max_delay_ms: int = Field(
+        200, ge=10, le=1000, description="longest that a forwarded token waits to share a message"
+    )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 
     def endpoints(self) -> list[str]:

@@ -14,6 +14,9 @@ from penstock_text.chat import ChatTemplate
 from penstock_text.source import resolve_model
 from penstock_text.tokenizer import Tokenizer
 
+# Of each tokenizer; tokens in memory take about four times as many bytes.
+_CACHE_CHARS = 16 * 1024 * 1024
+
 logger = logging.getLogger(__name__)
 
 
@@ -67,7 +70,8 @@ class TextLibrary:
 def _load(source: str, digest: str) -> ModelText | TextProblem:
     try:
         path = resolve_model(source, weights=False)
-        tokenizer, template = Tokenizer.load(path), ChatTemplate.load(path)
+        tokenizer = Tokenizer.load(path, cache_chars=_CACHE_CHARS)
+        template = ChatTemplate.load(path)
     except (NotFound, NotSupported, OSError, ValueError) as error:
         return TextProblem(f"its tokenizer cannot be loaded here: {error}")
     if digest and tokenizer.digest != digest:

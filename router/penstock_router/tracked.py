@@ -5,6 +5,7 @@ decisions a frozen view.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from penstock_router.breaker import Breaker
 from penstock_router.decisions import DecisionBook
@@ -31,6 +32,20 @@ _ADMITTED_TTL_S = 120.0
 _VIEW_AGE_S = 0.1
 
 
+@dataclass(frozen=True, slots=True)
+class Zones:
+    """Where the router stands, and what the way to another zone costs in seconds."""
+
+    own: str = ""
+    penalty_s: float = 0.0
+
+    def network_s(self, facts: WorkerFacts | None) -> float:
+        """The way to a worker; an unknown zone is as near as any."""
+        if facts is None or not self.own or facts.zone in ("", self.own):
+            return 0.0
+        return self.penalty_s
+
+
 class Picture:
     """What all workers of a router share: one index, one pending table, one book, one clock."""
 
@@ -42,6 +57,7 @@ class Picture:
         self.book = book
         self.metrics = metrics
         self.clock = clock
+        self.zones = Zones()
 
 
 class TrackedWorker:
@@ -70,6 +86,8 @@ class TrackedWorker:
     def why_not(self, now: float) -> str:
         """Why no request can go there; empty if it can."""
         state = self.sync.state(now)
+        if self.sync.facts is not None:
+            self.breaker.seen(self.sync.facts.epoch)
         if state in (SyncState.COLD, SyncState.DEAD):
             return f"its state is {state.value}"
         if self.load.report.draining:
@@ -99,6 +117,7 @@ class TrackedWorker:
             sync_state=state.value,
             confidence=CONFIDENCE.get(state, 0.0),
             trust=load.trust_factor,
+            network_s=self._picture.zones.network_s(facts),
             backlog_tokens=load.backlog_tokens(),
             running=load.running(),
             waiting=load.waiting(),

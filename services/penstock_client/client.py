@@ -14,11 +14,12 @@ from penstock_client.connections import Connections
 from penstock_client.deadlines import Deadline
 from penstock_client.options import DEFAULTS, GenerateOptions, Prompt
 from penstock_client.results import Collector, Generation, StreamEvent
-from penstock_client.streaming import Mode, Streamer
+from penstock_client.streaming import Mode, Streamer, Way
 from penstock_client.translate import to_request, to_tokens
 from penstock_core.blocks import unpack_tokens
 from penstock_core.channels import channel
 from penstock_core.errors import InvalidRequest, ModelNotFound, NoWorker
+from penstock_core.stalls import STALL_FLOOR_S
 from penstock_core.status import from_rpc_error
 from penstock_core.tracing import Metadata, outgoing
 
@@ -42,13 +43,23 @@ class AsyncClient:
         api_key: str | None = None,
         mode: Mode = "lookaside",
         timeout_s: float = TIMEOUT_S,
+        stall_s: float = STALL_FLOOR_S,
     ) -> None:
-        """Args: ``target`` is ``host:port`` or ``unix:path`` of a router; ``timeout_s`` bounds a request."""
+        """Take a router's address.
+
+        Args:
+            target: ``host:port`` or ``unix:path`` of a router.
+            api_key: the caller's key, where routers ask for one.
+            mode: the way of the tokens.
+            timeout_s: bounds a request.
+            stall_s: least silence of a worker, beside 10 times its pace, after which another goes on.
+        """
         self._timeout_s = timeout_s
         self._credentials = credentials(api_key)
         self._channel = channel(target)
         self._workers = Connections()
-        self._streamer = Streamer(self._channel, self._workers, self._credentials, mode)
+        way = Way(mode, stall_s)
+        self._streamer = Streamer(self._channel, self._workers, self._credentials, way)
         self._inference = inference_service_pb2_grpc.InferenceServiceStub(self._channel)
         self._routing = routing_service_pb2_grpc.RoutingServiceStub(self._channel)
         self._only_model = ""
@@ -117,7 +128,7 @@ class AsyncClient:
             ModelNotFound: nobody serves the model.
             Unauthenticated: the API key is missing or wrong.
             Rejected: refused before work began; ``retry_after_s`` may say when to come back.
-            WorkerLost: the worker went away after the first token.
+            WorkerLost: the worker went away, and no other could go on.
             DeadlineExceeded: ``timeout_s`` passed.
         """
         deadline = Deadline.after(self._timeout_s if timeout_s is None else timeout_s)

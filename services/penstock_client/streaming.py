@@ -1,142 +1,230 @@
 """The way of one generation: straight from a worker where that works, through the router where not.
 
-Owns the choice of way and every second try. Before the first token a failed attempt is repeated
-on another worker; after it the failure is the caller's to see, so no token ever comes twice.
+Owns the choice of way and every further try. Before the first token a failed attempt is repeated on
+another worker; after it the next one goes on where the last stopped, so no token is lost or doubled.
 """
 
+import asyncio
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Literal
 
 import grpc
 
+from penstock.common.v1 import usage_pb2
 from penstock.inference.v1 import generate_pb2, inference_service_pb2_grpc
 from penstock.routing.v1 import routing_service_pb2, routing_service_pb2_grpc
+from penstock_client.attempt import messages
 from penstock_client.connections import Connections, Unreachable
 from penstock_client.deadlines import Deadline
-from penstock_client.results import Completed, Started, StreamEvent
+from penstock_client.results import StreamEvent
 from penstock_client.translate import from_response
-from penstock_core.errors import PenstockError, Rejected, WorkerLost
+from penstock_core.attempts import MAX_FIRST_ATTEMPTS, PATIENCE_S, Attempts, is_lost_connection
+from penstock_core.errors import PenstockError, Rejected, Unavailable
+from penstock_core.stalls import STALL_FLOOR_S
 from penstock_core.status import from_rpc_error
 from penstock_core.tool_calls import hold_to_tool_call
 from penstock_core.tracing import Metadata, outgoing
+from penstock_core.transcript import Response, Transcript
 
 Mode = Literal["lookaside", "proxy"]
 Events = AsyncGenerator[StreamEvent, None]
-_Call = grpc.aio.UnaryStreamCall[generate_pb2.GenerateRequest, generate_pb2.GenerateResponse]
+_Messages = AsyncGenerator[Response, None]
 
-MAX_DIRECT_ATTEMPTS = 3
+_ROUTER = "the router"
+_LOOK_AGAIN_S = 0.25
+_MAX_UNREACHABLE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Which way tokens take, and after how many seconds of silence a worker counts as lost."""
+
+    mode: Mode = "lookaside"
+    stall_s: float = STALL_FLOOR_S
 
 
 class Streamer:
     """Streams generations through one router."""
 
     def __init__(
-        self, router: grpc.aio.Channel, workers: Connections, credentials: Metadata, mode: Mode
+        self, router: grpc.aio.Channel, workers: Connections, credentials: Metadata, way: "Way"
     ) -> None:
-        self._workers = workers
-        self._credentials = credentials
-        self._mode = mode
-        self._inference = inference_service_pb2_grpc.InferenceServiceStub(router)
-        self._routing = routing_service_pb2_grpc.RoutingServiceStub(router)
+        self.workers = workers
+        self.credentials = credentials
+        self.way = way
+        self.inference = inference_service_pb2_grpc.InferenceServiceStub(router)
+        self.routing = routing_service_pb2_grpc.RoutingServiceStub(router)
 
     async def stream(self, request: generate_pb2.GenerateRequest, deadline: Deadline) -> Events:
         """Started, deltas, finished for each sample, completed. Closing it ends the request.
 
         Raises:
-            WorkerLost: the worker went away after the first token.
+            WorkerLost: the worker went away, and nobody could go on with the request.
             PenstockError: as the router or the worker answered.
         """
-        excluded: list[str] = []
-        while self._mode == "lookaside" and len(excluded) < MAX_DIRECT_ATTEMPTS:
-            route = await self._route(request, excluded, deadline)
-            begun = False
+        stream = _Stream(self, request, deadline)
+        while not stream.transcript.is_completed:
             try:
-                async with aclosing(self._direct(route, request, deadline)) as events:
-                    async for event in events:
-                        begun = True
-                        yield event
-            except Unreachable:
-                break
+                async with aclosing(stream.attempt()) as attempt:
+                    async for message in attempt:
+                        event = from_response(message, stream.mode)
+                        if event is not None:
+                            yield event
             except PenstockError as error:
-                if begun or not error.retryable:
-                    raise
-                excluded.append(route.worker_id)
+                await stream.failed(error)
+
+
+class _Stream:
+    """One request over as many attempts as it takes."""
+
+    def __init__(
+        self, streamer: Streamer, request: generate_pb2.GenerateRequest, deadline: Deadline
+    ) -> None:
+        self._with = streamer
+        self._request = request
+        self._deadline = deadline
+        self._began = time.monotonic()
+        self._ttft_s = 0.0
+        self._attempts = Attempts(time.monotonic)
+        self._patience_ends = float("inf")
+        self._seen_worker = ""
+        self._is_resumed = False
+        self._revision = self._model = ""
+        self._num_unreachable = 0
+        self.mode: Mode = streamer.way.mode
+        self.transcript = Transcript(request)
+
+    async def attempt(self) -> _Messages:
+        """One attempt's messages, as far as they are new.
+
+        Raises:
+            PenstockError: how it failed.
+        """
+        self._seen_worker = ""
+        self._is_resumed = self.transcript.has_begun
+        request = self._next_request()
+        async with aclosing(self._way(request)) as incoming:
+            async for message in incoming:
+                new = self._new(message)
+                if new is not None:
+                    self.transcript.note(new)
+                    yield new
+
+    def _new(self, message: Response) -> Response | None:
+        self._patience_ends = float("inf")
+        if self.transcript.has_begun:
+            return self.transcript.admit(message) if self._is_resumed else message
+        if not message.HasField("started"):
+            self._ttft_s = time.monotonic() - self._began
+        return message
+
+    async def failed(self, error: PenstockError) -> None:
+        """Wait as long as makes sense before the next attempt; raise the error if none does."""
+        if self.transcript.is_completed:
+            return  # the caller has everything
+        if not self.transcript.has_begun:
+            self._failed_first(error)
+        else:
+            await self._failed_midway(error)
+
+    def _failed_first(self, error: PenstockError) -> None:
+        # What the router says stands: it has tried, or knows that there is nothing to try.
+        if not self._seen_worker or self.mode == "proxy" or not error.retryable:
+            raise error
+        self._attempts.failed(self._seen_worker, 0)
+
+    async def _failed_midway(self, error: PenstockError) -> None:
+        if self._seen_worker:
+            self._attempts.failed(self._seen_worker, self.transcript.num_tokens)
+            if not self._attempts.may_resume(error):
+                raise error
+            return
+        # The router went away or knows nobody at the moment: either may pass.
+        now = time.monotonic()
+        self._patience_ends = min(self._patience_ends, now + PATIENCE_S)
+        may_pass = is_lost_connection(error) or isinstance(error, Rejected)
+        if now >= self._patience_ends or not may_pass:
+            raise error
+        await asyncio.sleep(min(_LOOK_AGAIN_S, self._deadline.remaining_s()))
+
+    def _next_request(self) -> generate_pb2.GenerateRequest:
+        if not self.transcript.has_begun:
+            return self._request
+        request = generate_pb2.GenerateRequest()
+        request.CopyFrom(self._request)
+        elapsed = usage_pb2.Timing(ttft_s=self._ttft_s, total_s=time.monotonic() - self._began)
+        request.resume.CopyFrom(self.transcript.resume(self._attempts.number, elapsed))
+        request.resume.model_revision = self._revision
+        request.model = self._model or request.model
+        return request
+
+    async def _way(self, request: generate_pb2.GenerateRequest) -> _Messages:
+        """Straight from a worker, as long as one can be reached."""
+        if self.mode == "lookaside" and (
+            self.transcript.has_begun or self._attempts.number < MAX_FIRST_ATTEMPTS
+        ):
+            try:
+                async with aclosing(self._direct(request)) as incoming:
+                    async for message in incoming:
+                        yield message
+            except Unreachable as error:
+                self._unreachable(error)
             else:
                 return
-        async with aclosing(self._proxied(request, deadline)) as events:
-            async for event in events:
-                yield event
+        self.mode = "proxy"
+        self._seen_worker = ""
+        call = self._with.inference.Generate(
+            request,
+            timeout=self._deadline.remaining_s(),
+            metadata=outgoing(*self._with.credentials),
+        )
+        async with aclosing(messages(call, _ROUTER)) as incoming:
+            async for message in incoming:
+                yield message
 
-    async def _route(
-        self, request: generate_pb2.GenerateRequest, excluded: list[str], deadline: Deadline
-    ) -> routing_service_pb2.RouteResponse:
-        try:
-            return await self._routing.Route(
-                routing_service_pb2.RouteRequest(request=request, excluded_worker_ids=excluded),
-                timeout=deadline.remaining_s(),
-                metadata=outgoing(*self._credentials),
-            )
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
+    def _unreachable(self, error: Unreachable) -> None:
+        """One worker that has just died is no sign that none can be reached from here."""
+        self._num_unreachable += 1
+        if self.transcript.has_begun and self._num_unreachable < _MAX_UNREACHABLE:
+            message = f"worker {self._seen_worker} cannot be reached"
+            raise Unavailable(message) from error
 
-    async def _direct(
-        self,
-        route: routing_service_pb2.RouteResponse,
-        request: generate_pb2.GenerateRequest,
-        deadline: Deadline,
-    ) -> Events:
+    async def _direct(self, request: generate_pb2.GenerateRequest) -> _Messages:
+        route = await self._route(request)
+        self._request.request_id = route.request_id
         leased = generate_pb2.GenerateRequest()
         leased.CopyFrom(request)
         leased.request_id = route.request_id
         hold_to_tool_call(leased)  # the tools go with the conversation
         leased.tokens.CopyFrom(route.prompt_tokens)
         leased.lease.CopyFrom(route.lease)
-        async with self._workers.use(route.endpoint) as channel:
+        leased.model = route.model or leased.model
+        self._seen_worker = route.worker_id
+        self._revision, self._model = route.model_revision, leased.model
+        async with self._with.workers.use(route.endpoint) as channel:
             # The lease is the credential here: API keys go to routers only.
             stub = inference_service_pb2_grpc.InferenceServiceStub(channel)
-            call = stub.Generate(leased, timeout=deadline.remaining_s(), metadata=outgoing())
-            async with aclosing(_events(call, "lookaside")) as events:
-                async for event in events:
-                    yield event
+            call = stub.Generate(leased, timeout=self._deadline.remaining_s(), metadata=outgoing())
+            async with aclosing(
+                messages(call, f"worker {route.worker_id}", self._with.way.stall_s)
+            ) as incoming:
+                async for message in incoming:
+                    yield message
 
-    async def _proxied(self, request: generate_pb2.GenerateRequest, deadline: Deadline) -> Events:
-        call = self._inference.Generate(
-            request, timeout=deadline.remaining_s(), metadata=outgoing(*self._credentials)
-        )
-        async with aclosing(_events(call, "proxy")) as events:
-            async for event in events:
-                yield event
-
-
-async def _events(call: _Call, mode: Mode) -> Events:
-    """A call's events. Started is held back until there is more, since an attempt may yet fail."""
-    held: Started | None = None
-    begun = completed = False
-    try:
-        async for message in call:
-            event = from_response(message, mode)
-            if isinstance(event, Started):
-                held = event
-                continue
-            if held is not None:
-                yield held
-                held = None
-            if event is not None:
-                begun = True
-                yield event
-            completed = completed or isinstance(event, Completed)
-    except grpc.aio.AioRpcError as error:
-        failure = from_rpc_error(error)
-        raise (_after_start(failure) if begun else failure) from error
-    finally:
-        call.cancel()
-    if not completed:
-        raise WorkerLost("the stream ended before the generation did")
-
-
-def _after_start(error: PenstockError) -> PenstockError:
-    """What a failure means once tokens came: a refusal it can no longer be."""
-    if isinstance(error, Rejected):
-        return WorkerLost(f"the worker went away: {error.message}", metadata=error.metadata)
-    return error
+    async def _route(
+        self, request: generate_pb2.GenerateRequest
+    ) -> routing_service_pb2.RouteResponse:
+        excluded = self._attempts.excluded(has_begun=self.transcript.has_begun)
+        try:
+            return await self._with.routing.Route(
+                routing_service_pb2.RouteRequest(
+                    request=request, excluded_worker_ids=sorted(excluded)
+                ),
+                timeout=self._deadline.remaining_s(),
+                metadata=outgoing(*self._with.credentials),
+            )
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error

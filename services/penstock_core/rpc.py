@@ -19,8 +19,6 @@ SERVER_OPTIONS = (
     ("grpc.max_concurrent_streams", MAX_CONCURRENT_STREAMS),
     ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
     ("grpc.keepalive_permit_without_calls", 1),
-    # Two servers on one port would each get some of the calls: refuse to start instead.
-    ("grpc.so_reuseport", 0),
 )
 
 
@@ -36,8 +34,13 @@ class RpcServer:
         interceptor: ServerInterceptor,
         register: Iterable[Callable[[grpc.aio.Server], None]],
         service_names: Iterable[str],
+        *,
+        shares_port: bool = False,
     ) -> None:
-        self._server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[interceptor])
+        """Args: ``shares_port`` lets other processes listen on the port as well (SO_REUSEPORT)."""
+        # Two servers on one port each get some of the calls: refuse to start unless that is wanted.
+        options = (*SERVER_OPTIONS, ("grpc.so_reuseport", int(shares_port)))
+        self._server = grpc.aio.server(options=options, interceptors=[interceptor])
         self._health = HealthServicer()
         self._names = tuple(service_names)
         for add in register:

@@ -15,7 +15,7 @@ from penstock.common.v1 import lease_pb2, tokens_pb2, usage_pb2
 from penstock.inference.v1 import generate_pb2, inference_service_pb2, inference_service_pb2_grpc
 from penstock.routing.v1 import decision_pb2, routing_service_pb2, routing_service_pb2_grpc
 from penstock_core.auth import KeyRing, Principal, digest
-from penstock_core.blocks import pack_tokens
+from penstock_core.blocks import TOKEN_BYTES, pack_tokens
 from penstock_core.errors import ModelNotFound, NotFound, NotSupported, PenstockError
 from penstock_core.interceptors import ServerInterceptor
 from penstock_core.rpc import RpcServer
@@ -59,7 +59,8 @@ class ScriptedInference(inference_service_pb2_grpc.InferenceServiceServicer):
                 request_id=request.request_id or "req_1", worker_id=self.name, prompt_tokens=4
             )
             yield Response(started=started)
-            for position in range(script.tokens):
+            had = sum(len(choice.emitted.ids) for choice in request.resume.choices) // TOKEN_BYTES
+            for position in range(had, script.tokens):
                 if script.error is not None and position == script.error_after:
                     raise script.error
                 tokens = tokens_pb2.TokenIds(ids=pack_tokens([position]))

@@ -16,6 +16,7 @@ from typing import Self
 import tokenizers
 
 from penstock_core.errors import NotFound, NotSupported
+from penstock_text.chunks import PieceCache, can_be_cut
 from penstock_text.files import JsonObject, read_object, token_text
 
 _BYTE_FALLBACK = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -57,7 +58,11 @@ class Tokenizer:
     """A loaded tokenizer; immutable, safe to use from several threads."""
 
     def __init__(
-        self, tokenizer: tokenizers.Tokenizer, spec: JsonObject, eos: frozenset[int]
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        spec: JsonObject,
+        eos: frozenset[int],
+        cache_chars: int = 0,
     ) -> None:
         self._tokenizer = tokenizer
         self._tokenizer.no_truncation()
@@ -65,6 +70,7 @@ class Tokenizer:
         self.digest: str = _digest(spec)
         self.eos_token_ids: frozenset[int] = eos
         decoder = _Decoder.read(spec)
+        self._adds_special = self._tokenizer.num_special_tokens_to_add(is_pair=False) > 0
         self.strips_first_space: bool = decoder.strips_first_space
         added = self._tokenizer.get_added_tokens_decoder()
         self._special: frozenset[int] = frozenset(i for i, t in added.items() if t.special)
@@ -74,10 +80,17 @@ class Tokenizer:
         for token, token_id in vocabulary.items():
             table[token_id] = token.encode() if token_id in added else decoder.to_bytes(token)
         self._bytes: list[bytes] = table
+        self._pieces: PieceCache | None = None
+        if cache_chars and can_be_cut(spec, self._encode_plain):
+            self._pieces = PieceCache(self._encode_plain, cache_chars)
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: Path, *, cache_chars: int = 0) -> Self:
         """Read a model directory.
+
+        Args:
+            path: the directory.
+            cache_chars: characters of texts whose tokens are remembered.
 
         Raises:
             NotFound: it holds no tokenizer.json.
@@ -90,12 +103,18 @@ class Tokenizer:
             tokenizer = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises nothing more specific
             raise NotSupported(f"{file} is no tokenizer that can be read: {error}") from error
-        return cls(tokenizer, read_object(file), _eos_token_ids(path, tokenizer))
+        return cls(tokenizer, read_object(file), _eos_token_ids(path, tokenizer), cache_chars)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text. A rendered chat has its special tokens already: pass False."""
+        if self._pieces is not None and not (add_special_tokens and self._adds_special):
+            return self._pieces.encode(text)
         encoding = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
         ids: list[int] = encoding.ids
+        return ids
+
+    def _encode_plain(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
     def decode(self, token_ids: Sequence[int], *, keep_special: bool = False) -> str:

@@ -26,7 +26,7 @@ from penstock_worker.ledger import Ledger
 from penstock_worker.outbox import Outbox
 from penstock_worker.report import Outcome, Progress, Reporter
 from penstock_worker.sample import Ends, Sample
-from penstock_worker.summary import completed, echoes, timing, usage
+from penstock_worker.summary import completed, echoes, over_all_attempts, timing, usage
 
 _Response = generate_pb2.GenerateResponse
 
@@ -49,7 +49,7 @@ class Generation:
         self._plan = plan
         self._services = services
         self._progress = progress
-        self._outbox = Outbox(services.coalesce_s)
+        self._outbox = Outbox.of(plan.request, services.coalesce_s)
         self._events: list[_Response] = []
         self._done: RequestDone | None = None
         self._evicted: PenstockError | None = None
@@ -176,7 +176,8 @@ class Generation:
             returned = ranked[: self._plan.num_returned]
         for index, sample in enumerate(returned):
             yield from sample.messages(index)
-        summary = completed(self._plan, self._usage(), self._timing(), returned)
+        figures = over_all_attempts(self._plan, self._usage(), self._timing(), self._samples)
+        summary = completed(self._plan, *figures, returned)
         yield _Response(completed=summary)
 
     def _usage(self) -> usage_pb2.Usage:

@@ -1,30 +1,50 @@
 """Decides when to send: at once while the stream is slow, in larger messages when it is fast.
 
 A message costs a Python hop 70-140 us whatever it carries, so tokens that come within 10 ms of the
-last message share the next one. A token is never more than 10 ms or 8 tokens behind.
+last message share the next one. A token is never more than 10 ms or 8 tokens behind, unless the request
+allows more: a router that forwards many streams pays for each message as well.
 """
 
 import asyncio
+import math
+from typing import Self
+
+from penstock.inference.v1 import generate_pb2
 
 COALESCE_S = 0.010
 COALESCE_TOKENS = 8
+_MOST_DELAY_S = 1.0
+_MOST_TOKENS = 64
+_GRID_S = 0.020
 
 
 class Outbox:
     """When one request's responses are due. The responses themselves lie with their samples."""
 
-    def __init__(self, coalesce_s: float = COALESCE_S) -> None:
+    def __init__(
+        self, coalesce_s: float = COALESCE_S, coalesce_tokens: int = COALESCE_TOKENS
+    ) -> None:
         self._coalesce_s = coalesce_s
+        self._coalesce_tokens = coalesce_tokens
         self._waiting = asyncio.Event()
         self._due = asyncio.Event()
         self._has_tokens = False
         self._sent_at = float("-inf")  # when tokens were sent last: the first ones go at once
 
+    @classmethod
+    def of(cls, request: generate_pb2.GenerateRequest, coalesce_s: float) -> Self:
+        """One that lags as far as the request allows; ``coalesce_s`` if it does not say."""
+        if not request.HasField("coalescing"):
+            return cls(coalesce_s)
+        asked = request.coalescing
+        delay_s = min(asked.max_delay_ms / 1000, _MOST_DELAY_S)
+        return cls(delay_s, min(max(asked.max_tokens, 1), _MOST_TOKENS))
+
     def tokens(self, pending: int) -> None:
         """A sample now has this many unsent tokens."""
         self._has_tokens = True
         self._waiting.set()
-        if pending >= COALESCE_TOKENS:
+        if pending >= self._coalesce_tokens:
             self._due.set()
 
     def now(self) -> None:
@@ -32,11 +52,18 @@ class Outbox:
         self._waiting.set()
         self._due.set()
 
+    def _due_at(self) -> float:
+        at = self._sent_at + self._coalesce_s
+        if self._coalesce_s < _GRID_S or math.isinf(at):
+            return at
+        # Streams that may wait anyway send together: waking up is most of what a message costs.
+        return math.ceil(at / _GRID_S) * _GRID_S
+
     async def ready(self) -> None:
         """Wait until there is something to send and it is time to send all there is."""
         await self._waiting.wait()
         loop = asyncio.get_running_loop()
-        due_at = self._sent_at + self._coalesce_s
+        due_at = self._due_at()
         if not self._due.is_set() and loop.time() < due_at:
             try:
                 async with asyncio.timeout_at(due_at):

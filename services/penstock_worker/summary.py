@@ -26,11 +26,12 @@ def echoes(plan: Plan, tokenizer: Tokenizer) -> list[generate_pb2.GenerateRespon
 
 
 def usage(plan: Plan, samples: Sequence[Sample], done: RequestDone | None) -> usage_pb2.Usage:
-    """Tokens over all attempts and all samples that were drawn."""
+    """Tokens of this attempt over all samples that were drawn."""
+    num_prompt = len(plan.engine_request.prompt)
     return usage_pb2.Usage(
-        prompt_tokens=len(plan.engine_request.prompt),
-        completion_tokens=sum(sample.num_tokens for sample in samples),
-        cached_tokens=done.cached_tokens if done else 0,
+        prompt_tokens=num_prompt,
+        completion_tokens=sum(sample.num_new_tokens for sample in samples),
+        cached_tokens=min(done.cached_tokens, num_prompt) if done else 0,
         drafted_tokens=done.drafted_tokens if done else 0,
         accepted_draft_tokens=done.accepted_draft_tokens if done else 0,
     )
@@ -50,10 +51,29 @@ def timing(progress: Progress, steps: int, done: RequestDone | None) -> usage_pb
     )
 
 
+def over_all_attempts(
+    plan: Plan, used: usage_pb2.Usage, times: usage_pb2.Timing, samples: Sequence[Sample]
+) -> tuple[usage_pb2.Usage, usage_pb2.Timing]:
+    """What the client is told: earlier attempts' share added to this one's."""
+    before = plan.request.resume
+    used.completion_tokens = sum(sample.num_tokens for sample in samples)
+    if not before.attempt:
+        return used, times
+    if before.HasField("usage"):  # that of the prompt counts once, as it was told first
+        used.cached_tokens = before.usage.cached_tokens
+    used.drafted_tokens += before.usage.drafted_tokens
+    used.accepted_draft_tokens += before.usage.accepted_draft_tokens
+    times.ttft_s = before.timing.ttft_s or before.timing.total_s + times.ttft_s
+    times.total_s += before.timing.total_s
+    longest = max(sample.num_tokens for sample in samples)
+    times.tpot_s = (times.total_s - times.ttft_s) / (longest - 1) if longest > 1 else 0.0
+    return used, times
+
+
 def completed(
     plan: Plan, used: usage_pb2.Usage, times: usage_pb2.Timing, samples: Sequence[Sample]
 ) -> generate_pb2.Completed:
-    """The last message."""
+    """The last message; figures over all attempts."""
     message = generate_pb2.Completed(usage=used, timing=times)
     if plan.request.aggregation == sampling_pb2.AGGREGATION_MAJORITY_VOTE:
         vote = majority([sample.text for sample in samples], plan.request.vote_field)

@@ -50,9 +50,12 @@ _DECISIONS = (
             "s",
         ),
         Panel(
-            "Retries",
-            "Requests sent to another worker before their first token.",
-            [Query(rate(names.RETRIES, "_total") + " or vector(0)", "retries")],
+            "Retries and resumes",
+            "Requests sent to another worker before their first token, and streams that went on there.",
+            [
+                Query(rate(names.RETRIES, "_total") + " or vector(0)", "retries"),
+                Query(rate(names.RESUMES, "_total") + " or vector(0)", "resumes"),
+            ],
             "reqps",
         ),
     ],

@@ -16,9 +16,9 @@ from penstock_client import (
     GenerateOptions,
     Message,
     Started,
-    StreamEvent,
 )
 from penstock_client.connections import Connections, Unreachable
+from penstock_core.blocks import unpack_tokens
 from penstock_core.errors import (
     DeadlineExceeded,
     Draining,
@@ -31,7 +31,6 @@ from penstock_core.errors import (
     PenstockError,
     Unauthenticated,
     Unavailable,
-    WorkerLost,
 )
 from penstock_testing.scripted_fleet import API_KEY, FleetFactory, Script
 
@@ -105,20 +104,19 @@ async def test_refusal_before_the_first_token_is_routed_elsewhere(
     assert list(running.routing.calls[1].excluded_worker_ids) == ["w0"]
 
 
-async def test_failure_after_the_first_token_is_not_repeated(fleet: FleetFactory) -> None:
+async def test_failure_after_the_first_token_is_made_good_by_another_worker(
+    fleet: FleetFactory,
+) -> None:
     running = await fleet(Script(error=Draining("going"), error_after=2), Script())
-    seen: list[StreamEvent] = []
-
-    async def consume(client: AsyncClient) -> None:
-        async for event in client.stream("hello"):
-            seen.append(event)
-
     async with AsyncClient(running.target, api_key=API_KEY) as client:
-        with pytest.raises(WorkerLost):
-            await consume(client)
+        seen = [event async for event in client.stream("hello")]
 
-    assert [e.first_position for e in seen if isinstance(e, Delta)] == [0, 1]
-    assert running.workers[1].requests == []
+    assert [e.first_position for e in seen if isinstance(e, Delta)] == [0, 1, 2]
+    assert [e.worker_id for e in seen if isinstance(e, Started)] == ["w0"]
+    resume = running.workers[1].requests[0].resume
+    assert unpack_tokens(resume.choices[0].emitted.ids) == [0, 1]
+    assert resume.choices[0].emitted_chars == len("0 1 ")
+    assert resume.attempt == 1
 
 
 async def test_error_that_no_retry_can_help_reaches_the_caller_typed(fleet: FleetFactory) -> None:

@@ -82,6 +82,7 @@ class GenerateRequest(google.protobuf.message.Message):
     LEASE_FIELD_NUMBER: builtins.int
     RESUME_FIELD_NUMBER: builtins.int
     VOTE_FIELD_FIELD_NUMBER: builtins.int
+    COALESCING_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """Id for logs, traces, Abort and ExplainDecision; made by the server if empty."""
     model: builtins.str
@@ -130,6 +131,10 @@ class GenerateRequest(google.protobuf.message.Message):
     def resume(self) -> Global___ResumeState:
         """What an earlier attempt emitted, to continue from there."""
 
+    @property
+    def coalescing(self) -> Global___Coalescing:
+        """How far deltas may lag behind tokens; absent, the worker decides. A router asks for more when it forwards many streams."""
+
     def __init__(
         self,
         *,
@@ -149,12 +154,35 @@ class GenerateRequest(google.protobuf.message.Message):
         lease: penstock.common.v1.lease_pb2.Lease | None = ...,
         resume: Global___ResumeState | None = ...,
         vote_field: builtins.str = ...,
+        coalescing: Global___Coalescing | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["chat", b"chat", "constraint", b"constraint", "lease", b"lease", "output", b"output", "prompt", b"prompt", "resume", b"resume", "sampling", b"sampling", "stop", b"stop", "text", b"text", "tokens", b"tokens"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["adapter", b"adapter", "aggregation", b"aggregation", "chat", b"chat", "constraint", b"constraint", "lease", b"lease", "model", b"model", "output", b"output", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "resume", b"resume", "sampling", b"sampling", "speculation", b"speculation", "stop", b"stop", "text", b"text", "tokens", b"tokens", "vote_field", b"vote_field"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["chat", b"chat", "coalescing", b"coalescing", "constraint", b"constraint", "lease", b"lease", "output", b"output", "prompt", b"prompt", "resume", b"resume", "sampling", b"sampling", "stop", b"stop", "text", b"text", "tokens", b"tokens"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["adapter", b"adapter", "aggregation", b"aggregation", "chat", b"chat", "coalescing", b"coalescing", "constraint", b"constraint", "lease", b"lease", "model", b"model", "output", b"output", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "resume", b"resume", "sampling", b"sampling", "speculation", b"speculation", "stop", b"stop", "text", b"text", "tokens", b"tokens", "vote_field", b"vote_field"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["prompt", b"prompt"]) -> typing.Literal["text", "tokens", "chat"] | None: ...
 
 Global___GenerateRequest: typing_extensions.TypeAlias = GenerateRequest
+
+@typing.final
+class Coalescing(google.protobuf.message.Message):
+    """Tokens that come soon after a message share the next one."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MAX_DELAY_MS_FIELD_NUMBER: builtins.int
+    MAX_TOKENS_FIELD_NUMBER: builtins.int
+    max_delay_ms: builtins.int
+    """Longest time that a token is held back."""
+    max_tokens: builtins.int
+    """Most tokens of a sample that are held back."""
+    def __init__(
+        self,
+        *,
+        max_delay_ms: builtins.int = ...,
+        max_tokens: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["max_delay_ms", b"max_delay_ms", "max_tokens", b"max_tokens"]) -> None: ...
+
+Global___Coalescing: typing_extensions.TypeAlias = Coalescing
 
 @typing.final
 class ResumeState(google.protobuf.message.Message):
@@ -166,15 +194,28 @@ class ResumeState(google.protobuf.message.Message):
     SEED_FIELD_NUMBER: builtins.int
     ATTEMPT_FIELD_NUMBER: builtins.int
     RESUME_TOKEN_FIELD_NUMBER: builtins.int
+    USAGE_FIELD_NUMBER: builtins.int
+    TIMING_FIELD_NUMBER: builtins.int
+    MODEL_REVISION_FIELD_NUMBER: builtins.int
     seed: builtins.int
     """Seed that the first attempt drew with."""
     attempt: builtins.int
     """Number of this attempt, from 1."""
     resume_token: builtins.str
     """Token from Route that ties attempts together."""
+    model_revision: builtins.str
+    """Revision of the model that emitted them; another one goes on only if no worker has it."""
     @property
     def choices(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ChoiceState]:
         """One entry for each sample that had begun."""
+
+    @property
+    def usage(self) -> penstock.common.v1.usage_pb2.Usage:
+        """What earlier attempts used and told of: cached tokens of the first, drafts of all. Completed adds up."""
+
+    @property
+    def timing(self) -> penstock.common.v1.usage_pb2.Timing:
+        """Of earlier attempts: ttft_s of the first, total_s until this one began. Completed adds up."""
 
     def __init__(
         self,
@@ -183,8 +224,12 @@ class ResumeState(google.protobuf.message.Message):
         seed: builtins.int = ...,
         attempt: builtins.int = ...,
         resume_token: builtins.str = ...,
+        usage: penstock.common.v1.usage_pb2.Usage | None = ...,
+        timing: penstock.common.v1.usage_pb2.Timing | None = ...,
+        model_revision: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "choices", b"choices", "resume_token", b"resume_token", "seed", b"seed"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["timing", b"timing", "usage", b"usage"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "choices", b"choices", "model_revision", b"model_revision", "resume_token", b"resume_token", "seed", b"seed", "timing", b"timing", "usage", b"usage"]) -> None: ...
 
 Global___ResumeState: typing_extensions.TypeAlias = ResumeState
 
@@ -206,7 +251,7 @@ class ChoiceState(google.protobuf.message.Message):
     finish_reason: Global___FinishReason.ValueType
     """Set if the sample had ended."""
     emitted_chars: builtins.int
-    """Characters of text that reached the client."""
+    """Characters (Unicode code points) of text that reached the client, the echoed prompt's not counted."""
     @property
     def emitted(self) -> penstock.common.v1.tokens_pb2.TokenIds:
         """Tokens that reached the client."""

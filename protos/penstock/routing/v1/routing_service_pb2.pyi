@@ -102,6 +102,8 @@ class RouteResponse(google.protobuf.message.Message):
     PREDICTED_CACHED_TOKENS_FIELD_NUMBER: builtins.int
     PREDICTED_TTFT_S_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    MODEL_REVISION_FIELD_NUMBER: builtins.int
     worker_id: builtins.str
     """Worker that was chosen."""
     endpoint: builtins.str
@@ -116,6 +118,10 @@ class RouteResponse(google.protobuf.message.Message):
     """Time to first token it expects, in seconds."""
     request_id: builtins.str
     """Id of the request, made by the router if the request had none."""
+    model: builtins.str
+    """Name of the model at that worker: another than asked for behind an alias, a canary or a fall-back."""
+    model_revision: builtins.str
+    """Its revision there; to be told in a resume state."""
     @property
     def lease(self) -> penstock.common.v1.lease_pb2.Lease:
         """Permission to show to it."""
@@ -136,9 +142,11 @@ class RouteResponse(google.protobuf.message.Message):
         predicted_cached_tokens: builtins.int = ...,
         predicted_ttft_s: builtins.float = ...,
         request_id: builtins.str = ...,
+        model: builtins.str = ...,
+        model_revision: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["lease", b"lease", "prompt_tokens", b"prompt_tokens"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["decision_id", b"decision_id", "endpoint", b"endpoint", "lease", b"lease", "predicted_cached_tokens", b"predicted_cached_tokens", "predicted_ttft_s", b"predicted_ttft_s", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "resume_token", b"resume_token", "worker_id", b"worker_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["decision_id", b"decision_id", "endpoint", b"endpoint", "lease", b"lease", "model", b"model", "model_revision", b"model_revision", "predicted_cached_tokens", b"predicted_cached_tokens", "predicted_ttft_s", b"predicted_ttft_s", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "resume_token", b"resume_token", "worker_id", b"worker_id"]) -> None: ...
 
 Global___RouteResponse: typing_extensions.TypeAlias = RouteResponse
 

@@ -1,0 +1,36 @@
+"""How often a forwarded stream sends a message: the more streams, the more tokens share one.
+
+A message costs a Python hop the same whatever it carries. Alone, a stream gets each token at once; so
+many streams that their messages would fill a core get several tokens a message instead, and nobody
+waits in a queue. The first token is never held back. Pure.
+"""
+
+from dataclasses import dataclass
+
+from penstock.inference.v1 import generate_pb2
+
+_LEAST_DELAY_MS = 10
+_FEW_TOKENS = 8
+_MANY_TOKENS = 32
+
+
+@dataclass(slots=True)
+class Pace:
+    """Counts open streams and shares a budget of messages among them.
+
+    Attributes:
+        messages_per_s: messages that all streams together should send in a second.
+        max_delay_ms: no token waits longer for others.
+        open: streams that run.
+    """
+
+    messages_per_s: float
+    max_delay_ms: int
+    open: int = 0
+
+    def coalescing(self) -> generate_pb2.Coalescing:
+        """What to ask a worker for when a stream begins."""
+        share_ms = int(1000 * self.open / self.messages_per_s)
+        delay_ms = max(min(share_ms, self.max_delay_ms), _LEAST_DELAY_MS)
+        tokens = _FEW_TOKENS if delay_ms == _LEAST_DELAY_MS else _MANY_TOKENS
+        return generate_pb2.Coalescing(max_delay_ms=delay_ms, max_tokens=tokens)

@@ -6,6 +6,7 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import TypeVar, cast
 
 import pytest
@@ -27,6 +28,7 @@ from penstock_engine.native.engine import NativeEngine
 from penstock_engine.native.settings import NativeSettings
 from penstock_testing.checkpoints import write_checkpoint
 from penstock_testing.engine import FakeConfig, FakeEngine
+from penstock_testing.trtllm import build_on_double
 
 Out = TypeVar("Out", Admitted, TokenOut, RequestDone)
 
@@ -79,12 +81,34 @@ def _fake(size: Size) -> Engine:
     return FakeEngine(config)
 
 
-@pytest.fixture(params=["fake", "none", "ngram", "draft"])
-def engine_factory(request: pytest.FixtureRequest, tiny_model: Path) -> EngineFactory:
+def _trtllm(size: Size, model: Path, kind: str) -> Engine:
+    speculation: dict[str, object] = {"mode": "none"}
+    if kind == "trtllm-eagle3":
+        speculation = {"mode": "eagle3", "draft_model": "head"}
+    settings = {
+        "kv_cache": {"max_tokens": size.capacity_blocks * BLOCK},
+        "max_batch_size": size.max_batch,
+        "max_waiting": size.max_waiting,
+        "max_seq_len": size.max_context,
+        "speculation": speculation,
+    }
+    return build_on_double(model, settings)
+
+
+@pytest.fixture(params=["fake", "none", "ngram", "draft", "trtllm", "trtllm-eagle3"])
+def engine_factory(
+    request: pytest.FixtureRequest, tiny_model: Path, tensorrt_llm: ModuleType
+) -> EngineFactory:
+    kind = request.param  # of speculation, for the native engine
+
+    def build(size: Size) -> Engine:
+        if kind == "fake":
+            return _fake(size)
+        return (_trtllm if kind.startswith("trtllm") else _native)(size, tiny_model, kind)
+
     @asynccontextmanager
     async def make(size: Size) -> AsyncIterator[Engine]:
-        kind = request.param  # of speculation, for the native engine
-        engine = _fake(size) if kind == "fake" else _native(size, tiny_model, kind)
+        engine = build(size)
         await engine.start()
         try:
             yield engine

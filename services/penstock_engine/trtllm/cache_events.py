@@ -84,8 +84,8 @@ def parse_events(item: object) -> list[CacheEvent]:
 
 def _event(raw: object) -> CacheEvent:
     match raw:
-        case {"event_id": int(event_id), "data": dict(data)}:
-            window, rank = raw.get("window_size"), raw.get("attention_dp_rank")
+        case {"event_id": int(event_id), "data": dict(data), **rest}:
+            window, rank = rest.get("window_size"), rest.get("attention_dp_rank")
             return CacheEvent(
                 event_id,
                 window if isinstance(window, int) else 0,

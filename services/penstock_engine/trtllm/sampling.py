@@ -85,13 +85,13 @@ def sampling_params(request: EngineRequest, choice: int, abilities: Abilities) -
     prompt's KV cache by its reuse.
     """
     emitted = len(request.emitted[choice]) if request.emitted else 0
-    ends = _ends(request, abilities)
+    end = ends(request, abilities)
     arguments: dict[str, object] = {
         "max_tokens": request.max_tokens - emitted,
         "detokenize": False,
         "add_special_tokens": False,
         "return_perf_metrics": True,
-        **ends,
+        **end,
         **_draws(request, choice),
     }
     if request.min_tokens > emitted:
@@ -106,19 +106,19 @@ def sampling_params(request: EngineRequest, choice: int, abilities: Abilities) -
     return Build("SamplingParams", arguments)
 
 
-def _ends(request: EngineRequest, abilities: Abilities) -> dict[str, object]:
+def ends(request: EngineRequest, abilities: Abilities) -> dict[str, object]:
     """With ``end_id`` given the package adds none of the model's other end tokens: we name all."""
     stops = request.stop_token_ids
-    ends = sorted(stops & abilities.eos_token_ids) or sorted(stops)
-    if not ends:
+    known = sorted(stops & abilities.eos_token_ids) or sorted(stops)
+    if not known:
         # A request that no token ends; the package wants an end_id all the same.
         return {"end_id": min(abilities.eos_token_ids, default=0), "ignore_eos": True}
-    others = sorted(stops - {ends[0]})
+    others = sorted(stops - {known[0]})
     if request.min_tokens or not others:
         # Only end_id is masked out before min_tokens. The others end the sample on our side, which
         # looks at the position.
-        return {"end_id": ends[0]}
-    return {"end_id": ends[0], "stop_token_ids": others}
+        return {"end_id": known[0]}
+    return {"end_id": known[0], "stop_token_ids": others}
 
 
 def _draws(request: EngineRequest, choice: int) -> dict[str, object]:

@@ -59,8 +59,9 @@ class Roots:
 
         ``is_held`` tells whether a chain start has the block already.
         """
-        short = (e for e in self._expected.get(0, ()) if self._begins(block, e.known()))
-        for entry in (*self._expected.get(_key(block), ()), *short):
+        entries = list(self._expected.get(_key(block), []))
+        entries += [e for e in self._expected.get(0, []) if self._begins(block, e.known())]
+        for entry in entries:
             if not is_held(entry.start):
                 self.remove(entry)
                 return entry.start

@@ -6,7 +6,7 @@ import json
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pydantic
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, TypeAdapter
@@ -29,7 +29,7 @@ class _Names(dict[str, object]):
         return Any
 
 
-def type_of(text: str, known: Mapping[str, object]) -> Any:  # noqa: ANN401
+def type_of(text: str, known: Mapping[str, object]) -> Any:
     """The type that a contract's type text names; classes it does not know are Any."""
     names = _Names(
         {name: getattr(typing, name) for name in ("Optional", "Union", "List", "Literal")}
@@ -38,7 +38,7 @@ def type_of(text: str, known: Mapping[str, object]) -> Any:  # noqa: ANN401
     names |= {"torch": _Foreign(), "tllm": _Foreign(), "tllme": _Foreign()}
     names |= {kind.__name__: kind for kind in (int, float, str, bool, bytes)}
     names.update(known)
-    return eval(text, {"__builtins__": {}}, names)  # noqa: S307 - our own file
+    return eval(text, {"__builtins__": {}}, names)
 
 
 class Strict(BaseModel):
@@ -59,7 +59,7 @@ def model(
     if missing:
         raise NotImplementedError(f"{name}: {sorted(missing)}")
     base = known.get(spec.get("base", ""), Strict)
-    fields = {key: _field(field, known) for key, field in spec["fields"].items()}
+    fields: dict[str, Any] = {k: _field(field, known) for k, field in spec["fields"].items()}
     checks = [validators[text] for text in spec.get("validators", ())]
 
     class Checked(base):  # type: ignore[misc, valid-type]
@@ -68,9 +68,9 @@ def model(
             for check in checks:
                 check(self)
 
-    made = pydantic.create_model(name, __base__=Checked, **fields)
+    made: Any = pydantic.create_model(name, __base__=Checked, **fields)
     made.__module__ = spec["module"]
-    return made
+    return cast("type[BaseModel]", made)
 
 
 def _field(spec: dict[str, Any], known: Mapping[str, object]) -> tuple[object, object]:
@@ -89,10 +89,10 @@ def _field(spec: dict[str, Any], known: Mapping[str, object]) -> tuple[object, o
         return kind, Field(**options)
     factory = spec.get("default_factory")
     if factory is not None:
-        made = known.get(factory, {"dict": dict, "list": list}.get(factory, lambda: None))
-        return kind if factory in known or factory == "dict" else Any, Field(
-            default_factory=made, **options
-        )
+        plain: dict[str, Any] = {"dict": dict, "list": list}
+        made: Any = known.get(factory, plain.get(factory, lambda: None))
+        typed = kind if factory in known or factory == "dict" else Any
+        return typed, Field(default_factory=made, **options)
     # Defaults that only the C++ side knows stand for themselves.
     return kind, Field(default=spec.get("default", spec.get("default_expr")), **options)
 
@@ -138,9 +138,9 @@ def signature(method: str) -> inspect.Signature:
     for spec in CONTRACT["methods"][method]["parameters"]:
         name = spec["name"]
         if name.startswith("**"):
-            kind, default = inspect.Parameter.VAR_KEYWORD, inspect.Parameter.empty
-        else:
-            kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-            default = spec.get("default", inspect.Parameter.empty)
-        parameters.append(inspect.Parameter(name.lstrip("*"), kind, default=default))
+            parameters.append(inspect.Parameter(name[2:], inspect.Parameter.VAR_KEYWORD))
+            continue
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        default = spec.get("default", inspect.Parameter.empty)
+        parameters.append(inspect.Parameter(name, kind, default=default))
     return inspect.Signature(parameters)

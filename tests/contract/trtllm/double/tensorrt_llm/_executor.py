@@ -234,7 +234,8 @@ class Executor:
         return 1 + accepted
 
     def _draw(self, request: Request, count: int) -> tuple[list[int], str | None]:
-        p, tokens = request.params, []
+        p = request.params
+        tokens: list[int] = []
         for _ in range(count):
             position = len(request.said) + len(tokens)
             token = self.next_token([*request.prompt, *request.said, *tokens], p)
@@ -281,7 +282,7 @@ class Executor:
                 metrics=self._metrics(request, done=reason is not None),
                 cached_tokens=request.cached,
                 iterations=request.iterations,
-            )  # fmt: skip
+            )
         )
         if reason is not None:
             if reason != "cancelled":
@@ -329,7 +330,7 @@ class Executor:
                 "numQueuedRequests": len(self.waiting),
                 "inflightBatchingStats": batch,
                 "kvCacheStats": cache,
-            }  # fmt: skip
+            }
         )
 
 

@@ -62,7 +62,7 @@ class LLM:
         if config is None:
             return 0
         if not isinstance(config, SPECULATIVE_CLASSES):
-            raise ValueError("speculative_config must be one of the package's objects")
+            raise ValueError("a dict is no speculative_config")  # noqa: TRY004 - as pydantic does
         name = type(config).__name__
         if "pytorch" not in _RULES[name]["supports_backend"]:
             raise ValueError(f"Speculation type {name} does not support backend pytorch")

@@ -146,7 +146,10 @@ class Executor:
                 self._wake.clear()
                 await self._wake.wait()
                 continue
-            self.step()
+            try:
+                self.step()
+            except Exception as error:  # noqa: BLE001 - a defect of ours: nobody may wait for it
+                self._fail(error)
 
     def _obey(self) -> None:
         """Do what a file tells a double in another process: drop so many events, or crash."""

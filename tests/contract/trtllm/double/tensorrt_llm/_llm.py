@@ -30,6 +30,10 @@ class LLM:
             }:
                 raise ValueError(f"LLM got invalid argument: {name}")
         self.args: Any = KNOWN["TorchLlmArgs"](**given)
+        for name, field in _RULES["TorchLlmArgs"]["fields"].items():
+            effective = field.get("effective_default_torch", field.get("effective_default"))
+            if effective is not None and getattr(self.args, name) is None:
+                self.args.__dict__[name] = effective
         self._check_world()
         draft_len = self._check_speculation()
         if self.args.guided_decoding_backend is not None:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from penstock_core.errors import InvalidRequest, NotFound
 from penstock_core.settings import SettingsError
+from penstock_engine.speculative.pairing import check_pair
 from penstock_engine.trtllm.settings import TrtLlmSettings
-from penstock_engine.trtllm.speculation import Eagle3, Mtp
+from penstock_engine.trtllm.speculation import DraftTarget, Eagle3, Mtp
 
 _DEFAULT_CONTEXT = 2048
 
@@ -65,13 +66,21 @@ class Checkpoint:
 
 
 def check(settings: TrtLlmSettings, checkpoint: Checkpoint) -> None:
-    """Raise SettingsError if the settings ask for what this checkpoint cannot do."""
+    """Hold the settings against the checkpoint.
+
+    Raises:
+        SettingsError: they ask for what it cannot do.
+        InvalidRequest: a draft model in a directory has another vocabulary.
+    """
     kind = settings.speculation
     if isinstance(kind, Mtp) and not checkpoint.num_mtp_layers:
         raise SettingsError(
             f"speculation mtp: {checkpoint.path} has no layers that predict further tokens; "
             "use eagle3 with a head for this model, or ngram"
         )
+    if isinstance(kind, DraftTarget) and Path(kind.draft_model).is_dir():
+        draft = Checkpoint.read(Path(kind.draft_model))
+        check_pair(checkpoint.path, draft.path, (checkpoint.vocab_size, draft.vocab_size))
     is_harmony = checkpoint.model_type == "gpt_oss"
     if isinstance(kind, Eagle3) and is_harmony and settings.guided_decoding is not None:
         raise SettingsError(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+import penstock_models
 from penstock_engine.trtllm import rules
 from penstock_engine.trtllm.checkpoint import Checkpoint, check
 from penstock_engine.trtllm.llm_args import llm_arguments
@@ -58,17 +59,12 @@ def test_the_gpu_profile_has_what_the_package_needs() -> None:
 
 
 @pytest.mark.process
-def test_the_tests_for_a_gpu_run_on_the_double(model: Path) -> None:
+def test_the_tests_for_a_gpu_run_on_the_double() -> None:
     path = os.pathsep.join(
         [str(Path(__file__).parent / "double"), os.environ.get("PYTHONPATH", "")]
     )
-    config = json.loads((model / "config.json").read_text()) | {"max_position_embeddings": 4096}
-    (model / "config.json").write_text(json.dumps(config))
-    environment = {
-        "PYTHONPATH": path,
-        "TRTLLM_TEST_MODEL": str(model),
-        "TRTLLM_TEST_EAGLE3": "head",
-    }
+    model = str(penstock_models.DEMO)
+    environment = {"PYTHONPATH": path, "TRTLLM_TEST_MODEL": model, "TRTLLM_TEST_EAGLE3": "head"}
 
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", "tests/gpu", "-k", "eagle3 or host"],

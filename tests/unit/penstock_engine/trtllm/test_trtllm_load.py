@@ -172,7 +172,7 @@ async def test_a_pump_reads_on_after_an_end_and_after_an_error() -> None:
     reads = Reads([1, 2], [], ValueError("broken"), [3])
     taken: asyncio.Queue[object] = asyncio.Queue()
     lost: list[Exception] = []
-    pump = Pump(reads, taken.put_nowait, lost.append)  # type: ignore[arg-type]
+    pump = Pump(reads, taken.put_nowait, lost.append)
     task = asyncio.create_task(pump.run())
     async with asyncio.timeout(10):
         found = [await taken.get() for _ in range(3)]
@@ -184,7 +184,7 @@ async def test_a_pump_reads_on_after_an_end_and_after_an_error() -> None:
 
 async def test_an_idle_pump_asks_seldom_and_at_once_when_poked() -> None:
     reads = Reads()
-    pump = Pump(reads, lambda _: None, lambda _: None)  # type: ignore[arg-type]
+    pump = Pump(reads, lambda _: None, lambda _: None)
     task = asyncio.create_task(pump.run())
     async with asyncio.timeout(10):
         while reads.asked < 5:

@@ -1,13 +1,29 @@
 """The import of the package: versions, and what is built of it."""
 
+import re
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+import penstock_engine
 from penstock_core.errors import NotSupported
 from penstock_engine.trtllm.llm_args import Build
 from penstock_engine.trtllm.package import check_version, load_package
+
+
+def test_the_package_is_imported_in_one_module_only() -> None:
+    services = Path(penstock_engine.__file__).parents[1]
+    naming = re.compile(r"^\s*(import|from) tensorrt_llm|import_module\(.?tensorrt_llm", re.M)
+
+    found = {
+        path.relative_to(services).as_posix()
+        for path in services.rglob("*.py")
+        if naming.search(path.read_text(encoding="utf-8"))
+    }
+
+    assert found == {"penstock_engine/trtllm/package.py"}
 
 
 @pytest.mark.parametrize("version", ["1.2.1", "1.2.1.post1", "1.2.2", "1.2.1+cu130", "1.2.10"])

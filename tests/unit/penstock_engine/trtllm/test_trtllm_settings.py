@@ -234,5 +234,16 @@ def test_what_this_checkpoint_cannot_do_is_refused(
         check(settings(**given), checkpoint(tmp_path, **config))
 
 
+def test_a_draft_model_must_have_the_same_vocabulary(tmp_path: Path) -> None:
+    small, model = tmp_path / "small", tmp_path / "model"
+    small.mkdir()
+    model.mkdir()
+    checkpoint(small, vocab_size=99)
+    kind = {"mode": "draft_target", "draft_model": str(small)}
+
+    with pytest.raises(InvalidRequest, match="99"):
+        check(settings(speculation=kind), checkpoint(model))
+
+
 def test_a_checkpoint_with_such_layers_may_use_them(tmp_path: Path) -> None:
     check(settings(speculation={"mode": "mtp"}), checkpoint(tmp_path, num_nextn_predict_layers=1))

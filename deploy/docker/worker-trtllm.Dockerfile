@@ -3,7 +3,7 @@
 # Run (these flags are the package's, not ours: NCCL and MPI need the memory):
 #   docker run --rm --gpus all --ipc host --ulimit memlock=-1 --ulimit stack=67108864 \
 #     -v $PWD/deploy/trtllm/llama-8b-eagle3.yaml:/etc/penstock/trtllm.yaml:ro \
-#     -v penstock-models:/models -e PENSTOCK_WORKER_LISTEN=0.0.0.0:50061 -p 50061:50061 \
+#     -v penstock-models:/home/penstock/.cache -e PENSTOCK_WORKER_LISTEN=0.0.0.0:50061 -p 50061:50061 \
 #     penstock-worker-trtllm
 # 1.2.1 or newer: 1.2.0 corrupts its KV cache where prefixes are reused.
 FROM nvcr.io/nvidia/tensorrt-llm/release:1.2.1
@@ -24,10 +24,11 @@ RUN python3 -m pip freeze --exclude-editable \
  || { echo 'the installed packages do not go together' >&2; exit 1; }
 
 # Not root: OpenMPI refuses root, and nothing here needs it.
-RUN useradd --create-home --uid 10001 penstock && mkdir -p /models /etc/penstock && chown penstock /models
+RUN useradd --uid 10001 --create-home penstock \
+ && install -d -o penstock -g penstock /home/penstock/.cache /etc/penstock /run/penstock
 USER penstock
-ENV HF_HOME=/models \
-    PYTHONUNBUFFERED=1
+ENV PYTHONUNBUFFERED=1 \
+    PENSTOCK_SECRETS_DIR=/run/penstock
 
 EXPOSE 50061
 STOPSIGNAL SIGTERM

@@ -45,7 +45,7 @@ def test_there_is_an_example_of_each_kind() -> None:
 
 
 def test_the_gpu_profile_has_what_the_package_needs() -> None:
-    compose = yaml.safe_load((DEPLOY / "compose.gpu.yaml").read_text())
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
     worker = compose["services"]["worker-trtllm"]
     dockerfile = (DEPLOY / "docker/worker-trtllm.Dockerfile").read_text()
 

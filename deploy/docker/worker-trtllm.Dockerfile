@@ -27,7 +27,11 @@ RUN python3 -m pip freeze --exclude-editable \
 RUN useradd --uid 10001 --create-home penstock \
  && install -d -o penstock -g penstock /home/penstock/.cache /etc/penstock /run/penstock
 USER penstock
+# Everything that is compiled or downloaded on the way goes below one folder: mount a volume there.
 ENV PYTHONUNBUFFERED=1 \
+    TRITON_CACHE_DIR=/home/penstock/.cache/triton \
+    TORCHINDUCTOR_CACHE_DIR=/home/penstock/.cache/inductor \
+    CUDA_CACHE_PATH=/home/penstock/.cache/cuda \
     PENSTOCK_SECRETS_DIR=/run/penstock
 
 EXPOSE 50061

@@ -2,9 +2,13 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
+
+from penstock_testing.trtllm import installed_double
 
 ROOTS = ("protos", "services", "router", "batch")
 
@@ -26,3 +30,10 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(("PENSTOCK_", "OTEL_")):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def tensorrt_llm() -> Iterator[ModuleType]:
+    """The contract double of TensorRT-LLM in the package's place."""
+    with installed_double(Path(__file__).parent / "contract/trtllm/double") as module:
+        yield module

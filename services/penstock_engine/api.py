@@ -101,11 +101,13 @@ class Logprob:
 class Admitted:
     """First output of a request: it has KV pages and its prefix was looked up.
 
-    ``cached_tokens`` are prompt tokens whose KV is reused; ``queue_s`` is the wait until now.
+    ``cached_tokens`` are prompt tokens whose KV is reused; ``queue_s`` is the wait until then. An
+    engine that learns of it only with the first token says so ``late_s`` seconds late.
     """
 
     cached_tokens: int
     queue_s: float
+    late_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +190,10 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True)
 class EngineState:
-    """What an engine does now. Rates are smoothed (EWMA); see ``penstock.worker.v1.WorkerLoad``."""
+    """What an engine does now. Rates are smoothed (EWMA); see ``penstock.worker.v1.WorkerLoad``.
+
+    ``figures_age_s`` is how old they are where they come from elsewhere; None if they are its own.
+    """
 
     running: int = 0
     waiting: int = 0
@@ -201,6 +206,7 @@ class EngineState:
     prefill_tokens_per_s: float = 0.0
     preemptions: int = 0
     failed: bool = False
+    figures_age_s: float | None = None
 
 
 class Engine(Protocol):

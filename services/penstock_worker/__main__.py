@@ -20,10 +20,12 @@ from penstock_engine.api import Engine
 from penstock_text.chat import ChatTemplate
 from penstock_text.source import own_draft, resolve_model, served_name
 from penstock_text.tokenizer import Tokenizer
+from penstock_worker.arguments import UsageError, parse_arguments
 from penstock_worker.settings import WorkerSettings
 from penstock_worker.worker import Options, Text, Worker
 
 SERVICE = "penstock-worker"
+_USAGE = "python -m penstock_worker [--engine native|trtllm] [--config FILE]"
 logger = logging.getLogger(__name__)
 
 
@@ -31,22 +33,24 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the process; returns its exit status."""
     given = sys.argv[1:] if arguments is None else arguments
     if given == ["--help"]:
-        sys.stdout.write(f"python -m penstock_worker\n\n{WorkerSettings.describe()}\n")
+        sys.stdout.write(f"{_USAGE}\n\n{WorkerSettings.describe()}\n")
         return 0
-    if given:
-        return fail("python -m penstock_worker takes no arguments; see --help for its variables")
     try:
-        settings = WorkerSettings.from_environment()
-    except SettingsError as error:
+        chosen = parse_arguments(given)
+        settings = WorkerSettings.from_environment().model_copy(update=chosen)
+    except (UsageError, SettingsError) as error:
         return fail(str(error))
     logs.configure(SERVICE)
     calm_threads(settings.threads)
-    options = _options(settings)
     try:
         engine, text = _load(settings)
+    except SettingsError as error:
+        return fail(str(error))
     except (PenstockError, OSError) as error:
         logger.error("cannot serve %s: %s", settings.model, error)
         return 1
+
+    options = _options(settings, text.source)
 
     async def serve(stop: asyncio.Event) -> None:
         await Worker(engine, text, options).run(stop)
@@ -71,10 +75,10 @@ def calm_threads(threads: int) -> None:
         os.environ.setdefault(name, value)
 
 
-def _options(settings: WorkerSettings) -> Options:
+def _options(settings: WorkerSettings, model: str) -> Options:
     return Options(
         worker_id=settings.id or new_id("worker").replace("_", "-"),
-        models=settings.names(served_name(settings.model)),
+        models=settings.names(served_name(model)),
         listen=settings.listen,
         advertise=settings.advertise,
         registry_url=settings.registry_url,
@@ -86,6 +90,10 @@ def _options(settings: WorkerSettings) -> Options:
 
 
 def _load(settings: WorkerSettings) -> tuple[Engine, Text]:
+    if settings.engine == "trtllm":
+        from penstock_worker.trtllm import load_trtllm  # noqa: PLC0415 - not needed for the other
+
+        return load_trtllm(settings)
     path = resolve_model(settings.model, weights=True)
     # Loaded before torch is: a bad directory is told at once.
     text = Text(Tokenizer.load(path), ChatTemplate.load(path), settings.model)

@@ -115,7 +115,7 @@ class Generation:
                         self._done = output
 
     def _admitted(self, output: Admitted) -> None:
-        self._progress.queue_s = self._progress.now_s()
+        self._progress.queue_s = max(self._progress.now_s() - output.late_s, 0.0)
         self._progress.cached_tokens = output.cached_tokens
         self._services.ledger.admitted(self._plan, output)
         self._start(output.cached_tokens)

@@ -19,6 +19,7 @@ class EngineGauges:
     """
 
     def __init__(self, capacity_blocks: int) -> None:
+        self.capacity_blocks = capacity_blocks
         self._state = EngineState()
         meter = metrics.get_meter(_METER)
         for name, unit, read in (
@@ -26,10 +27,11 @@ class EngineGauges:
             (sc.ENGINE_WAITING, "{request}", lambda s: s.waiting),
             (sc.ENGINE_USED_BLOCKS, "{block}", lambda s: s.used_blocks),
             (sc.ENGINE_CACHED_BLOCKS, "{block}", lambda s: s.cached_blocks),
-            (sc.ENGINE_CAPACITY_BLOCKS, "{block}", lambda _: capacity_blocks),
+            (sc.ENGINE_CAPACITY_BLOCKS, "{block}", lambda _: self.capacity_blocks),
             (sc.ENGINE_STEP, "s", lambda s: s.step_s),
             (sc.ENGINE_TOKENS_PER_STEP, "{token}", lambda s: s.tokens_per_step),
             (sc.ENGINE_PREEMPTIONS, "{preemption}", lambda s: s.preemptions),
+            (sc.ENGINE_FIGURES_AGE, "s", lambda s: s.figures_age_s or 0.0),
         ):
             meter.create_observable_gauge(name, [self._callback(read)], unit=unit)
 

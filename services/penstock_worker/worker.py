@@ -80,7 +80,7 @@ class Worker:
         self._engine = engine
         self._options = options
         self._requests = RequestTable()
-        gauges = EngineGauges(self.info.capacity_blocks)
+        gauges = self._gauges = EngineGauges(self.info.capacity_blocks)
         log = StateLog(self.info.epoch, self.info, options.ring_deltas)
         self._feed = StateFeed(log, engine, gauges, options.feed)
         model = ServedModel(engine.info(), self.info, text.tokenizer, text.template)
@@ -137,6 +137,10 @@ class Worker:
         port = self._rpc.bind(self._options.listen)
         self.info.endpoint = self._options.advertise or _address(self._options.listen, port)
         await self._engine.start()
+        # Some engines know only now how many blocks they have.
+        self.info.capacity_blocks = self._gauges.capacity_blocks = (
+            self._engine.info().capacity_blocks
+        )
         await self._rpc.start()
         self._tasks.append(asyncio.create_task(self._feed.run()))
         await self._rpc.serve()

@@ -6,6 +6,7 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import TypeVar, cast
 
 import pytest
@@ -23,27 +24,14 @@ from penstock_engine.api import (
     Sampling,
     TokenOut,
 )
-from penstock_engine.native.engine import NativeEngine
-from penstock_engine.native.settings import NativeSettings
 from penstock_testing.checkpoints import write_checkpoint
-from penstock_testing.engine import FakeConfig, FakeEngine
+from penstock_testing.engines import BLOCK_TOKENS as BLOCK
+from penstock_testing.engines import KINDS, Size, small_engine
 
 Out = TypeVar("Out", Admitted, TokenOut, RequestDone)
 
-BLOCK = 32
 GREEDY = Sampling(temperature=0.0)
 PROMPT = [(7 * i + i * i) % 250 for i in range(75)]
-
-
-@dataclass(frozen=True, slots=True)
-class Size:
-    """How large an engine is made."""
-
-    capacity_blocks: int = 64
-    max_batch: int = 8
-    max_waiting: int = 64
-    max_context: int = 512
-
 
 EngineFactory = Callable[[Size], AbstractAsyncContextManager[Engine]]
 
@@ -53,38 +41,13 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("tiny"))
 
 
-def _native(size: Size, model: Path, speculation: str) -> Engine:
-    settings = NativeSettings(
-        model,
-        device="cpu",
-        kv_blocks=size.capacity_blocks,
-        max_batch=size.max_batch,
-        max_batched_tokens=48,
-        max_waiting=size.max_waiting,
-        max_context=size.max_context,
-        threads=1,
-        speculation=speculation,
-        draft_model=model if speculation == "draft" else None,
-    )
-    return NativeEngine(settings)
-
-
-def _fake(size: Size) -> Engine:
-    config = FakeConfig(
-        capacity_blocks=size.capacity_blocks,
-        max_batch=size.max_batch,
-        max_waiting=size.max_waiting,
-        max_context_tokens=size.max_context,
-    )
-    return FakeEngine(config)
-
-
-@pytest.fixture(params=["fake", "none", "ngram", "draft"])
-def engine_factory(request: pytest.FixtureRequest, tiny_model: Path) -> EngineFactory:
+@pytest.fixture(params=KINDS)
+def engine_factory(
+    request: pytest.FixtureRequest, tiny_model: Path, tensorrt_llm: ModuleType
+) -> EngineFactory:
     @asynccontextmanager
     async def make(size: Size) -> AsyncIterator[Engine]:
-        kind = request.param  # of speculation, for the native engine
-        engine = _fake(size) if kind == "fake" else _native(size, tiny_model, kind)
+        engine = small_engine(request.param, size, tiny_model)
         await engine.start()
         try:
             yield engine

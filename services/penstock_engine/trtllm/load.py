@@ -1,0 +1,110 @@
+"""What the engine does now, counted on our side, and what each request's share of it is. Pure.
+
+Our own counts come first, since the engine's figures exist only while it computes; those come
+second, with their age. Time comes in.
+"""
+
+from dataclasses import dataclass
+
+from penstock_engine.api import EngineState
+from penstock_engine.trtllm.figures import IterationFigures, Rates
+
+_FRESH_S = 1.0
+
+
+@dataclass(slots=True, eq=False)
+class Resident:
+    """A sample in the engine. ``prefill_tokens``: of its prompt, until its first token is there."""
+
+    prompt_tokens: int
+    entered_share: float
+    prefill_tokens: int
+    new_tokens: int = 0
+
+
+class Load:
+    """Samples in the engine. ``share`` runs at one second a second, divided by who shares it."""
+
+    def __init__(self, block_tokens: int) -> None:
+        self.rates = Rates()
+        self._block_tokens = block_tokens
+        self._residents: set[Resident] = set()
+        self._share = 0.0
+        self._counted_at = 0.0
+        self._heard_at = 0.0
+
+    @property
+    def num_running(self) -> int:
+        """Samples in the engine."""
+        return len(self._residents)
+
+    def enter(self, prompt_tokens: int, now: float) -> Resident:
+        """A sample was submitted."""
+        if not self._residents:
+            self._heard_at = now
+        share = self._count(now)
+        resident = Resident(prompt_tokens, share, prompt_tokens)
+        self._residents.add(resident)
+        return resident
+
+    def heard(self, resident: Resident, new_tokens: int, now: float) -> None:
+        """A sample had a response."""
+        self._heard_at = now
+        resident.new_tokens += new_tokens
+        resident.prefill_tokens = 0
+
+    def leave(self, resident: Resident, now: float) -> float:
+        """A sample left; the seconds of the engine that were its own."""
+        share = self._count(now)
+        self._residents.discard(resident)
+        return share - resident.entered_share
+
+    def note(self, figures: IterationFigures, now: float) -> None:
+        """The engine told of an iteration."""
+        self._heard_at = now
+        self.rates.note(figures, now)
+
+    def silence_s(self, now: float) -> float:
+        """Seconds for which requests ran and nothing was heard."""
+        return now - self._heard_at if self._residents else 0.0
+
+    def state(self, waiting: "Waiting", num_cached: int, now: float) -> EngineState:
+        """The whole."""
+        rates, age = self.rates, self.rates.age_s(now)
+        own = sum(-(-_tokens(r) // self._block_tokens) for r in self._residents)
+        told = rates.latest.used_blocks
+        # With nothing running nothing is in use, whatever the last figure said.
+        is_fresh = age is not None and age < _FRESH_S and bool(self._residents)
+        used = told if is_fresh and told is not None else own
+        prefill = sum(r.prefill_tokens for r in self._residents)
+        return EngineState(
+            running=len(self._residents),
+            waiting=waiting.samples,
+            queued_prefill_tokens=prefill + waiting.tokens,
+            context_tokens=sum(map(_tokens, self._residents)),
+            used_blocks=used,
+            cached_blocks=max(num_cached - used, 0),
+            step_s=rates.step_s,
+            tokens_per_step=rates.tokens_per_step,
+            prefill_tokens_per_s=rates.prefill_tokens_per_s,
+            preemptions=rates.preemptions,
+            figures_age_s=age,
+        )
+
+    def _count(self, now: float) -> float:
+        if self._residents:
+            self._share += (now - self._counted_at) / len(self._residents)
+        self._counted_at = now
+        return self._share
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What waits before the engine."""
+
+    samples: int
+    tokens: int
+
+
+def _tokens(resident: Resident) -> int:
+    return resident.prompt_tokens + resident.new_tokens

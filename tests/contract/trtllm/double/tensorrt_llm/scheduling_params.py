@@ -1,0 +1,5 @@
+"""Where SchedulingParams lives."""
+
+from tensorrt_llm._classes import KNOWN
+
+SchedulingParams = KNOWN["SchedulingParams"]

@@ -3,6 +3,7 @@
 ``benchmarks/soak.py`` runs the same for as long as one likes.
 """
 
+import calendar
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from penstock_testing.soak import CheckedScheduler, Soak, SoakPlan, solo_answers
 from penstock_testing.soak_requests import Bounds
 from penstock_text.tokenizer import Tokenizer
 
+CODE = Path(calendar.__file__).read_text(encoding="utf-8")
 SETTINGS = NativeSettings(
     DEMO,
     device="cpu",
@@ -38,7 +40,7 @@ async def test_a_short_soak_finds_nothing() -> None:
         [tokenizer.text_bytes(i) for i in range(tokenizer.vocab_size)],
         partial(tokenizer.encode, add_special_tokens=False),
     )
-    code = tokenizer.encode(Path(__file__).read_text(encoding="utf-8"))
+    code = tokenizer.encode(CODE)
     made: list[CheckedScheduler] = []
 
     def checked(limits: Limits, memory: KvMemory) -> CheckedScheduler:

@@ -29,6 +29,8 @@ from penstock_engine.speculative.speculator import Speculator
 logger = logging.getLogger(__name__)
 
 _SPECULATION = ("none", "ngram", "draft", "auto")
+_DRAFT_THREADS = 1
+"""A draft model's step is so short that a barrier costs more than a second thread saves."""
 _MIB = 1 << 20
 
 
@@ -87,7 +89,11 @@ def load_machine(plan: Blueprint, masks: Masks) -> Machine:
     if plan.draft is not None:
         # As many pages as the model has: any sequence that runs can be followed.
         pages = plan.info.capacity_blocks
-        draft = replace(plan.draft, info=replace(plan.draft.info, capacity_blocks=pages))
+        draft = replace(
+            plan.draft,
+            info=replace(plan.draft.info, capacity_blocks=pages),
+            compute=replace(plan.draft.compute, threads=_DRAFT_THREADS),
+        )
         limits = DraftLimits(draft.info.max_context_tokens, pages, draft.kv.block_tokens)
         model = DraftModel(load_runner(draft), limits)
     looks_up = settings.speculation != "draft"

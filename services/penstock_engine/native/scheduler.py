@@ -105,6 +105,11 @@ class Scheduler:
             self._end(sample, last, now)
         return bool(ended)
 
+    @property
+    def has_outputs(self) -> bool:
+        """Whether somebody has something to hear."""
+        return bool(self._outputs)
+
     def take_outputs(self) -> list[Output]:
         """Outputs since the last call, each with its request's id."""
         outputs, self._outputs = self._outputs, []

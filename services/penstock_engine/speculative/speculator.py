@@ -78,7 +78,7 @@ class Speculator:
             return NO_DRAFTS
         return self._draft(batch, self._wanted(batch, candidates))
 
-    def note(self, plan: StepPlan, result: StepResult) -> None:
+    def note(self, plan: StepPlan, result: StepResult, seconds: float) -> None:
         """Learn from a step: what stood, and what it cost if it did nothing but decode."""
         drawn = iter(result.drawn)
         num_drafted = num_tokens = 0
@@ -90,7 +90,7 @@ class Speculator:
                 track = self._tracks[chunk.sample]
                 track.rates.note(track.kind, len(chunk.drafts), outcomes[0].num_accepted)
         if plan.num_prefill_tokens == 0:
-            self._policy.note_step(len(plan.chunks), num_drafted, num_tokens, result.seconds)
+            self._policy.note_step(len(plan.chunks), num_drafted, num_tokens, seconds)
 
     def _candidate(self, sample: Sample) -> _Candidate | None:
         track = self._tracks.get(sample)

@@ -92,7 +92,7 @@ def load_machine(plan: Blueprint, masks: Masks) -> Machine:
         draft = replace(
             plan.draft,
             info=replace(plan.draft.info, capacity_blocks=pages),
-            compute=replace(plan.draft.compute, threads=_DRAFT_THREADS),
+            compute=_for_drafts(plan.draft.compute),
         )
         limits = DraftLimits(draft.info.max_context_tokens, pages, draft.kv.block_tokens)
         model = DraftModel(load_runner(draft), limits)
@@ -138,6 +138,12 @@ def _draft(settings: NativeSettings, config: ModelConfig) -> Blueprint | None:
     draft = draw_up(replace(settings, model=path, draft_model=None, speculation="none"))
     check_pair(settings.model, path, (config.vocab_size, draft.config.vocab_size))
     return draft
+
+
+def _for_drafts(compute: Compute) -> Compute:
+    """What a guess is worth computing with: the kernel reads bytes in half the time."""
+    int8 = compute.int8 or compute.library is not None
+    return replace(compute, threads=_DRAFT_THREADS, int8=int8)
 
 
 def _kinds(settings: NativeSettings, draft: Blueprint | None) -> str:

@@ -97,6 +97,7 @@ class _Cost:
     row: _Median = field(default_factory=_Median)
     draft: _Median = field(default_factory=_Median)
     purse_s: float = 0.0
+    model_purse_s: float = 0.0
     spent_s: float = 0.0
     since_plain: int = 0
     since_drafts: int = 0
@@ -105,6 +106,20 @@ class _Cost:
     trial_after: int = _FIRST_TRIAL
     rest: int = 0
     next_rest: int = 1
+
+    def can_pay(self, option: Option) -> bool:
+        """Whether there is something left to try this option with."""
+        return (
+            bool(option.rates) and (self.model_purse_s if option.uses_model else self.purse_s) > 0
+        )
+
+    def pay(self, seconds: float, *, model: bool) -> None:
+        """Put seconds into a purse, or take them out if negative."""
+        most, least = _LARGEST_PURSE * self.plain.value, -_DEEPEST_DEBT * self.plain.value
+        if model:
+            self.model_purse_s = max(min(self.model_purse_s + seconds, most), least)
+        else:
+            self.purse_s = max(min(self.purse_s + seconds, most), least)
 
 
 class DraftPolicy:
@@ -121,7 +136,8 @@ class DraftPolicy:
         """
         cost = self._cost(batch)
         cost.since_drafts += 1
-        if len(cost.plain) < _MEASURED or cost.since_plain >= _PLAIN_EVERY or cost.purse_s <= 0:
+        purse_s = cost.model_purse_s if needs_model else max(cost.purse_s, cost.model_purse_s)
+        if len(cost.plain) < _MEASURED or cost.since_plain >= _PLAIN_EVERY or purse_s <= 0:
             return False
         if self._tries(cost):
             return True
@@ -137,17 +153,18 @@ class DraftPolicy:
     def decide(self, batch: int, options: Sequence[Option]) -> Verdict:
         """Which of the options to take, how deep, in a batch of ``batch`` sequences."""
         cost = self._cost(batch)
-        if len(cost.plain) < _MEASURED or cost.purse_s <= 0:
+        affordable = [i for i, option in enumerate(options) if cost.can_pay(option)]
+        if len(cost.plain) < _MEASURED or not affordable:
             return NONE
-        with_model = next((i for i, option in enumerate(options) if option.uses_model), None)
+        with_model = next((i for i in affordable if options[i].uses_model), None)
         cost.since_model += with_model is not None
         depth = _TRIAL_DEPTH if batch <= _FEW else _TRIAL_DEPTH_OF_MANY
-        trial = Verdict(min(depth, self._max_tokens), with_model or 0)
-        if len(cost.row) < _MEASURED or (
-            with_model is not None and cost.since_model >= _MODEL_TRIAL
-        ):
+        trial = Verdict(min(depth, self._max_tokens), affordable[0])
+        if with_model is not None and cost.since_model >= _MODEL_TRIAL:
+            return replace(trial, option=with_model)
+        if len(cost.row) < _MEASURED:
             return trial
-        verdicts = [replace(self._best(cost, o, batch), option=i) for i, o in enumerate(options)]
+        verdicts = [replace(self._best(cost, options[i], batch), option=i) for i in affordable]
         best = max(verdicts, key=lambda verdict: verdict.speedup)
         if best.depth:
             cost.next_rest = 1
@@ -158,12 +175,13 @@ class DraftPolicy:
         self._rest(cost)
         return NONE
 
-    def note_draft(self, batch: int, depth: int, seconds: float) -> None:
-        """The draft model went ``depth`` tokens deep for this batch."""
+    def note_draft(self, batch: int, depth: int, seconds: float, *, is_steady: bool) -> None:
+        """The draft model went ``depth`` tokens deep for this batch, reading prompts unless steady."""
         cost = self._cost(batch)
-        cost.since_model = 0
         cost.spent_s = seconds
-        cost.draft.add(seconds / depth)
+        if is_steady:
+            cost.since_model = 0
+            cost.draft.add(seconds / depth)
 
     def note_step(self, batch: int, num_drafted: int, num_tokens: int, seconds: float) -> None:
         """A step of ``batch`` decoding sequences checked ``num_drafted`` tokens, yielding ``num_tokens``.
@@ -176,6 +194,7 @@ class DraftPolicy:
             cost.plain.add(seconds)
             plain_s, cost.since_plain = cost.plain.value, 0
             earned = _SHARE * plain_s if len(cost.plain) > 1 else _FIRST_PURSE * plain_s
+            cost.pay(earned, model=True)
         elif len(cost.plain):
             plain_s, cost.since_drafts = cost.plain.value, 0
             cost.since_plain += 1
@@ -186,8 +205,7 @@ class DraftPolicy:
                 cost.trial_after = _FIRST_TRIAL
         else:
             return
-        purse_s = min(cost.purse_s + earned, _LARGEST_PURSE * plain_s)
-        cost.purse_s = max(purse_s, -_DEEPEST_DEBT * plain_s)
+        cost.pay(earned, model=drafting_s > 0)
 
     def _cost(self, batch: int) -> _Cost:
         """Sizes up to 4 apart, larger ones by the power of two they do not exceed."""

@@ -140,9 +140,8 @@ class Speculator:
         assert self._model is not None, "a draft model is wanted and none is there"
         began = time.perf_counter()
         guessed = self._model.propose(wanted)
-        if guessed.is_steady:
-            seconds = time.perf_counter() - began
-            self._policy.note_draft(batch, max(map(len, guessed.drafts)), seconds)
+        seconds, depth = time.perf_counter() - began, max(map(len, guessed.drafts))
+        self._policy.note_draft(batch, depth, seconds, is_steady=guessed.is_steady)
         pairs = zip(wanted, guessed.drafts, strict=True)
         return {want.sample: drafts for want, drafts in pairs if drafts}
 

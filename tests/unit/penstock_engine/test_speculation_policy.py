@@ -30,7 +30,7 @@ class Machine:
             rows, model = depth * len(drafting), option.uses_model and depth > 0
             gained += sum(rate**i for rate in drafting for i in range(1, depth + 1))
         if model:
-            self.policy.note_draft(batch, depth, depth * self.draft_s)
+            self.policy.note_draft(batch, depth, depth * self.draft_s, is_steady=True)
         seconds = self.plain_s + rows * self.row_s + model * depth * self.draft_s
         # Tokens come whole; fractions of expected ones are carried over to the next step.
         self.carried += gained

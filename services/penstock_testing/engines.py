@@ -1,28 +1,17 @@
 """Every engine in a small size, for the tests that all of them must pass."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from penstock_engine.api import Engine
 from penstock_engine.native.engine import NativeEngine
 from penstock_engine.native.settings import NativeSettings
+from penstock_testing.conformance import BLOCK, Size
 from penstock_testing.engine import FakeConfig, FakeEngine
 from penstock_testing.trtllm import build_on_double
 
-BLOCK_TOKENS = 32
 KINDS = (
     "fake", "native", "native-ngram", "native-draft", "trtllm", "trtllm-ngram", "trtllm-eagle3",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Size:
-    """How large an engine is made."""
-
-    capacity_blocks: int = 64
-    max_batch: int = 8
-    max_waiting: int = 64
-    max_context: int = 512
 
 
 def small_engine(kind: str, size: Size, model: Path) -> Engine:
@@ -64,7 +53,7 @@ def _trtllm(size: Size, model: Path, speculation: str) -> Engine:
     if speculation == "eagle3":
         kind["draft_model"] = "head"
     settings = {
-        "kv_cache": {"max_tokens": size.capacity_blocks * BLOCK_TOKENS},
+        "kv_cache": {"max_tokens": size.capacity_blocks * BLOCK},
         "max_batch_size": size.max_batch,
         "max_waiting": size.max_waiting,
         "max_seq_len": size.max_context,

@@ -18,14 +18,26 @@ Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
+class SharedLoad:
+    """Requests that arrive together with the same beginning."""
+
+    requests: int = 32
+    shared_tokens: int = 1024
+    own_tokens: int = 32
+    new_tokens: int = 32
+
+
+@dataclass(frozen=True, slots=True)
 class EngineLoad:
     """What the engine is given: prompts of random tokens, greedy, never ended by a stop token."""
 
-    batches: tuple[int, ...] = (1, 2, 4, 8)
+    batches: tuple[int, ...] = (1, 4, 16, 32)
     prompt_tokens: int = 256
     new_tokens: int = 64
     repeats: int = 3
     seed: int = 1
+    prefill_tokens: int = 2048
+    shared: SharedLoad = SharedLoad()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +67,56 @@ class CacheRow:
 
 
 @dataclass(frozen=True, slots=True)
+class PrefillRow:
+    """One long prompt, alone; median over the repeats."""
+
+    prompt_tokens: int
+    ttft_s: float
+    tokens_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SharedRow:
+    """Requests with a common beginning, from the first's arrival to the last's end, in seconds.
+
+    ``off_s`` is without sharing: each computes the beginning for itself.
+    """
+
+    requests: int
+    shared_tokens: int
+    own_tokens: int
+    new_tokens: int
+    off_s: float
+    on_s: float
+
+    @property
+    def speedup(self) -> float:
+        """How many times sooner all are done."""
+        return self.off_s / self.on_s if self.on_s else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class MachineRow:
+    """What the machine could do, and which fraction of it was used.
+
+    Attributes:
+        dtype: that is computed in.
+        read_gb_per_s: measured reading ceiling, 1e9 bytes a second.
+        matmul_gflops: measured multiplying ceiling, 1e9 operations a second.
+        weight_bytes: read by each step.
+        single_read_fraction: of the reading ceiling, by one stream's decoding.
+        prefill_matmul_fraction: of the multiplying ceiling, by the long prompt.
+    """
+
+    dtype: str
+    read_gb_per_s: float
+    matmul_gflops: float
+    weight_bytes: int
+    single_read_fraction: float
+    prefill_matmul_fraction: float
+
+
+@dataclass(frozen=True, slots=True)
 class EngineBench:
     """Everything that was measured."""
 
@@ -63,7 +125,10 @@ class EngineBench:
     load: EngineLoad
     batches: tuple[BatchRow, ...]
     cache: CacheRow
+    prefill: PrefillRow
+    shared: SharedRow
     speculation: tuple[SpeculationRow, ...] = ()
+    machine: MachineRow | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +150,12 @@ async def measure(engine: Engine, load: EngineLoad, tell: Tell) -> EngineBench:
         rows.append(await bench.batch_row(batch))
     tell("prefix cache")
     cache = await bench.cache_row()
+    tell("long prompt")
+    prefill = await bench.prefill_row()
+    tell("shared prefix")
+    shared = await bench.shared_row()
     info = engine.info()
-    return EngineBench(info.engine, info.device, load, tuple(rows), cache)
+    return EngineBench(info.engine, info.device, load, tuple(rows), cache, prefill, shared)
 
 
 class _Bench:
@@ -125,20 +194,60 @@ class _Bench:
             ttft_on_s=median(hot.ttft_s for _, hot in pairs),
         )
 
+    async def prefill_row(self) -> PrefillRow:
+        """A prompt as long as asked for, or as the context allows."""
+        size = min(self._load.prefill_tokens, self._engine.info().max_context_tokens - 1)
+        runs = [await self._run(self._prompt(size), 1) for _ in range(self._load.repeats)]
+        ttft_s = median(run.ttft_s for run in runs)
+        return PrefillRow(size, ttft_s, size / ttft_s)
+
+    async def shared_row(self) -> SharedRow:
+        """Fresh beginnings each time; on and off take turns."""
+        load = self._load.shared
+        room = self._engine.info().max_context_tokens - load.own_tokens - load.new_tokens
+        shared = min(load.shared_tokens, room)
+        off, on = [], []
+        for _ in range(self._load.repeats):
+            off.append(await self._together(shared, shares=False))
+            on.append(await self._together(shared, shares=True))
+        return SharedRow(
+            load.requests, shared, load.own_tokens, load.new_tokens, median(off), median(on)
+        )
+
+    async def _together(self, shared: int, *, shares: bool) -> float:
+        load, beginning = self._load.shared, self._prompt(shared)
+        prompts = [[*beginning, *self._prompt(load.own_tokens)] for _ in range(load.requests)]
+        started_s = time.perf_counter()
+        await asyncio.gather(
+            *(
+                # A chain of one's own finds nothing and leaves nothing for others to find.
+                self._run(prompt, load.new_tokens, chain_start=0 if shares else number + 1)
+                for number, prompt in enumerate(prompts)
+            )
+        )
+        return time.perf_counter() - started_s
+
     async def _round(self, batch: int) -> tuple[float, list[_Run]]:
         prompts = [self._prompt() for _ in range(batch)]
         started_s = time.perf_counter()
         runs = await asyncio.gather(*(self._run(prompt) for prompt in prompts))
         return time.perf_counter() - started_s, runs
 
-    def _prompt(self) -> list[int]:
+    def _prompt(self, size: int | None = None) -> list[int]:
         vocabulary = self._engine.info().vocab_size
-        return [self._random.randrange(vocabulary) for _ in range(self._load.prompt_tokens)]
+        count = self._load.prompt_tokens if size is None else size
+        return [self._random.randrange(vocabulary) for _ in range(count)]
 
-    async def _run(self, prompt: Sequence[int]) -> _Run:
+    async def _run(
+        self, prompt: Sequence[int], new_tokens: int | None = None, chain_start: int = 0
+    ) -> _Run:
         self._count += 1
         request = EngineRequest(
-            f"bench-{self._count}", prompt, self._load.new_tokens, Sampling(temperature=0.0)
+            f"bench-{self._count}",
+            prompt,
+            new_tokens or self._load.new_tokens,
+            Sampling(temperature=0.0),
+            chain_start=chain_start,
         )
         tokens, first_s, last_s, done = 0, 0.0, 0.0, None
         started_s = time.perf_counter()

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from statistics import median
 
@@ -26,9 +27,10 @@ _LEAST_PROMPTS = 8
 
 @dataclass(frozen=True, slots=True)
 class SpeculationLoad:
-    """Greedy continuations; ``batches`` are how many run at once."""
+    """Continuations, greedy and drawn; ``batches`` are how many run at once."""
 
     batches: tuple[int, ...] = (1, 16)
+    temperatures: tuple[float, ...] = (0.0, 0.8)
     prompt_tokens: int = 256
     new_tokens: int = 128
     repeats: int = 3
@@ -36,12 +38,18 @@ class SpeculationLoad:
 
 @dataclass(frozen=True, slots=True)
 class SpeculationRow:
-    """One kind at one batch size; medians over the repeats. ``speedup`` is over no speculation."""
+    """One kind at one batch size; medians over the repeats.
+
+    ``speedup`` is over no speculation by the clock, ``cpu_speedup`` by this process's CPU time, which
+    busy neighbours change less.
+    """
 
     kind: str
     batch: int
+    temperature: float
     tokens_per_s: float
     speedup: float
+    cpu_speedup: float
     drafted_tokens: int
     accepted_tokens: int
 
@@ -66,66 +74,106 @@ async def measure_speculation(
 ) -> tuple[SpeculationRow, ...]:
     """Measure started engines by kind, ``none`` among them; ``tell`` hears which part runs."""
     rows: list[SpeculationRow] = []
-    for batch in load.batches:
+    for batch, temperature in product(load.batches, load.temperatures):
         asked = prompts[: max(batch, _LEAST_PROMPTS)]
-        tell(f"speculation, batch of {batch}")
+        crowd = _Crowd(batch, temperature, load.new_tokens)
+        tell(f"speculation, batch of {batch}, temperature {temperature}")
         for engine in engines.values():  # what drafts cost and whether they stand is learnt here
-            await _round(engine, asked, batch, load.new_tokens)
-        rounds = [
-            {
-                kind: await _round(engine, asked, batch, load.new_tokens)
-                for kind, engine in engines.items()
-            }
-            for _ in range(load.repeats)
-        ]
-        rows += [_row(kind, batch, rounds) for kind in engines]
+            await _round(engine, asked, crowd)
+        rounds = []
+        for repeat in range(load.repeats):
+            results: dict[str, _Round] = {kind: _Round() for kind in engines}
+            for at in range(0, len(asked), batch):  # short turns: neighbours in time compare best
+                order = list(engines) if (at // batch + repeat) % 2 else list(engines)[::-1]
+                for kind in order:
+                    results[kind] += await _round(engines[kind], asked[at : at + batch], crowd)
+            rounds.append(results)
+        rows += [_row(kind, crowd, rounds) for kind in engines]
     return tuple(rows)
 
 
 @dataclass(frozen=True, slots=True)
+class _Crowd:
+    """How many run at once, and how they draw how many tokens."""
+
+    batch: int
+    temperature: float
+    new_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Round:
-    tokens_per_s: float
-    drafted: int
-    accepted: int
+    tokens: int = 0
+    seconds: float = 0.0
+    cpu_s: float = 0.0
+    drafted: int = 0
+    accepted: int = 0
+
+    def __add__(self, other: "_Round") -> "_Round":
+        return _Round(
+            self.tokens + other.tokens,
+            self.seconds + other.seconds,
+            self.cpu_s + other.cpu_s,
+            self.drafted + other.drafted,
+            self.accepted + other.accepted,
+        )
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    @property
+    def tokens_per_cpu_s(self) -> float:
+        return self.tokens / self.cpu_s if self.cpu_s else 0.0
 
 
-def _row(kind: str, batch: int, rounds: Sequence[Mapping[str, _Round]]) -> SpeculationRow:
+def _row(kind: str, crowd: _Crowd, rounds: Sequence[Mapping[str, _Round]]) -> SpeculationRow:
     mine = [results[kind] for results in rounds]
+    pairs = [(results[kind], results[PLAIN]) for results in rounds]
     return SpeculationRow(
         kind=kind,
-        batch=batch,
+        batch=crowd.batch,
+        temperature=crowd.temperature,
         tokens_per_s=median(one.tokens_per_s for one in mine),
         # Each against its neighbour in time: ratios within one repeat, and the median of those.
-        speedup=median(r[kind].tokens_per_s / r[PLAIN].tokens_per_s for r in rounds),
+        speedup=median(one.tokens_per_s / plain.tokens_per_s for one, plain in pairs),
+        cpu_speedup=median(
+            _ratio(one.tokens_per_cpu_s, plain.tokens_per_cpu_s) for one, plain in pairs
+        ),
         drafted_tokens=mine[-1].drafted,
         accepted_tokens=mine[-1].accepted,
     )
 
 
-async def _round(
-    engine: Engine, prompts: Sequence[Sequence[int]], batch: int, new_tokens: int
-) -> _Round:
-    """All prompts, ``batch`` at a time; the time counts from each group's first token to its last."""
-    tokens, seconds = 0, 0.0
-    dones: list[RequestDone] = []
-    for at in range(0, len(prompts), batch):
-        group = prompts[at : at + batch]
+def _ratio(one: float, other: float) -> float:
+    return one / other if other else 1.0
+
+
+async def _round(engine: Engine, prompts: Sequence[Sequence[int]], crowd: _Crowd) -> _Round:
+    """All prompts, a batch at a time; the time counts from each group's first token to its last."""
+    found = _Round()
+    for at in range(0, len(prompts), crowd.batch):
+        group = prompts[at : at + crowd.batch]
+        cpu_s = time.process_time()
         runs = await asyncio.gather(
-            *(_run(engine, f"{batch}-{at + i}", p, new_tokens) for i, p in enumerate(group))
+            *(_run(engine, f"{crowd.batch}-{i}", prompt, crowd) for i, prompt in enumerate(group))
         )
-        tokens += sum(count for count, _, _, _ in runs) - len(runs)
-        seconds += max(last for _, _, last, _ in runs) - min(first for _, first, _, _ in runs)
-        dones += [done for _, _, _, done in runs]
-    drafted = sum(done.drafted_tokens for done in dones)
-    accepted = sum(done.accepted_draft_tokens for done in dones)
-    return _Round(tokens / seconds if seconds else 0.0, drafted, accepted)
+        found += _Round(
+            sum(count for count, _, _, _ in runs) - len(runs),
+            max(last for _, _, last, _ in runs) - min(first for _, first, _, _ in runs),
+            time.process_time() - cpu_s,
+            sum(done.drafted_tokens for _, _, _, done in runs),
+            sum(done.accepted_draft_tokens for _, _, _, done in runs),
+        )
+    return found
 
 
 async def _run(
-    engine: Engine, name: str, prompt: Sequence[int], new_tokens: int
+    engine: Engine, name: str, prompt: Sequence[int], crowd: _Crowd
 ) -> tuple[int, float, float, RequestDone]:
     """Tokens, times of the first and the last, and the end."""
-    request = EngineRequest(name, prompt, new_tokens, Sampling(temperature=0.0))
+    sampling = Sampling(temperature=crowd.temperature, seed=1)
+    request = EngineRequest(name, prompt, crowd.new_tokens, sampling)
     tokens, first_s, last_s, done = 0, 0.0, 0.0, None
     # The contract lets any iterator be closed early; its type does not say so.
     async with aclosing(engine.generate(request)) as outputs:  # type: ignore[type-var]

@@ -1,5 +1,6 @@
 """``penstock bench ...``: figures of the parts, each alone."""
 
+import asyncio
 import os
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, replace
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from penstock_cli.bench.engine import EngineBench, EngineLoad, measure
+from penstock_cli.bench.engine import EngineBench, EngineLoad, MachineRow, measure
 from penstock_cli.bench.index import IndexLoad, measure_index
 from penstock_cli.bench.speculation import (
     SpeculationLoad,
@@ -55,7 +56,7 @@ def index(
 @app.command(epilog="Example: penstock bench engine --batches 1,4,16 --new-tokens 64 --json")
 def engine(
     model: Annotated[str, typer.Option(help="'demo', a directory or a Hugging Face id.")] = "demo",
-    batches: Annotated[str, typer.Option(help="Batch sizes, with commas.")] = "1,2,4,8",
+    batches: Annotated[str, typer.Option(help="Batch sizes, with commas.")] = "1,4,16,32",
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Of each prompt.")] = 256,
     new_tokens: Annotated[int, typer.Option(min=2, help="Of each answer.")] = 64,
     repeats: Annotated[int, typer.Option(min=1, help="Medians are taken over these.")] = 3,
@@ -67,13 +68,17 @@ def engine(
     draft_model: Annotated[str, typer.Option(help=_DRAFT_HELP)] = "",
     as_json: Json = False,
 ) -> None:
-    """Measure TTFT, TPOT and tokens a second by batch; prefix cache and speculation on and off."""
+    """Measure TTFT, TPOT and tokens a second by batch, prefill, and what caching and drafts save.
+
+    Each against what the machine itself can do at best, measured in the same run.
+    """
     load = EngineLoad(_numbers(batches), prompt_tokens, new_tokens, repeats)
     chosen = _Chosen(threads or None, dtype, quantization, kernel)
     bench = run(_measured(model, draft_model or own_draft(model), chosen, load))
     if as_json:
         document = asdict(bench)
         document["cache"]["speedup"] = bench.cache.speedup
+        document["shared"]["speedup"] = bench.shared.speedup
         output.out(to_json(document), highlight=False)
     else:
         output.print(engine_view(bench))
@@ -95,26 +100,40 @@ async def _measured(model: str, draft: str, chosen: _Chosen, load: EngineLoad) -
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _say("loading the engine")
     # Imported here, behind that environment: it takes seconds.
+    from penstock_engine.native.ceilings import measure_ceilings  # noqa: PLC0415
     from penstock_engine.native.engine import NativeEngine  # noqa: PLC0415
     from penstock_engine.native.settings import NativeSettings  # noqa: PLC0415
 
+    most = max(*load.batches, load.shared.requests)
     settings = NativeSettings(
         path,
-        max_batch=max(load.batches),
-        max_waiting=max(load.batches),
+        max_batch=most,
+        max_waiting=most,
         threads=chosen.threads,
         dtype=chosen.dtype,
         quantization=chosen.quantization,
         kernel=chosen.kernel,
     )
+    _say("measuring the machine")
+    ceilings = await asyncio.to_thread(measure_ceilings, settings)
     measured = NativeEngine(settings)
     await measured.start()
     try:
         bench = await measure(measured, load, _say)
     finally:
         await measured.close()
+    single_steps_per_s = 1 / next(iter(bench.batches)).tpot_s
+    machine = MachineRow(
+        ceilings.dtype,
+        ceilings.read_bytes_per_s / 1e9,
+        ceilings.matmul_flops_per_s / 1e9,
+        ceilings.weight_bytes,
+        ceilings.read_fraction(single_steps_per_s),
+        ceilings.matmul_fraction(bench.prefill.tokens_per_s),
+    )
     drafter = resolve_model(draft, weights=True) if draft else None
-    return replace(bench, speculation=await _speculation(settings, drafter, load.repeats))
+    speculation = await _speculation(settings, drafter, load.repeats)
+    return replace(bench, speculation=speculation, machine=machine)
 
 
 async def _speculation(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from penstock_cli.bench.engine import EngineBench
+from penstock_cli.bench.engine import EngineBench, MachineRow
 from penstock_cli.bench.index import IndexBench
 from penstock_cli.bench.speculation import SpeculationRow
 from penstock_cli.views.amounts import duration
@@ -28,7 +28,7 @@ def engine_view(bench: EngineBench) -> RenderableType:
             f"{row.decode_tokens_per_s:.0f}",
             f"{row.prefill_tokens_per_s:.0f}",
         )
-    cache = bench.cache
+    cache, prefill, shared = bench.cache, bench.prefill, bench.shared
     speculation = [_speculation_table(bench.speculation)] if bench.speculation else []
     return Group(
         table,
@@ -36,19 +36,35 @@ def engine_view(bench: EngineBench) -> RenderableType:
         f"prefix cache: {cache.cached_tokens} of {cache.prompt_tokens} prompt tokens cached, TTFT "
         f"{duration(cache.ttft_off_s)} without, {duration(cache.ttft_on_s)} with: "
         f"{cache.speedup:.1f} times sooner",
+        f"long prompt: {prefill.prompt_tokens} tokens in {duration(prefill.ttft_s)}, "
+        f"{prefill.tokens_per_s:.0f} tokens/s",
+        f"shared prefix: {shared.requests} requests of {shared.shared_tokens} shared and "
+        f"{shared.own_tokens} own tokens, {shared.new_tokens} new: {duration(shared.off_s)} without "
+        f"the cache, {duration(shared.on_s)} with: {shared.speedup:.1f} times sooner",
+        *([_machine_line(bench.machine)] if bench.machine else []),
+    )
+
+
+def _machine_line(machine: MachineRow) -> str:
+    return (
+        f"of this machine, in {machine.dtype}: one stream reads weights at "
+        f"{machine.single_read_fraction:.0%} of {machine.read_gb_per_s:.0f} GB/s, the long prompt "
+        f"multiplies at {machine.prefill_matmul_fraction:.0%} of {machine.matmul_gflops:.0f} GFLOP/s"
     )
 
 
 def _speculation_table(rows: Sequence[SpeculationRow]) -> Table:
-    table = Table(title="speculation on Python code, greedy")
-    for name in ("kind", "batch", "tokens/s", "speed-up", "drafted", "accepted"):
+    table = Table(title="speculation on Python code")
+    for name in ("kind", "batch", "temp.", "tokens/s", "speed-up", "by CPU", "drafted", "accepted"):
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(
             row.kind,
             str(row.batch),
+            f"{row.temperature:g}",
             f"{row.tokens_per_s:.0f}",
             f"{row.speedup:.2f}",
+            f"{row.cpu_speedup:.2f}",
             str(row.drafted_tokens),
             str(row.accepted_tokens),
         )

@@ -7,7 +7,7 @@ decisions are the scheduler's, all arithmetic the runner's.
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -55,7 +55,12 @@ class _Stream:
 class NativeEngine:
     """PyTorch on a CPU or one GPU behind the ``Engine`` protocol."""
 
-    def __init__(self, settings: NativeSettings, vocabulary: Vocabulary | None = None) -> None:
+    def __init__(
+        self,
+        settings: NativeSettings,
+        vocabulary: Vocabulary | None = None,
+        make_scheduler: Callable[[Limits, KvMemory], Scheduler] = Scheduler,
+    ) -> None:
         """Decide everything but load nothing. Without a vocabulary, constraints are refused.
 
         Raises:
@@ -72,7 +77,7 @@ class NativeEngine:
         )
         memory = KvMemory(info.capacity_blocks, info.block_tokens)
         self._steps = StepLoop(
-            Scheduler(limits, memory), self._tell, max_commands=settings.max_waiting + 1024
+            make_scheduler(limits, memory), self._tell, max_commands=settings.max_waiting + 1024
         )
         self._grammars = Grammars(vocabulary, info.vocab_size, settings.max_waiting)
         self._masks = Masks(info.vocab_size)

@@ -32,6 +32,8 @@ from penstock_engine.speculative.speculator import Speculator
 logger = logging.getLogger(__name__)
 
 _SPECULATION = ("none", "ngram", "draft", "auto")
+_DRAFT_THREADS = 1
+"""A draft model's step is so short that a barrier costs more than a second thread saves."""
 _MIB = 1 << 20
 
 
@@ -102,7 +104,11 @@ def load_machine(plan: Blueprint, masks: Masks, shelf: AdapterShelf | None = Non
     if plan.draft is not None:
         # As many pages as the model has: any sequence that runs can be followed.
         pages = plan.info.capacity_blocks
-        draft = replace(plan.draft, info=replace(plan.draft.info, capacity_blocks=pages))
+        draft = replace(
+            plan.draft,
+            info=replace(plan.draft.info, capacity_blocks=pages),
+            compute=_for_drafts(plan.draft.compute),
+        )
         limits = DraftLimits(draft.info.max_context_tokens, pages, draft.kv.block_tokens)
         model = DraftModel(load_runner(draft), limits)
     looks_up = settings.speculation != "draft"
@@ -154,6 +160,12 @@ def _draft(settings: NativeSettings, config: ModelConfig) -> Blueprint | None:
     draft = draw_up(alone)
     check_pair(settings.model, path, (config.vocab_size, draft.config.vocab_size))
     return draft
+
+
+def _for_drafts(compute: Compute) -> Compute:
+    """What a guess is worth computing with: the kernel reads bytes in half the time."""
+    int8 = compute.int8 or compute.library is not None
+    return replace(compute, threads=_DRAFT_THREADS, int8=int8)
 
 
 def _kinds(settings: NativeSettings, draft: Blueprint | None) -> str:

@@ -77,6 +77,6 @@ class Drafting(Protocol):
         """Guesses for some of the sequences, all of which are decoding."""
         ...
 
-    def note(self, plan: StepPlan, result: StepResult) -> None:
-        """What became of them, and how long the step took."""
+    def note(self, plan: StepPlan, result: StepResult, seconds: float) -> None:
+        """What became of them, and how long the turn took, from ``propose`` to here."""
         ...

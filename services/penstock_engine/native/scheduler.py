@@ -1,17 +1,13 @@
 """Continuous batching: which tokens of which sequences the next step computes.
 
-Owns requests from submission to their last output, and every decision about order and memory:
-decode first, prefill in chunks with the tokens left, priority class then arrival, preemption by
-recompute. It is told the time and what the runner drew; it computes nothing itself. Pure
-Python; no torch, no asyncio.
-
-Why it never livelocks: pages are only ever taken from sequences of a worse rank, so the best
-ranked one keeps what it has, and any one sequence fits the memory alone. Finished, it leaves.
+Owns requests from submission to their last output and what each step computes: decodes first,
+then prefill in chunks with the tokens left. Who runs, and on which pages, is ``residency``'s. It is
+told the time and what the runner drew; it computes nothing itself. Pure Python; no torch, no
+asyncio.
 """
 
 from collections.abc import Sequence
 
-from penstock_core.blocks import pack_tokens
 from penstock_core.errors import Conflict, Overloaded
 from penstock_engine.api import (
     Admitted,
@@ -24,8 +20,8 @@ from penstock_engine.native.drafts import NO_DRAFTS, DraftRoom, add_drafts
 from penstock_engine.native.limits import Counts, Limits, check_fits
 from penstock_engine.native.memory import KvMemory
 from penstock_engine.native.plan import Chunk, Drafts, StepPlan, StepResult
-from penstock_engine.native.queues import PendingBlocks, RankedSamples
 from penstock_engine.native.request import Drawn, Matcher, Phase, Request, Sample
+from penstock_engine.native.residency import Copies, Residency
 
 Output = tuple[str, EngineOutput]
 
@@ -36,11 +32,9 @@ class Scheduler:
     def __init__(self, limits: Limits, memory: KvMemory) -> None:
         self.limits = limits
         self.memory = memory
-        self.preemptions = 0
+        self._residency = Residency(limits.max_batch, memory)
+        self._waiting, self._running = self._residency.waiting, self._residency.running
         self._requests: dict[str, Request] = {}
-        self._waiting = RankedSamples()
-        self._running = RankedSamples()
-        self._pending = PendingBlocks()
         self._num_unadmitted = 0
         self._arrivals = 0
         self._outputs: list[Output] = []
@@ -51,6 +45,11 @@ class Scheduler:
     def has_work(self) -> bool:
         """Whether there is a request to serve."""
         return bool(self._requests)
+
+    @property
+    def preemptions(self) -> int:
+        """How often a running sequence lost its place since the start."""
+        return self._residency.preemptions
 
     def counts(self) -> Counts:
         """Figures for the engine's state."""
@@ -106,6 +105,11 @@ class Scheduler:
             self._end(sample, last, now)
         return bool(ended)
 
+    @property
+    def has_outputs(self) -> bool:
+        """Whether somebody has something to hear."""
+        return bool(self._outputs)
+
     def take_outputs(self) -> list[Output]:
         """Outputs since the last call, each with its request's id."""
         outputs, self._outputs = self._outputs, []
@@ -122,12 +126,13 @@ class Scheduler:
 
         Drafts are checked as far as tokens and pages are to spare; they displace nobody.
         """
-        self._admit(now)
+        for sample in self._residency.admit():
+            self._note_started(sample, now)
         budget = self.limits.max_batched_tokens
-        copies: list[tuple[int, int]] = []
+        copies: Copies = []
         chunks: list[Chunk] = []
         for sample in self._running.snapshot():
-            if sample.is_decoding and self._secure_next_page(sample, copies):
+            if sample.is_decoding and self._residency.secure_next_page(sample, copies):
                 chunks.append(Chunk(sample, sample.computed, 1, 1, (sample,)))
                 budget -= 1
         if drafts:
@@ -151,17 +156,13 @@ class Scheduler:
                 continue
             for sample in chunk.draws or (chunk.sample,):
                 sample.computed = chunk.start + chunk.count
-                self._store_blocks(sample)
+                self._residency.store_blocks(sample)
             for sample in chunk.draws:
                 self._draw(sample, next(drawn), now)
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless memory, queues and phases agree. For tests and soaks."""
-        self.memory.check_integrity(page for s in self._running for page in s.pages)
-        self._waiting.check_integrity()
-        self._running.check_integrity()
-        self._pending.check_integrity(self._running)
-        assert len(self._running) <= self.limits.max_batch, "the batch is over its limit"
+        self._residency.check_integrity()
         live = [s for r in self._requests.values() for s in r.samples if not s.is_complete]
         for sample in live:
             queue = {Phase.WAITING: self._waiting, Phase.RUNNING: self._running}.get(sample.phase)
@@ -172,84 +173,9 @@ class Scheduler:
             assert len(sample.pages) >= self.memory.pages_for(sample.computed), "no page for KV"
         assert len(self._waiting) + len(self._running) <= len(live), "a sample is nobody's"
 
-    # Admission.
+    # What callers hear of admission.
 
-    def _admit(self, now: float) -> None:
-        for sample in self._waiting.snapshot():
-            if not self._has_place(sample):
-                return
-            if self._must_wait(sample):
-                continue
-            matched = self._match(sample)
-            if self._defer_to_computing(sample, len(matched)):
-                continue
-            if not self._make_room(sample, matched):
-                return
-            self._start(sample, matched, now)
-
-    def _has_place(self, sample: Sample) -> bool:
-        """Whether the batch has a place, or somebody of a worse class would have to leave it."""
-        worst = self._running.worst()
-        full = len(self._running) >= self.limits.max_batch
-        return worst is None or not full or worst.rank[0] > sample.rank[0]
-
-    def _must_wait(self, sample: Sample) -> bool:
-        """A block it needs is being computed, or a sibling computes the prompt it forks from."""
-        if sample.waits_for is not None and self._pending.is_computed(sample.waits_for, sample):
-            return True
-        sample.waits_for = None
-        return not sample.num_output and sample.request.prompt_leader() is not None
-
-    def _match(self, sample: Sample) -> list[int]:
-        sample.extend_hashes(self.memory.block_tokens)
-        hashes = sample.reusable_hashes(self.memory.block_tokens)
-        tokens = pack_tokens(sample.tokens[: len(hashes) * self.memory.block_tokens])
-        return self.memory.match(sample.request.spec.chain_start, hashes, tokens)
-
-    def _defer_to_computing(self, sample: Sample, num_matched: int) -> bool:
-        """Wait for the first missing block if a running sequence computes it right now."""
-        hashes = sample.reusable_hashes(self.memory.block_tokens)
-        if num_matched == len(hashes):
-            return False
-        if not self._pending.is_computed(hashes[num_matched], sample):
-            return False
-        sample.waits_for = hashes[num_matched]
-        return True
-
-    def _make_room(self, sample: Sample, matched: Sequence[int]) -> bool:
-        """Whether it can start now; running sequences of worse classes are preempted for it."""
-        victims = [s for s in self._running if s.rank[0] > sample.rank[0]]
-        while not self._fits(sample, matched):
-            most = self.memory.available + sum(len(victim.pages) for victim in victims)
-            if not victims or self.memory.pages_for(len(sample.tokens)) > most + len(matched):
-                return False
-            self._preempt(victims.pop())
-        return True
-
-    def _fits(self, sample: Sample, matched: Sequence[int]) -> bool:
-        if self._running:
-            places = len(self._running) + self._promised_places(sample.request) + 1
-            if places > self.limits.max_batch:
-                return False
-        # A page for each running sequence is left, or the next steps would preempt at once.
-        num_new = self.memory.pages_for(len(sample.tokens)) - len(matched) + len(self._running)
-        return self.memory.can_take(matched, num_new)
-
-    def _promised_places(self, besides: Request) -> int:
-        """Places for the siblings of samples that compute their prompt, another request's."""
-        leading = {id(s.request): s.request for s in self._running if not s.num_output}
-        leading.pop(id(besides), None)
-        return sum(len(request.fresh_waiting()) for request in leading.values())
-
-    def _start(self, sample: Sample, matched: Sequence[int], now: float) -> None:
-        self._waiting.discard(sample)
-        num_new = self.memory.pages_for(len(sample.tokens)) - len(matched)
-        sample.pages = self.memory.take(matched, num_new)
-        sample.stored = len(matched)
-        sample.computed = len(matched) * self.memory.block_tokens
-        sample.phase = Phase.RUNNING
-        self._running.add(sample)
-        self._pending.add(sample)
+    def _note_started(self, sample: Sample, now: float) -> None:
         request = sample.request
         if request.admitted_at is None:
             request.cached_tokens = min(sample.computed, sample.num_prompt)
@@ -269,85 +195,13 @@ class Scheduler:
                 last = TokenOut(sample.choice_index, sample.num_output, (), finish=sample.ending)
                 self._emit(request, last)
 
-    # Memory of running sequences.
-
-    def _secure_next_page(self, sample: Sample, copies: list[tuple[int, int]]) -> bool:
-        """A page of its own for the next token; False if it had to be preempted itself."""
-        block = sample.computed // self.memory.block_tokens
-        while sample.phase is Phase.RUNNING and not self._owns(sample, block):
-            if not self.memory.can_allocate():
-                worst = self._running.worst()
-                assert worst is not None, "a running sample is not in the batch"
-                self._preempt(worst)  # perhaps the last one that shares the page
-                continue
-            page = self.memory.allocate()
-            if block == len(sample.pages):
-                sample.pages.append(page)
-            else:
-                copies.append((sample.pages[block], page))
-                self.memory.release((sample.pages[block],))
-                sample.pages[block] = page
-        return sample.phase is Phase.RUNNING
-
-    def _owns(self, sample: Sample, block: int) -> bool:
-        return block < len(sample.pages) and not self.memory.is_shared(sample.pages[block])
-
-    def _preempt(self, sample: Sample) -> None:
-        self._vacate(sample)
-        sample.phase = Phase.WAITING
-        self._waiting.add(sample)
-        self.preemptions += 1
-        sample.request.preemptions += 1
-
-    def _vacate(self, sample: Sample) -> None:
-        """Take it out of its queue and free what it holds."""
-        if sample.phase is Phase.RUNNING:
-            self._running.discard(sample)
-            self._pending.remove(sample)
-            self.memory.release(sample.pages)
-        else:
-            self._waiting.discard(sample)
-        sample.forget_pages()
-
     # Prefill and what follows a step.
 
     def _prefill_chunk(self, sample: Sample, count: int) -> Chunk:
         if count < sample.uncomputed:
             return Chunk(sample, sample.computed, count)
-        draws = (sample,) if sample.num_output else (sample, *self._fork(sample))
+        draws = (sample,) if sample.num_output else (sample, *self._residency.fork(sample))
         return Chunk(sample, sample.computed, count, 1, draws)
-
-    def _fork(self, leader: Sample) -> list[Sample]:
-        """Fresh siblings that fit the batch share the prompt's pages and draw from its logits."""
-        room = self.limits.max_batch - len(self._running)
-        forks = leader.request.fresh_waiting()[:room]
-        for sample in forks:
-            self._waiting.discard(sample)
-            sample.hashes = list(leader.hashes)
-            sample.pages = self.memory.share(leader.pages)
-            sample.stored = leader.stored
-            sample.chain_broken = leader.chain_broken
-            sample.phase = Phase.RUNNING
-            sample.waits_for = None
-            self._running.add(sample)
-        return forks
-
-    def _store_blocks(self, sample: Sample) -> None:
-        """Make its newly full blocks findable; a page whose block was there already is swapped."""
-        size = self.memory.block_tokens
-        sample.extend_hashes(size)
-        while not sample.chain_broken and sample.stored < sample.computed // size:
-            block = sample.stored
-            tokens = pack_tokens(sample.tokens[block * size : (block + 1) * size])
-            key = sample.hashes[block]
-            page = self.memory.store(sample.parent_hash(block), key, tokens, sample.pages[block])
-            self._pending.discard(key, sample)
-            if page is None:
-                sample.chain_broken = True
-                self._pending.remove(sample)
-                return
-            sample.pages[block] = page
-            sample.stored += 1
 
     def _draw(self, sample: Sample, drawn: Drawn, now: float) -> None:
         request = sample.request
@@ -365,7 +219,7 @@ class Scheduler:
         request.drafted_tokens += len(chunk.drafts)
         request.accepted_draft_tokens += accepted
         sample.computed = chunk.start + 1 + accepted
-        self._store_blocks(sample)
+        self._residency.store_blocks(sample)
         self._tell(sample, out, now)
 
     def _tell(self, sample: Sample, out: TokenOut, now: float) -> None:
@@ -375,7 +229,7 @@ class Scheduler:
             self._end(sample, out, now)
 
     def _end(self, sample: Sample, last: TokenOut, now: float) -> None:
-        self._vacate(sample)
+        self._residency.vacate(sample)
         sample.phase = Phase.FINISHED
         self._emit(sample.request, last)
         if sample.request.is_finished:

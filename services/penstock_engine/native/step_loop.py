@@ -134,17 +134,18 @@ class StepLoop:
             return False
         for command in commands:
             self._obey(command)
-        drafting = machine.drafting
+        drafting, began = machine.drafting, time.perf_counter()
         drafts = drafting.propose(self._scheduler.decoding()) if drafting else NO_DRAFTS
         plan = self._scheduler.plan(time.monotonic(), drafts)
-        self._publish()
+        if self._refused or self._scheduler.has_outputs or plan is None:
+            self._publish()  # before the step, which takes a while
         if plan is not None:
             result = machine.run(plan)
             self._stats.note(plan, result)
-            if drafting is not None:
-                drafting.note(plan, result)
             self._scheduler.apply(plan, result, time.monotonic())
             self._publish()
+            if drafting is not None:
+                drafting.note(plan, result, time.perf_counter() - began)
         return True
 
     def _await_commands(self) -> list[Command] | None:

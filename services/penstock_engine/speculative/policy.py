@@ -6,35 +6,48 @@ acceptance rates, and knows neither requests nor drafters nor clocks. Pure Pytho
 A step that decodes ``b`` sequences takes ``a`` seconds, each drafted row ``m`` more, each further
 depth of a draft model ``d``. A sequence whose drafts stand with rate ``r`` gains ``r + r^2 + ... +
 r^k`` tokens from ``k`` drafts. The depth with the most tokens a second wins; a batch where none
-beats plain decoding is not drafted for. Because costs change (contexts grow, neighbours come and
-go), plain steps are measured now and then while drafting, and drafts are tried now and then while
-not, ever more rarely where they keep failing. And because a forecast may be wrong, what drafting
-really gained is followed too: where it lost, it pauses until the next trial.
+beats plain decoding is not drafted for. Seconds are those of whole turns, whatever looking for
+drafts took included, and medians of the last few, because neighbours make some steps slow.
+
+Forecasts may be wrong, and trials cost. So drafting lives on a purse of seconds: a small share of
+the time of plain steps goes in, and what a drafted step lost against plain ones comes out, or goes
+in if it gained. While the purse is empty nothing is drafted: whatever happens, drafting costs no more
+than that share. Plain steps are measured now and then while drafting, and drafts are tried now and
+then while not, ever more rarely where they keep failing.
 
 Source: expected tokens of a draft, https://arxiv.org/abs/2211.17192, equation 1.
 """
 
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-_LEAST_GAIN = 1.03
-"""Tokens a second over those of plain decoding from which on drafting is worth its uncertainty."""
+_LEAST_GAIN, _LEAST_GAIN_OF_MANY = 1.03, 1.08
+"""Tokens a second over those of plain decoding from which on drafting is worth its uncertainty; in
+a batch of more than ``_FEW`` it costs more to be wrong."""
+_FEW = 4
 _BEST_RATE = 0.95
 """What a drafter can be hoped to reach; if even that does not pay, nothing is drafted at all."""
 _MEASURED = 3
 """Steps of a kind before their cost is believed."""
-_PLAIN_EVERY = 64
+_WINDOW = 9
+"""Latest steps whose median is the cost."""
+_PLAIN_EVERY = 32
 """Drafted steps between two plain ones that are measured."""
+_TRIAL_STEPS = 5
 _FIRST_TRIAL, _LAST_TRIAL = 64, 2048
-"""Plain steps before drafts are tried once more; doubled with each trial that fails."""
+"""Steps without drafts before they are tried once more; doubled with each trial that fails."""
 _MODEL_TRIAL = 512
 """Steps without the draft model before its cost is measured once more."""
-_TRIAL_DEPTH = 3
-_WEIGHT, _PLAIN_WEIGHT, _CLIP = 0.1, 0.3, 3.0
-"""Of a new cost in the smoothed one, more for the rare plain steps; and how many times the old
-cost a new one counts for at most."""
-_HOPED_GAIN = 1.15
-"""What a trial is credited with; about ten losing steps use it up."""
+_TRIAL_DEPTH, _TRIAL_DEPTH_OF_MANY = 3, 1
+_LONGEST_REST = 16
+"""Steps without looking for drafts after looking did not pay; doubled up to this many."""
+_SHARE = 0.01
+"""Of the time of plain steps that drafting may cost."""
+_FIRST_PURSE, _LARGEST_PURSE, _DEEPEST_DEBT = 4.0, 6.0, 2.0
+"""In plain steps."""
+_CLIP = 2.0
+"""How many times what was expected a slow drafted step counts for at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,21 +74,52 @@ class Verdict:
 NONE = Verdict(0)
 
 
+class _Median:
+    """The median of the last few numbers; 0 while there is none."""
+
+    def __init__(self) -> None:
+        self._numbers: deque[float] = deque(maxlen=_WINDOW)
+        self.value = 0.0
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def add(self, number: float) -> None:
+        self._numbers.append(number)
+        self.value = sorted(self._numbers)[len(self._numbers) // 2]
+
+
 @dataclass(slots=True)
 class _Cost:
-    """What was measured in batches of about one size. Seconds."""
+    """What was measured in batches of about one size, and what drafting may still lose. Seconds."""
 
-    plain_s: float = 0.0
-    row_s: float = 0.0
-    draft_s: float = 0.0
-    gain: float = _HOPED_GAIN
+    plain: _Median = field(default_factory=_Median)
+    row: _Median = field(default_factory=_Median)
+    draft: _Median = field(default_factory=_Median)
+    purse_s: float = 0.0
+    model_purse_s: float = 0.0
     spent_s: float = 0.0
-    num_plain: int = 0
-    num_drafted: int = 0
     since_plain: int = 0
+    since_drafts: int = 0
     since_model: int = _MODEL_TRIAL
-    idle: int = 0
+    trial_steps: int = 0
     trial_after: int = _FIRST_TRIAL
+    rest: int = 0
+    next_rest: int = 1
+
+    def can_pay(self, option: Option) -> bool:
+        """Whether there is something left to try this option with."""
+        return (
+            bool(option.rates) and (self.model_purse_s if option.uses_model else self.purse_s) > 0
+        )
+
+    def pay(self, seconds: float, *, model: bool) -> None:
+        """Put seconds into a purse, or take them out if negative."""
+        most, least = _LARGEST_PURSE * self.plain.value, -_DEEPEST_DEBT * self.plain.value
+        if model:
+            self.model_purse_s = max(min(self.model_purse_s + seconds, most), least)
+        else:
+            self.purse_s = max(min(self.purse_s + seconds, most), least)
 
 
 class DraftPolicy:
@@ -86,96 +130,115 @@ class DraftPolicy:
         self._costs: dict[int, _Cost] = {}
 
     def may_pay(self, batch: int, *, needs_model: bool) -> bool:
-        """Whether looking for drafts is worth it at all; cheap, and counts the steps till a trial.
+        """Whether looking for drafts is worth it at all; cheap, to be asked once a step.
 
         ``needs_model`` tells that no drafts can be had without the draft model's time.
         """
         cost = self._cost(batch)
-        if cost.num_plain < _MEASURED:
+        cost.since_drafts += 1
+        purse_s = cost.model_purse_s if needs_model else max(cost.purse_s, cost.model_purse_s)
+        if len(cost.plain) < _MEASURED or cost.since_plain >= _PLAIN_EVERY or purse_s <= 0:
             return False
-        if cost.num_drafted < _MEASURED or cost.idle + 1 >= cost.trial_after:
+        if self._tries(cost):
             return True
+        if cost.rest:
+            cost.rest -= 1
+            return False
         dream = Option([_BEST_RATE] * batch, needs_model)
         if self._best(cost, dream, batch).depth:
             return True
-        cost.idle += 1
+        self._rest(cost)
         return False
 
     def decide(self, batch: int, options: Sequence[Option]) -> Verdict:
         """Which of the options to take, how deep, in a batch of ``batch`` sequences."""
         cost = self._cost(batch)
-        if cost.num_plain < _MEASURED or cost.since_plain >= _PLAIN_EVERY:
+        affordable = [i for i, option in enumerate(options) if cost.can_pay(option)]
+        if len(cost.plain) < _MEASURED or not affordable:
             return NONE
-        with_model = next((i for i, option in enumerate(options) if option.uses_model), None)
+        with_model = next((i for i in affordable if options[i].uses_model), None)
         cost.since_model += with_model is not None
-        trial = Verdict(min(_TRIAL_DEPTH, self._max_tokens), with_model or 0)
-        if cost.num_drafted < _MEASURED or (
-            with_model is not None and cost.since_model >= _MODEL_TRIAL
-        ):
+        depth = _TRIAL_DEPTH if batch <= _FEW else _TRIAL_DEPTH_OF_MANY
+        trial = Verdict(min(depth, self._max_tokens), affordable[0])
+        if with_model is not None and cost.since_model >= _MODEL_TRIAL:
+            return replace(trial, option=with_model)
+        if len(cost.row) < _MEASURED:
             return trial
-        verdicts = [replace(self._best(cost, o, batch), option=i) for i, o in enumerate(options)]
+        verdicts = [replace(self._best(cost, options[i], batch), option=i) for i in affordable]
         best = max(verdicts, key=lambda verdict: verdict.speedup)
-        if best.depth and cost.gain > 1.0:
-            cost.idle = 0
+        if best.depth:
+            cost.next_rest = 1
             return best
-        cost.idle += 1
-        if cost.idle < cost.trial_after:
-            return NONE
-        cost.idle, cost.trial_after = 0, min(2 * cost.trial_after, _LAST_TRIAL)
-        cost.gain = _HOPED_GAIN
-        return best if best.depth else trial
+        if self._tries(cost):
+            cost.trial_steps -= 1
+            return trial
+        self._rest(cost)
+        return NONE
 
-    def note_draft(self, batch: int, depth: int, seconds: float) -> None:
-        """The draft model went ``depth`` tokens deep for this batch."""
+    def note_draft(self, batch: int, depth: int, seconds: float, *, is_steady: bool) -> None:
+        """The draft model went ``depth`` tokens deep for this batch, reading prompts unless steady."""
         cost = self._cost(batch)
-        cost.since_model = 0
         cost.spent_s = seconds
-        cost.draft_s = _towards(cost.draft_s, seconds / depth)
+        if is_steady:
+            cost.since_model = 0
+            cost.draft.add(seconds / depth)
 
     def note_step(self, batch: int, num_drafted: int, num_tokens: int, seconds: float) -> None:
         """A step of ``batch`` decoding sequences checked ``num_drafted`` tokens, yielding ``num_tokens``.
 
-        Seconds are the step's own, without those of a draft model.
+        Seconds are those of the whole turn, a draft model's included.
         """
         cost = self._cost(batch)
-        seconds_in_all, cost.spent_s = seconds + cost.spent_s, 0.0
+        drafting_s, cost.spent_s = cost.spent_s, 0.0
         if num_drafted == 0:
-            cost.num_plain += 1
-            cost.since_plain = 0
-            cost.plain_s = _towards(cost.plain_s, seconds, _PLAIN_WEIGHT)
-        elif cost.num_plain:
-            cost.num_drafted += 1
+            cost.plain.add(seconds)
+            plain_s, cost.since_plain = cost.plain.value, 0
+            earned = _SHARE * plain_s if len(cost.plain) > 1 else _FIRST_PURSE * plain_s
+            cost.pay(earned, model=True)
+        elif len(cost.plain):
+            plain_s, cost.since_drafts = cost.plain.value, 0
             cost.since_plain += 1
-            cost.row_s = _towards(cost.row_s, max(seconds - cost.plain_s, 0.0) / num_drafted)
-            gained = num_tokens * cost.plain_s
-            cost.gain += _WEIGHT * (gained / (batch * seconds_in_all) - cost.gain)
-            if cost.gain > _HOPED_GAIN:
+            cost.row.add(max(seconds - drafting_s - plain_s, 0.0) / num_drafted)
+            expected_s = plain_s + drafting_s + num_drafted * cost.row.value
+            earned = num_tokens * plain_s / batch - min(seconds, _CLIP * expected_s)
+            if earned > 0:
                 cost.trial_after = _FIRST_TRIAL
+        else:
+            return
+        cost.pay(earned, model=drafting_s > 0)
 
     def _cost(self, batch: int) -> _Cost:
         """Sizes up to 4 apart, larger ones by the power of two they do not exceed."""
         return self._costs.setdefault(
-            batch if batch <= 4 else 1 << (batch - 1).bit_length(), _Cost()
+            batch if batch <= _FEW else 1 << (batch - 1).bit_length(), _Cost()
         )
+
+    def _tries(self, cost: _Cost) -> bool:
+        """Whether drafts are on trial, whatever is forecast."""
+        if len(cost.row) < _MEASURED or cost.trial_steps:
+            return True
+        if cost.since_drafts < cost.trial_after:
+            return False
+        cost.trial_steps, cost.trial_after = _TRIAL_STEPS, min(2 * cost.trial_after, _LAST_TRIAL)
+        return True
+
+    def _rest(self, cost: _Cost) -> None:
+        cost.rest, cost.next_rest = cost.next_rest, min(2 * cost.next_rest, _LONGEST_REST)
 
     def _best(self, cost: _Cost, option: Option, batch: int) -> Verdict:
         # A sequence below this rate would pay more for its first row than a token takes.
-        least = cost.row_s * batch / cost.plain_s if cost.plain_s else 0.0
+        plain_s, row_s = cost.plain.value, cost.row.value
+        least = row_s * batch / plain_s if plain_s else 0.0
         worth = [rate for rate in option.rates if rate >= least]
-        draft_s = cost.draft_s if option.uses_model else 0.0
-        powers, gained, best, most = list(worth), 0.0, NONE, _LEAST_GAIN
+        draft_s = cost.draft.value if option.uses_model else 0.0
+        most = _LEAST_GAIN if batch <= _FEW else _LEAST_GAIN_OF_MANY
+        powers, gained, best = list(worth), 0.0, NONE
         for depth in range(1, self._max_tokens + 1 if worth else 1):
             gained += sum(powers)
             powers = [power * rate for power, rate in zip(powers, worth, strict=True)]
-            seconds = cost.plain_s + depth * (len(worth) * cost.row_s + draft_s)
-            speedup = (1 + gained / batch) * cost.plain_s / seconds
+            seconds = plain_s + depth * (len(worth) * row_s + draft_s)
+            speedup = (1 + gained / batch) * plain_s / seconds
             if speedup > most:
                 most = speedup
                 best = Verdict(depth, least_rate=least, speedup=speedup)
         return best
-
-
-def _towards(old: float, new: float, weight: float = _WEIGHT) -> float:
-    if not old:
-        return new
-    return old + weight * (min(new, _CLIP * old) - old)

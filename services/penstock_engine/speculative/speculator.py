@@ -78,7 +78,7 @@ class Speculator:
             return NO_DRAFTS
         return self._draft(batch, self._wanted(batch, candidates))
 
-    def note(self, plan: StepPlan, result: StepResult) -> None:
+    def note(self, plan: StepPlan, result: StepResult, seconds: float) -> None:
         """Learn from a step: what stood, and what it cost if it did nothing but decode."""
         drawn = iter(result.drawn)
         num_drafted = num_tokens = 0
@@ -90,7 +90,7 @@ class Speculator:
                 track = self._tracks[chunk.sample]
                 track.rates.note(track.kind, len(chunk.drafts), outcomes[0].num_accepted)
         if plan.num_prefill_tokens == 0:
-            self._policy.note_step(len(plan.chunks), num_drafted, num_tokens, result.seconds)
+            self._policy.note_step(len(plan.chunks), num_drafted, num_tokens, seconds)
 
     def _candidate(self, sample: Sample) -> _Candidate | None:
         track = self._tracks.get(sample)
@@ -140,9 +140,8 @@ class Speculator:
         assert self._model is not None, "a draft model is wanted and none is there"
         began = time.perf_counter()
         guessed = self._model.propose(wanted)
-        if guessed.is_steady:
-            seconds = time.perf_counter() - began
-            self._policy.note_draft(batch, max(map(len, guessed.drafts)), seconds)
+        seconds, depth = time.perf_counter() - began, max(map(len, guessed.drafts))
+        self._policy.note_draft(batch, depth, seconds, is_steady=guessed.is_steady)
         pairs = zip(wanted, guessed.drafts, strict=True)
         return {want.sample: drafts for want, drafts in pairs if drafts}
 

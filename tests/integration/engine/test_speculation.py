@@ -171,8 +171,9 @@ async def test_the_engine_tells_how_many_tokens_a_step_yields(model: Path) -> No
 
 
 async def test_a_perfect_draft_model_always_stands(model: Path) -> None:
+    """The fused kernel computes drafts in bytes, so only PyTorch's own are perfect."""
     requests = [ask("a", 60), ask("b", 60, sampling=WARM)]
-    _, drafted = await both(model, Drafting("draft", model), requests)
+    _, drafted = await both(model, Drafting("draft", model), requests, kernel="eager")
 
     for said in drafted:
         assert said.last.accepted_draft_tokens == said.last.drafted_tokens > 40

@@ -83,6 +83,7 @@ class FusedDecoder:
         self._tensors = _pack(config, source, Packing(element, library.groups[element]), options)
         self._kv = kv
         self._vocabulary = config.vocab_size
+        self._hidden_size = config.hidden_size
         self._step = library.step
         layers = (CLayer * config.num_layers)(*(layer.address() for layer in self._tensors.layers))
         self._layers = layers  # the kernel reads them at each step
@@ -100,14 +101,22 @@ class FusedDecoder:
 
     def logits(self, plan: StepPlan) -> Tensor:
         """Compute the chunks; float32 logits ``(wanted positions, vocab)`` in plan order."""
+        return self._compute(plan, self._vocabulary, hidden=False)
+
+    def hidden(self, plan: StepPlan) -> Tensor:
+        """The same, without the head: float32 ``(wanted positions, hidden size)``, normed."""
+        return self._compute(plan, self._hidden_size, hidden=True)
+
+    def _compute(self, plan: StepPlan, width: int, *, hidden: bool) -> Tensor:
         arrays = _lay_out(plan.chunks, self._kv.block_tokens)
-        out = torch.empty(len(arrays.logit_rows), self._vocabulary)
+        out = torch.empty(len(arrays.logit_rows), width)
         self._step(
             self._state,
             CStep(
                 rows=len(arrays.tokens),
                 chunks=len(plan.chunks),
                 logits=len(arrays.logit_rows),
+                hidden=hidden,
                 tokens=arrays.tokens.ctypes.data,
                 chunk_rows=arrays.chunk_rows.ctypes.data,
                 positions=arrays.positions.ctypes.data,

@@ -52,13 +52,15 @@ class Decoder:
 
     def forward(self, batch: Batch) -> Tensor:
         """Compute all rows into the KV pages; float32 logits ``(logits, vocab)`` of those wanted."""
+        return linear(self.hidden(batch), self._weights.head).float()
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """The same, without the head: ``(logits, hidden size)`` of the wanted rows, normed."""
         hidden = functional.embedding(batch.tokens, self._weights.embedding)
         rope = self._rope.at(batch.positions)
         for index, layer in enumerate(self._weights.layers):
             hidden = self._layer(index, layer, hidden, batch, rope)
-        hidden = hidden[batch.logit_rows]
-        hidden = self._norm(hidden, self._weights.norm)
-        return linear(hidden, self._weights.head).float()
+        return self._norm(hidden[batch.logit_rows], self._weights.norm)
 
     def _layer(
         self,

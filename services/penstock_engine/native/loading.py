@@ -10,6 +10,7 @@ from penstock_core.errors import InvalidRequest, NotSupported
 from penstock_engine.api import EngineInfo
 from penstock_engine.native.batching import BatchShape
 from penstock_engine.native.compute import Compute, choose
+from penstock_engine.native.embedding import EmbedLimits
 from penstock_engine.native.fused.decoder import FusedDecoder, FusedOptions
 from penstock_engine.native.kv_tensors import KvShape, KvTensors
 from penstock_engine.native.layers import RopeTable
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 _SPECULATION = ("none", "ngram", "draft", "auto")
 _MIB = 1 << 20
+_MAX_EMBED_WAITING = 1 << 20
+"""Tokens that wait to be embedded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,14 @@ class Blueprint:
     kv: KvShape
     info: EngineInfo
     draft: "Blueprint | None" = None
+
+    @property
+    def embed_limits(self) -> EmbedLimits:
+        """Embeddings have the pages behind the scheduler's."""
+        size, capacity = self.info.block_tokens, self.info.capacity_blocks
+        pages = range(capacity, capacity + -(-self.info.max_embed_tokens // size))
+        step_tokens = self.settings.max_batched_tokens
+        return EmbedLimits(pages, size, step_tokens, _MAX_EMBED_WAITING)
 
 
 def draw_up(settings: NativeSettings) -> Blueprint:
@@ -63,17 +74,20 @@ def draw_up(settings: NativeSettings) -> Blueprint:
             f"kv_memory_bytes {settings.kv_memory_bytes} holds no page of {page_bytes} bytes",
             field="kv_memory_bytes",
         )
+    context = _context(settings, config)
     info = EngineInfo(
         engine="native",
         model_revision=model_revision(settings.model),
         device=str(compute),
         block_tokens=settings.block_tokens,
         capacity_blocks=num_pages,
-        max_context_tokens=_context(settings, config),
+        max_context_tokens=context,
         max_batch=settings.max_batch,
         vocab_size=config.vocab_size,
         eos_token_ids=read_eos(settings.model),
         speculation=_kinds(settings, draft),
+        embedding_dimensions=config.hidden_size if settings.max_embed_tokens else 0,
+        max_embed_tokens=min(settings.max_embed_tokens, context),
     )
     return Blueprint(settings, config, compute, kv, info, draft)
 
@@ -82,7 +96,7 @@ def load_machine(plan: Blueprint, masks: Masks) -> Machine:
     """A runner, and what drafts for it. Raises InvalidRequest as ``load_runner`` does."""
     runner, settings = load_runner(plan, masks), plan.settings
     if settings.speculation == "none":
-        return Machine(runner.run)
+        return Machine(runner.run, read=runner.hidden)
     model = None
     if plan.draft is not None:
         # As many pages as the model has: any sequence that runs can be followed.
@@ -91,13 +105,14 @@ def load_machine(plan: Blueprint, masks: Masks) -> Machine:
         limits = DraftLimits(draft.info.max_context_tokens, pages, draft.kv.block_tokens)
         model = DraftModel(load_runner(draft), limits)
     looks_up = settings.speculation != "draft"
-    return Machine(runner.run, Speculator(settings.max_draft_tokens, model, looks_up=looks_up))
+    drafting = Speculator(settings.max_draft_tokens, model, looks_up=looks_up)
+    return Machine(runner.run, drafting, runner.hidden)
 
 
 def load_runner(plan: Blueprint, masks: Masks | None = None) -> Runner:
     """Read the weights and allocate the pages. Raises InvalidRequest if they do not fit the config."""
     model, compute = plan.settings.model, plan.compute
-    kv = KvTensors(plan.kv, plan.info.capacity_blocks, compute.dtype, compute.device)
+    kv = KvTensors(plan.kv, plan.embed_limits.pages.stop, compute.dtype, compute.device)
     with Checkpoint(model, compute.dtype, compute.device) as checkpoint:
         source = WeightSource(checkpoint, plan.config)
         decoder = _fused(plan, source, kv) if compute.library else _eager(plan, source, kv)
@@ -129,7 +144,8 @@ def _draft(settings: NativeSettings, config: ModelConfig) -> Blueprint | None:
         raise InvalidRequest("speculation draft needs a draft_model", field="draft_model")
     if path is None or kind not in {"draft", "auto"}:
         return None
-    draft = draw_up(replace(settings, model=path, draft_model=None, speculation="none"))
+    alone = replace(settings, model=path, draft_model=None, speculation="none", max_embed_tokens=0)
+    draft = draw_up(alone)
     check_pair(settings.model, path, (config.vocab_size, draft.config.vocab_size))
     return draft
 

@@ -98,14 +98,6 @@ class Fleet:
             raise NoWorker(f"no worker serves {model!r} now", retry_after_s=RETRY_AFTER_S)
         raise ModelNotFound(f"no model {model!r}; there are {', '.join(names)}")
 
-    def pick(self, model: str) -> TrackedWorker:
-        """Any worker that takes requests for a model now. Raises as ``serving`` does."""
-        now = self._picture.clock()
-        for worker in self.serving(model):
-            if not worker.why_not(now):
-                return worker
-        raise NoWorker(f"no worker serves {model!r} now", retry_after_s=RETRY_AFTER_S)
-
     def models(self) -> Mapping[str, WorkerFacts]:
         """Every model by name, with a worker that serves it."""
         named: dict[str, WorkerFacts] = {}

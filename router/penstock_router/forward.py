@@ -96,7 +96,7 @@ class Forwarder:
             except PenstockError as error:
                 leg.close()
                 tried.add(routed.worker.worker_id)
-                if not _elsewhere(error) or len(tried) >= _MAX_ATTEMPTS:
+                if not goes_elsewhere(error) or len(tried) >= _MAX_ATTEMPTS:
                     raise
                 failure = error
                 self._metrics.retried(error.slug)
@@ -171,7 +171,7 @@ class _Leg:
         try:
             raw = await self._call.read()
         except grpc.aio.AioRpcError as error:
-            failure = _failure(error, worker.worker_id, has_begun=has_begun)
+            failure = failure_of(error, worker.worker_id, has_begun=has_begun)
             self._status = failure.slug
             if isinstance(failure, WorkerLost) or type(failure) is Unavailable:
                 worker.breaker.failed(self._clock())
@@ -186,7 +186,7 @@ def _unparsed(raw: bytes) -> bytes:
     return raw
 
 
-def _failure(error: grpc.aio.AioRpcError, worker_id: str, *, has_begun: bool) -> PenstockError:
+def failure_of(error: grpc.aio.AioRpcError, worker_id: str, *, has_begun: bool) -> PenstockError:
     """What a failed call means to the client."""
     failure = from_rpc_error(error)
     trailers = dict(error.trailing_metadata() or ())
@@ -199,6 +199,6 @@ def _failure(error: grpc.aio.AioRpcError, worker_id: str, *, has_begun: bool) ->
     return failure
 
 
-def _elsewhere(error: PenstockError) -> bool:
+def goes_elsewhere(error: PenstockError) -> bool:
     """Whether another worker may do better."""
     return error.retryable and not isinstance(error, QuotaExceeded)

@@ -21,6 +21,7 @@ from penstock_core.settings import SettingsError
 from penstock_router.changes import Changes
 from penstock_router.decision_log import write_decisions
 from penstock_router.decisions import DecisionBook
+from penstock_router.embedding import Embedder
 from penstock_router.fleet import Fleet
 from penstock_router.forward import Forwarder
 from penstock_router.metrics import RouterMetrics
@@ -77,7 +78,9 @@ async def running_router(settings: RouterSettings) -> AsyncIterator[RunningRoute
     router = Router(picture, fleet.changes, settings.lease_secret.encode())
     routing = RouterRouting(preparer, router, fleet, picture.book)
     forwarder = Forwarder(router, fleet, picture.metrics, picture.clock)
-    server = _server(keys, RouterInference(preparer, forwarder, fleet, texts), routing)
+    embedder = Embedder(preparer, router, fleet, picture.metrics, picture.clock)
+    inference = RouterInference(preparer, forwarder, embedder, fleet, texts)
+    server = _server(keys, inference, routing)
     port = server.bind(settings.listen)
     work = [fleet.run()]
     if settings.decision_log:

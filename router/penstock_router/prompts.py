@@ -84,7 +84,7 @@ class Preparer:
         validation.check_request(request)
         hold_to_tool_call(request)
         request.request_id = request.request_id or new_id("req")
-        workers = self._same_tokenizer(self._fleet.serving(request.model))
+        workers = self.workers_of(request.model)
         facts = [w.facts for w in workers if w.facts is not None]
         if request.adapter and not any(request.adapter in f.adapters for f in facts):
             raise NotFound(f"{request.model!r} has no adapter {request.adapter!r}")
@@ -99,15 +99,22 @@ class Preparer:
             prefix=prompt + emitted,
             max_tokens=max_tokens,
             principal=principal,
-            cache_salt=blocks.cache_salt(self._cache_secret, principal.tenant),
+            cache_salt=self.cache_salt(principal),
             workers=tuple(workers),
             excluded=_unfit(workers, request, count) | problems,
         )
 
     async def text_of(self, model: str) -> ModelText:
         """A model's tokenizer and template. Raises as ``prepare`` does."""
-        workers = self._same_tokenizer(self._fleet.serving(model))
-        return await self._text(workers)
+        return await self._text(self.workers_of(model))
+
+    def workers_of(self, model: str) -> list[TrackedWorker]:
+        """Who serves a model, with the tokenizer that most of them have. Raises as ``prepare`` does."""
+        return self._same_tokenizer(self._fleet.serving(model))
+
+    def cache_salt(self, principal: Principal) -> int:
+        """What keeps a tenant's blocks apart from others'."""
+        return blocks.cache_salt(self._cache_secret, principal.tenant)
 
     async def _tokens(
         self,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Priority = Literal["system", "interactive", "standard", "batch"]
+Pooling = Literal["last", "mean"]
 ConstraintKind = Literal["json_schema", "json_object", "regex", "grammar", "choice"]
 
 
@@ -25,6 +26,10 @@ class Message:
 
 # Plain text, token ids (nothing is added to them), or a conversation.
 Prompt = str | Sequence[int] | Sequence[Message]
+
+
+# One text, several, or the token ids of several.
+Inputs = str | Sequence[str] | Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,6 +154,16 @@ class Generation:
         return self.started.decision_id
 
 
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """Vectors of length 1, in the order of the inputs, with the tokens that were read for them."""
+
+    vectors: tuple[tuple[float, ...], ...]
+    prompt_tokens: int
+    worker_ids: tuple[str, ...] = ()
+    request_id: str = ""
+
+
 @dataclass(slots=True)
 class _Parts:
     text: list[str] = field(default_factory=list)

@@ -4,9 +4,16 @@ from collections.abc import Sequence
 from typing import cast
 
 from penstock.common.v1 import chat_pb2, sampling_pb2, tokens_pb2
-from penstock.inference.v1 import generate_pb2
+from penstock.inference.v1 import generate_pb2, inference_service_pb2
 from penstock_client import results
-from penstock_client.options import Constraint, GenerateOptions, Message, Prompt
+from penstock_client.options import (
+    Constraint,
+    GenerateOptions,
+    Inputs,
+    Message,
+    Pooling,
+    Prompt,
+)
 from penstock_core.blocks import pack_tokens, unpack_tokens
 from penstock_core.errors import InvalidRequest
 
@@ -49,6 +56,37 @@ def to_request(
     if options.constraint is not None:
         request.constraint.CopyFrom(_constraint(options.constraint))
     return request
+
+
+def to_embed_request(
+    model: str, inputs: Inputs, pooling: Pooling | None, dimensions: int | None
+) -> inference_service_pb2.EmbedRequest:
+    """The wire form of texts to embed. Raises InvalidRequest as ``to_request`` does."""
+    request = inference_service_pb2.EmbedRequest(model=model)
+    if pooling is not None:
+        request.pooling = inference_service_pb2.Pooling.Value(f"POOLING_{pooling.upper()}")
+    if dimensions is not None:
+        try:
+            request.dimensions = dimensions
+        except (TypeError, ValueError) as error:
+            raise InvalidRequest(f"dimensions: {error}", field="dimensions") from error
+    for index, given in enumerate([inputs] if isinstance(inputs, str) else inputs):
+        if isinstance(given, str):
+            request.texts.append(_utf8(given, f"texts[{index}]"))
+        else:
+            ids = cast("Sequence[int]", given)  # a list holds texts or tokens, never both
+            request.token_inputs.append(to_tokens(ids, f"token_inputs[{index}]"))
+    return request
+
+
+def from_embed_response(wire: inference_service_pb2.EmbedResponse) -> results.Embeddings:
+    """The vectors of an answer."""
+    return results.Embeddings(
+        tuple(tuple(embedding.values) for embedding in wire.embeddings),
+        wire.prompt_tokens,
+        tuple(wire.worker_ids),
+        wire.request_id,
+    )
 
 
 def from_response(message: generate_pb2.GenerateResponse, mode: str) -> results.StreamEvent | None:

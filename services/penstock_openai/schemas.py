@@ -75,6 +75,23 @@ class CompletionBody(GenerationBody):
     suffix: str | None = None
 
 
+class EmbeddingBody(Body):
+    """``POST /v1/embeddings``."""
+
+    model: Name
+    input: Prompts = Field(
+        json_schema_extra={
+            "forms": "a string, an array of strings, an array of token ids or an array of these"
+        }
+    )
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+    # Penstock's extension: how the tokens' vectors become one; without it, the model's own way.
+    pooling: Literal["last", "mean"] | None = None
+    # Accepted and without effect here.
+    user: str | None = None
+
+
 class ContentPart(Tolerant):
     """A part of a message's content."""
 

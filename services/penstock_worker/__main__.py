@@ -103,6 +103,7 @@ def _load(settings: WorkerSettings) -> tuple[Engine, Text]:
         max_batch=settings.max_batch,
         max_batched_tokens=settings.max_batched_tokens,
         max_waiting=settings.max_waiting,
+        max_embed_tokens=settings.max_embed_tokens,
         max_context=settings.max_context_tokens or None,
         threads=settings.threads or None,
         speculation=settings.speculation,

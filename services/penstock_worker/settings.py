@@ -31,6 +31,9 @@ class WorkerSettings(ProcessSettings):
     max_batched_tokens: int = Field(512, ge=1, description="most tokens computed in one step")
     max_waiting: int = Field(256, ge=1, description="most requests that wait for a place")
     max_context_tokens: int = Field(0, ge=0, description="most tokens of a request; 0: the model's")
+    max_embed_tokens: int = Field(
+        2048, ge=0, description="most tokens of one text to embed; 0 computes no embeddings"
+    )
     speculation: Literal["none", "ngram", "draft", "auto"] = Field(
         "none", description="drafts to check: none, ngram, draft or auto (the better of both)"
     )

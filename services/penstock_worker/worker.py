@@ -24,6 +24,7 @@ from penstock_engine.api import Engine
 from penstock_text.chat import ChatTemplate
 from penstock_text.tokenizer import Tokenizer
 from penstock_worker import translate
+from penstock_worker.embedding import Embedder
 from penstock_worker.generation import Services
 from penstock_worker.intake import Intake, ServedModel
 from penstock_worker.lease import LeaseCheck
@@ -85,14 +86,17 @@ class Worker:
         self._feed = StateFeed(log, engine, gauges, options.feed)
         model = ServedModel(engine.info(), self.info, text.tokenizer, text.template)
         leases = LeaseCheck(options.lease_secret, self.info.worker_id, self.info.epoch)
+        metrics = RequestMetrics()
         services = Services(
             engine=engine,
             model=model,
             ledger=Ledger(self._feed.note),
-            reporter=Reporter(RequestMetrics(), options.worker_id),
+            reporter=Reporter(metrics, options.worker_id),
             coalesce_s=options.coalesce_s,
         )
-        inference = InferenceServicer(model, Intake(model, leases), self._requests, services)
+        embedder = Embedder(engine, model, leases, self._requests, metrics)
+        intake = Intake(model, leases)
+        inference = InferenceServicer(intake, self._requests, services, embedder)
         control = WorkerServicer(self.info, engine, self._feed, self._requests, self.drain)
         self._rpc = RpcServer(
             ServerInterceptor(KeyRing.open_to_all()),

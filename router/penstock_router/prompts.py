@@ -7,6 +7,7 @@ from penstock.common.v1 import sampling_pb2
 from penstock.inference.v1 import generate_pb2
 from penstock_core import blocks, validation
 from penstock_core.auth import Principal
+from penstock_core.determinism import settle_response_cache
 from penstock_core.errors import InvalidRequest, NotFound, NoWorker, Unavailable
 from penstock_core.ids import new_id
 from penstock_core.tool_calls import hold_to_tool_call
@@ -83,6 +84,7 @@ class Preparer:
         """
         validation.check_request(request)
         hold_to_tool_call(request)
+        settle_response_cache(request)
         request.request_id = request.request_id or new_id("req")
         workers = self.workers_of(request.model)
         facts = [w.facts for w in workers if w.facts is not None]

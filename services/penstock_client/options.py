@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Priority = Literal["system", "interactive", "standard", "batch"]
+ResponseCacheMode = Literal["off", "use", "refresh"]
 Pooling = Literal["last", "mean"]
 ConstraintKind = Literal["json_schema", "json_object", "regex", "grammar", "choice"]
 
@@ -77,6 +78,8 @@ class GenerateOptions:
         speculation: whether drafts may be used; None lets the engine decide.
         majority_vote: return the most frequent answer of the n samples with its votes.
         vote_field: JSON field that is voted on; empty votes on the whole text.
+        response_cache: ``use`` may give the kept answer of an identical request that was greedy or
+            seeded, and keeps a computed one; ``refresh`` only keeps.
         request_id: id for logs, traces and ``explain``; made by the server if empty.
     """
 
@@ -105,6 +108,7 @@ class GenerateOptions:
     majority_vote: bool = False
     vote_field: str = ""
     request_id: str = ""
+    response_cache: ResponseCacheMode = "off"
 
 
 DEFAULTS = GenerateOptions()

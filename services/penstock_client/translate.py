@@ -29,6 +29,11 @@ _SAMPLING = (
     "n",
     "best_of",
 )
+_RESPONSE_CACHE = {
+    "off": generate_pb2.RESPONSE_CACHE_MODE_UNSPECIFIED,
+    "use": generate_pb2.RESPONSE_CACHE_MODE_USE,
+    "refresh": generate_pb2.RESPONSE_CACHE_MODE_REFRESH,
+}
 
 
 def to_request(
@@ -48,6 +53,7 @@ def to_request(
         priority=sampling_pb2.PriorityClass.Value(f"PRIORITY_CLASS_{options.priority.upper()}"),
         speculation=_speculation(options.speculation),
         vote_field=options.vote_field,
+        response_cache=_RESPONSE_CACHE[options.response_cache],
     )
     _set_sampling(request.sampling, options)
     _set_prompt(request, prompt)
@@ -232,4 +238,4 @@ def _completed(wire: generate_pb2.Completed) -> results.Completed:
     if wire.HasField("vote"):
         v = wire.vote
         vote = results.Vote(v.choice_index, v.answer, v.votes, v.total)
-    return results.Completed(usage, timing, vote)
+    return results.Completed(usage, timing, vote, wire.from_response_cache, wire.response_age_s)

@@ -57,6 +57,8 @@ class GenerationBody(Body):
     min_tokens: Int32 | None = None
     ignore_eos: bool | None = None
     stop_token_ids: list[TokenId] | None = None
+    # Penstock's: whether an answer from before may be given again.
+    response_cache: Literal["off", "use", "refresh"] | None = None
     # Accepted and without effect here.
     user: str | None = None
 

@@ -79,6 +79,8 @@ def _options(settings: WorkerSettings) -> Options:
         registry_url=settings.registry_url,
         lease_secret=settings.lease_secret.encode(),
         grace_s=settings.grace_s,
+        response_cache_bytes=settings.response_cache_mib << 20,
+        response_cache_ttl_s=settings.response_cache_ttl_s,
         zone=settings.zone,
         pool=settings.pool,
     )

@@ -20,6 +20,7 @@ from penstock_worker import translate
 from penstock_worker.embedding import Embedder
 from penstock_worker.generation import Generation, Services
 from penstock_worker.intake import Intake
+from penstock_worker.memory import Memory
 from penstock_worker.report import Progress
 from penstock_worker.requests import RequestTable
 
@@ -30,12 +31,18 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
     """Serves one model."""
 
     def __init__(
-        self, intake: Intake, requests: RequestTable, services: Services, embedder: Embedder
+        self,
+        intake: Intake,
+        requests: RequestTable,
+        services: Services,
+        embedder: Embedder,
+        memory: Memory,
     ) -> None:
         self._model = services.model
         self._intake = intake
         self._requests = requests
         self._embedder = embedder
+        self._memory = memory
         self._services = services
 
     async def Generate(  # noqa: N802 - the names of RPCs are the protocol's
@@ -46,11 +53,21 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         progress = Progress()
         plan = await self._intake.plan(request)
         logs.request_id.set(plan.request_id)
+        answer = self._memory.recall(plan, progress)
+        if answer is not None:
+            for response in answer:
+                yield response
+            return
+        recorder = self._memory.recorder(plan)
         generation = Generation(plan, self._services, progress)
         with self._requests.running(plan.request_id, generation):
             async with contextlib.aclosing(generation.responses()) as responses:
                 async for response in responses:
+                    if recorder is not None:
+                        recorder.add(response)
                     yield response
+        if recorder is not None:
+            recorder.keep()
 
     async def Embed(  # noqa: N802
         self, request: inference_service_pb2.EmbedRequest, context: _Context

@@ -40,6 +40,10 @@ class WorkerSettings(ProcessSettings):
     draft_model: str = Field("", description="model that drafts; empty: the one the model brings")
     max_draft_tokens: int = Field(7, ge=1, le=64, description="most tokens drafted at once")
     threads: int = Field(0, ge=0, description="CPU threads of the engine; 0: by CPUs")
+    response_cache_mib: int = Field(
+        64, ge=0, description="MiB of answers kept for requests that ask for it; 0: none"
+    )
+    response_cache_ttl_s: float = Field(3600.0, gt=0, description="seconds that they are kept")
     grace_s: float = Field(30.0, ge=0, description="seconds that running requests get at the end")
     zone: str = Field("", description="availability zone")
     pool: str = Field("", description="pool it belongs to")

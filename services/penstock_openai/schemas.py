@@ -59,6 +59,9 @@ class GenerationBody(Body):
     stop_token_ids: list[TokenId] | None = None
     # Penstock's: whether an answer from before may be given again.
     response_cache: Literal["off", "use", "refresh"] | None = None
+    # Penstock's: count equal answers of the n samples, whole ones or a field of JSON ones.
+    majority_vote: bool | None = None
+    vote_field: str | None = None
     # Accepted and without effect here.
     user: str | None = None
 

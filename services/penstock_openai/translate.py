@@ -86,8 +86,13 @@ def _refuse_unsupported(body: ChatBody) -> None:
 def _request(body: GenerationBody) -> generate_pb2.GenerateRequest:
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest("stream_options needs stream to be true", field="stream_options")
+    if body.vote_field is not None and not body.majority_vote:
+        raise InvalidRequest("vote_field needs majority_vote to be true", field="vote_field")
+    votes = sampling_pb2.AGGREGATION_MAJORITY_VOTE if body.majority_vote else None
     return generate_pb2.GenerateRequest(
         model=body.model,
+        aggregation=votes,
+        vote_field=body.vote_field,
         sampling=_sampling(body),
         stop=_stop(body),
         response_cache=RESPONSE_CACHE_MODES[body.response_cache or "off"],

@@ -19,7 +19,7 @@ from penstock_engine.native.models import read_config, read_eos
 from penstock_engine.native.models.config import ModelConfig
 from penstock_engine.native.models.decoder import Decoder
 from penstock_engine.native.revision import model_revision
-from penstock_engine.native.runner import EagerDecoder, Runner
+from penstock_engine.native.runner import EagerDecoder, PlanDecoder, Runner
 from penstock_engine.native.settings import NativeSettings
 from penstock_engine.native.step_loop import Machine
 from penstock_engine.native.weights import Checkpoint, WeightSource, load_weights, shard_paths
@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 _SPECULATION = ("none", "ngram", "draft", "auto")
 _MIB = 1 << 20
+_LEAST_PAGED_BLOCK = 16
 _MAX_EMBED_WAITING = 1 << 20
 """Tokens that wait to be embedded."""
 
@@ -53,6 +54,18 @@ class Blueprint:
         pages = range(capacity, capacity + -(-self.info.max_embed_tokens // size))
         step_tokens = self.settings.max_batched_tokens
         return EmbedLimits(pages, size, step_tokens, _MAX_EMBED_WAITING)
+
+    @property
+    def reads_pages(self) -> bool:
+        """Whether the GPU's own attention and captured steps run."""
+        size, compute = self.kv.block_tokens, self.compute
+        fits = size >= _LEAST_PAGED_BLOCK and size & (size - 1) == 0
+        return compute.device.type == "cuda" and self.settings.kernel != "eager" and fits
+
+    @property
+    def num_pages(self) -> int:
+        """Pages of the KV tensors: the scheduler's, embeddings', one for rows of no sequence."""
+        return self.embed_limits.pages.stop + self.reads_pages
 
 
 def draw_up(settings: NativeSettings) -> Blueprint:
@@ -112,7 +125,7 @@ def load_machine(plan: Blueprint, masks: Masks) -> Machine:
 def load_runner(plan: Blueprint, masks: Masks | None = None) -> Runner:
     """Read the weights and allocate the pages. Raises InvalidRequest if they do not fit the config."""
     model, compute = plan.settings.model, plan.compute
-    kv = KvTensors(plan.kv, plan.embed_limits.pages.stop, compute.dtype, compute.device)
+    kv = KvTensors(plan.kv, plan.num_pages, compute.dtype, compute.device)
     with Checkpoint(model, compute.dtype, compute.device) as checkpoint:
         source = WeightSource(checkpoint, plan.config)
         decoder = _fused(plan, source, kv) if compute.library else _eager(plan, source, kv)
@@ -164,13 +177,28 @@ def _fused(plan: Blueprint, source: WeightSource, kv: KvTensors) -> FusedDecoder
     return FusedDecoder(compute.library, plan.config, source, kv, options)
 
 
-def _eager(plan: Blueprint, source: WeightSource, kv: KvTensors) -> EagerDecoder:
+def _eager(plan: Blueprint, source: WeightSource, kv: KvTensors) -> PlanDecoder:
     config, compute = plan.config, plan.compute
     dtype, device = compute.dtype, compute.device
     weights = load_weights(source, config.num_layers, int8=compute.int8)
     rope = RopeTable(config.rope, config.head_dim, plan.info.max_context_tokens, dtype, device)
     shape = BatchShape(plan.kv.block_tokens, config.num_heads // config.num_kv_heads, dtype, device)
-    return EagerDecoder(Decoder(config, weights, rope, kv), shape, weights.num_bytes)
+    if not plan.reads_pages:
+        return EagerDecoder(Decoder(config, weights, rope, kv), shape, weights.num_bytes)
+    # Triton comes with CUDA's builds of torch alone.
+    from penstock_engine.native.cuda.graphs import (  # noqa: PLC0415
+        GraphedDecoder,
+        GraphRoom,
+        capture_graph,
+    )
+    from penstock_engine.native.cuda.paged import attend_paged  # noqa: PLC0415
+
+    decoder = Decoder(config, weights, rope, kv, attend_paged)
+    paged = replace(shape, paged=True)
+    max_pages = -(-plan.info.max_context_tokens // plan.kv.block_tokens)
+    room = GraphRoom(plan.settings.max_batch, max_pages, plan.num_pages - 1)
+    eager = EagerDecoder(decoder, paged, weights.num_bytes)
+    return GraphedDecoder(eager, decoder, paged, room, capture_graph)
 
 
 def _context(settings: NativeSettings, config: ModelConfig) -> int:

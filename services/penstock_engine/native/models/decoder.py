@@ -14,6 +14,7 @@ from penstock_engine.native.attention import AttentionGroup, PagedAttention
 from penstock_engine.native.kv_tensors import KvTensors
 from penstock_engine.native.layers import RopeTable, gated, rotate
 from penstock_engine.native.models.config import ModelConfig
+from penstock_engine.native.paged import PagedKernel, attend_paged
 from penstock_engine.native.quantization import Matrix, add_linear, linear
 from penstock_engine.native.weights import DecoderWeights, LayerWeights
 
@@ -41,13 +42,18 @@ class Decoder:
     """RMSNorm, rotary grouped-query attention and gated MLP, repeated."""
 
     def __init__(
-        self, config: ModelConfig, weights: DecoderWeights, rope: RopeTable, kv: KvTensors
+        self,
+        config: ModelConfig,
+        weights: DecoderWeights,
+        rope: RopeTable,
+        kv: KvTensors,
+        kernel: PagedKernel = attend_paged,
     ) -> None:
         self._config = config
         self._weights = weights
         self._rope = rope
         self._kv = kv
-        self._attention = PagedAttention(config, kv)
+        self._attention = PagedAttention(config, kv, kernel)
         self._width = (config.hidden_size,)
 
     def forward(self, batch: Batch) -> Tensor:

@@ -5,15 +5,20 @@ Pure. OpenAI's shapes come from ``penstock_openai``; here are only the ids and t
 
 import hashlib
 from dataclasses import dataclass
+from typing import Protocol
 
+from penstock.common.v1 import usage_pb2
+from penstock.inference.v1 import inference_service_pb2
 from penstock_batch.facts import Ending
 from penstock_batch.records import Answer
 from penstock_batch.validator import InputLine
 from penstock_core.errors import PenstockError
+from penstock_openai.embeddings import embedding_answer
 from penstock_openai.errors import body_of, face_of
 from penstock_openai.generations import Generation
 from penstock_openai.json_object import Json
 from penstock_openai.responses import Collector, Head
+from penstock_openai.schemas import EmbeddingBody
 
 _OK = 200
 _NOT_RUN = {
@@ -34,6 +39,23 @@ class Job:
     created: int
 
 
+class Answered(Protocol):
+    """What was run for a line, and what came of it."""
+
+    @property
+    def request_id(self) -> str:
+        """The request's id."""
+        ...
+
+    def body(self, unique: str, created: int) -> Json:
+        """The answer as it would have come online; ``unique`` is part of its id if it has one."""
+        ...
+
+    def usage(self) -> usage_pb2.Usage:
+        """Tokens that it took."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Generated:
     """A generation that was run, with all that came of it."""
@@ -42,13 +64,37 @@ class Generated:
     generation: Generation
     collector: Collector
 
+    def body(self, unique: str, created: int) -> Json:
+        """See ``Answered.body``."""
+        name = f"{self.generation.form.id_prefix}-{unique}"
+        return self.collector.answer(Head(name, self.generation.model, created))
 
-def answered(job: Job, line: InputLine, generated: Generated) -> Answer:
+    def usage(self) -> usage_pb2.Usage:
+        """See ``Answered.usage``."""
+        return self.collector.usage()
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """Vectors that were computed."""
+
+    request_id: str
+    wanted: EmbeddingBody
+    response: inference_service_pb2.EmbedResponse
+
+    def body(self, unique: str, created: int) -> Json:
+        """See ``Answered.body``."""
+        return embedding_answer(self.wanted, self.response)
+
+    def usage(self) -> usage_pb2.Usage:
+        """See ``Answered.usage``."""
+        return usage_pb2.Usage(prompt_tokens=self.response.prompt_tokens)
+
+
+def answered(job: Job, line: InputLine, came: Answered) -> Answer:
     """The output line of an answered request; lines that share an answer differ in their ids."""
-    generation = generated.generation
-    unique = f"{generation.form.id_prefix}-{_unique(job, line)}"
-    body = generated.collector.answer(Head(unique, generation.model, job.created))
-    return _line(job, line, _response(_OK, generated.request_id, body), None)
+    body = came.body(_unique(job, line), job.created)
+    return _line(job, line, _response(_OK, came.request_id, body), None)
 
 
 def failed(job: Job, line: InputLine, error: PenstockError, request_id: str) -> Answer:

@@ -23,7 +23,7 @@ from penstock_batch.steward import Steward
 from penstock_batch.store import FactStore, checked_id, timed_id
 from penstock_batch.validator import ENDPOINTS
 from penstock_core import semconv as sc
-from penstock_core.errors import Conflict, InvalidRequest, NotFound, NotSupported, Unavailable
+from penstock_core.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from penstock_core.tracing import outgoing
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,6 @@ class Batches:
 
         Raises:
             InvalidRequest: a field is out of its limits.
-            NotSupported: batches cannot serve this endpoint.
             NotFound: the input file is not there.
             Conflict: the request id was used for something else.
         """
@@ -227,8 +226,6 @@ class Batches:
 
 
 def _check(new: NewBatch) -> None:
-    if new.endpoint == "/v1/embeddings":
-        raise NotSupported(f"batches cannot serve {new.endpoint}; they can {', '.join(ENDPOINTS)}")
     if new.endpoint not in ENDPOINTS:
         raise InvalidRequest(f"endpoint must be one of {', '.join(ENDPOINTS)}", field="endpoint")
     if new.window_s > MAX_WINDOW_S:

@@ -1,4 +1,4 @@
-"""Asks the router for one prompt, with deadline, retries and back-off.
+"""Asks the router for one prompt or some vectors, with deadline, retries and back-off.
 
 A refusal before work began (no capacity, no worker, router away) never fails a line: an offline
 batch waits until its window closes. Work that was begun and lost is tried again a few times.
@@ -6,19 +6,26 @@ batch waits until its window closes. Work that was begun and lost is tried again
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import grpc
 
 from penstock.common.v1 import sampling_pb2
-from penstock.inference.v1 import generate_pb2, inference_service_pb2_grpc
+from penstock.inference.v1 import (
+    generate_pb2,
+    inference_service_pb2,
+    inference_service_pb2_grpc,
+)
 from penstock_batch.pressure import Gate
 from penstock_core import errors as e
 from penstock_core.auth import TENANT_KEY
 from penstock_core.status import from_rpc_error
-from penstock_core.tracing import outgoing
+from penstock_core.tracing import Metadata, outgoing
+
+Result = TypeVar("Result")
 
 _ABORTED = generate_pb2.FINISH_REASON_ABORTED
 _FIRST_WAIT_S = 0.1
@@ -35,7 +42,7 @@ class CallOptions:
 
 
 class LineCaller:
-    """Runs lines' prompts against ``InferenceService.Generate``."""
+    """Runs lines' requests against ``InferenceService``."""
 
     def __init__(self, channel: grpc.aio.Channel, gate: Gate, options: CallOptions) -> None:
         self._stub: inference_service_pb2_grpc.InferenceServiceAsyncStub = (
@@ -54,12 +61,39 @@ class LineCaller:
                 our own key, not about the line.
         """
         request.priority = sampling_pb2.PRIORITY_CLASS_BATCH
-        name, refusals, losses = request.request_id, 0, 0
+        name = request.request_id
+
+        async def attempt(number: int) -> list[generate_pb2.GenerateResponse]:
+            request.request_id = f"{name}.{number}"
+            return await self._attempt(tenant, request)
+
+        return await self._persist(attempt)
+
+    async def embed(
+        self, tenant: str, request: inference_service_pb2.EmbedRequest
+    ) -> inference_service_pb2.EmbedResponse:
+        """The vectors of a line. Retries and errors as ``generate``."""
+        request.priority = sampling_pb2.PRIORITY_CLASS_BATCH
+        name = request.request_id
+
+        async def attempt(number: int) -> inference_service_pb2.EmbedResponse:
+            request.request_id = f"{name}.{number}"
+            try:
+                return await self._stub.Embed(
+                    request, timeout=self._options.timeout_s, metadata=self._metadata(tenant)
+                )
+            except grpc.RpcError as error:
+                raise from_rpc_error(error) from error
+
+        return await self._persist(attempt)
+
+    async def _persist(self, attempt: Callable[[int], Awaitable[Result]]) -> Result:
+        """Try until there is an answer, or enough work was lost; attempts are numbered from 0."""
+        refusals, losses = 0, 0
         while True:
-            request.request_id = f"{name}.{refusals + losses}"
             try:
                 async with self._gate.pass_through():
-                    events = await self._attempt(tenant, request)
+                    result = await attempt(refusals + losses)
                 self._gate.succeeded()
             except e.Rejected as refused:
                 self._gate.pushed_back()
@@ -71,7 +105,7 @@ class LineCaller:
                     raise
                 await asyncio.sleep(_wait_s(losses, None))
             else:
-                return events
+                return result
 
     async def _attempt(
         self, tenant: str, request: generate_pb2.GenerateRequest
@@ -86,11 +120,8 @@ class LineCaller:
         self, tenant: str, request: generate_pb2.GenerateRequest
     ) -> AsyncIterator[AsyncIterator[generate_pb2.GenerateResponse]]:
         """The events of a call; leaving early cancels it, so that its worker stops."""
-        pairs = [(TENANT_KEY, tenant)]
-        if self._options.service_key:
-            pairs.append(("authorization", f"Bearer {self._options.service_key}"))
         call = self._stub.Generate(
-            request, timeout=self._options.timeout_s, metadata=outgoing(*pairs)
+            request, timeout=self._options.timeout_s, metadata=self._metadata(tenant)
         )
         try:
             yield aiter(call)
@@ -98,6 +129,12 @@ class LineCaller:
             raise from_rpc_error(error) from error
         finally:
             call.cancel()
+
+    def _metadata(self, tenant: str) -> Metadata:
+        pairs = [(TENANT_KEY, tenant)]
+        if self._options.service_key:
+            pairs.append(("authorization", f"Bearer {self._options.service_key}"))
+        return outgoing(*pairs)
 
 
 def check_whole(events: Sequence[generate_pb2.GenerateResponse]) -> None:

@@ -66,7 +66,9 @@ def make_plan(lines: Sequence[InputLine], shard_lines: int) -> Plan:
 
 
 def is_deterministic(body: Mapping[str, Any]) -> bool:
-    """Whether equal bodies must give equal answers: greedy or seeded, one sample."""
+    """Whether equal bodies must give equal answers: greedy or seeded, one sample; or vectors."""
+    if "input" in body:
+        return True
     one = body.get("n") in (None, 1) and body.get("best_of") in (None, 1)
     temperature = body.get("temperature")
     greedy = isinstance(temperature, (int, float)) and temperature == 0
@@ -89,7 +91,7 @@ def _canonical(value: Any) -> str:
 
 def _prefix_key(body: Mapping[str, Any]) -> str:
     """The prompt as text, in the order in which the model reads it, under the model's name."""
-    prompt = body.get("prompt", body.get("messages"))
+    prompt = body.get("prompt", body.get("messages", body.get("input")))
     text = prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False)
     tools = json.dumps(body["tools"], ensure_ascii=False) if body.get("tools") else ""
     return f"{body['model']}\0{tools}\0{text}"[:_KEY_CHARS]

@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from opentelemetry import trace
@@ -16,7 +16,7 @@ from opentelemetry.context import Context
 
 from penstock.common.v1 import usage_pb2
 from penstock.inference.v1 import generate_pb2
-from penstock_batch.answers import Generated, Job, answered, failed
+from penstock_batch.answers import Answered, Embedded, Generated, Job, answered, failed
 from penstock_batch.board import Board
 from penstock_batch.caller import LineCaller
 from penstock_batch.facts import NO_TOKENS, Created, Facts, Planned, ShardDone, Tokens
@@ -28,7 +28,8 @@ from penstock_core import semconv as sc
 from penstock_core.errors import PenstockError, PermissionDenied, Unauthenticated, Unavailable
 from penstock_core.ids import new_id
 from penstock_core.tracing import link_to
-from penstock_core.validation import check_request
+from penstock_core.validation import check_embed, check_request
+from penstock_openai.embeddings import EMBEDDINGS, embed_request, embedding_body
 from penstock_openai.generations import Generation, generation_of
 from penstock_openai.prompts import run_prompts
 from penstock_openai.responses import Collector
@@ -124,17 +125,27 @@ class ShardRunner:
     async def _answer(self, run: _Run, work: Work) -> None:
         request_id = f"{run.attempt}.{work.line.number}"
         try:
-            generation = generation_of(run.created.endpoint, work.line.body)
-            collector = await self._collect(run.created.tenant, request_id, generation)
+            came = await self._run_line(run, request_id, work.line.body)
         except (Unauthenticated, PermissionDenied):
             raise
         except PenstockError as error:
             run.answers += [failed(run.job, line, error, request_id) for line in work.lines]
             return
-        generated = Generated(request_id, generation, collector)
         for line in work.lines:
-            run.answers.append(answered(run.job, line, generated))
-            run.usage += tokens_of(collector.usage())
+            run.answers.append(answered(run.job, line, came))
+            run.usage += tokens_of(came.usage())
+
+    async def _run_line(self, run: _Run, request_id: str, body: Mapping[str, object]) -> Answered:
+        tenant = run.created.tenant
+        if run.created.endpoint == EMBEDDINGS:
+            wanted = embedding_body(body)
+            request = embed_request(wanted)
+            request.request_id = request_id
+            check_embed(request)
+            return Embedded(request_id, wanted, await self._caller.embed(tenant, request))
+        generation = generation_of(run.created.endpoint, body)
+        collector = await self._collect(tenant, request_id, generation)
+        return Generated(request_id, generation, collector)
 
     async def _collect(self, tenant: str, request_id: str, generation: Generation) -> Collector:
         """What comes of a line's prompts."""

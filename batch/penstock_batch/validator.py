@@ -14,7 +14,7 @@ from penstock_batch.facts import Problem
 MAX_LINES = 50_000
 MAX_PROBLEMS = 100
 MAX_CUSTOM_ID_CHARS = 512
-ENDPOINTS = ("/v1/chat/completions", "/v1/completions")
+ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 
 
 @dataclass(frozen=True, slots=True)

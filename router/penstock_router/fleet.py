@@ -111,14 +111,6 @@ class Fleet:
             self._catalogue = facts, Catalogue(served)
         return self._catalogue[1].read(model, adapter)
 
-    def pick(self, model: str) -> TrackedWorker:
-        """Any worker that takes requests for a model now. Raises as ``serving`` does."""
-        now = self._picture.clock()
-        for worker in self.serving(model):
-            if not worker.why_not(now):
-                return worker
-        raise NoWorker(f"no worker serves {model!r} now", retry_after_s=RETRY_AFTER_S)
-
     def any_open(self, workers: Iterable[TrackedWorker]) -> bool:
         """Whether one of these takes requests now."""
         now = self._picture.clock()

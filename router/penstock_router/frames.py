@@ -32,6 +32,8 @@ class WorkerFacts:
     version: str = ""
     started_unix_s: int = 0
     stores_per_chunk: bool = True
+    embedding_dimensions: int = 0
+    max_embed_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,6 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import grpc
-
 from penstock.inference.v1 import generate_pb2
 from penstock_core.errors import ModelNotFound, NoWorker
 from penstock_core.model_names import Named
@@ -73,17 +71,6 @@ class Places:
     def any(self, model: str) -> list[TrackedWorker]:
         """Workers that read and write as a name's first place does. Raises as ``of`` does."""
         return self.of(generate_pb2.GenerateRequest(model=model)).workers
-
-    def pick(self, model: str) -> tuple[grpc.aio.Channel, str]:
-        """The connection to a worker that takes requests now, and the name it serves the model under.
-
-        Raises as ``of`` does.
-        """
-        found, now = self.of(generate_pb2.GenerateRequest(model=model)), self._clock()
-        for worker in found.workers:
-            if not worker.why_not(now):
-                return self._fleet.channel(worker), found.model
-        raise NoWorker(f"no worker serves {model!r} now", retry_after_s=RETRY_AFTER_S)
 
     def models(self) -> Mapping[str, WorkerFacts]:
         """Every name that can be asked for, with a worker that serves it."""

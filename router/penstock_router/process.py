@@ -22,6 +22,7 @@ from penstock_router.catalog import Catalog
 from penstock_router.changes import Changes
 from penstock_router.decision_log import write_decisions
 from penstock_router.decisions import DecisionBook
+from penstock_router.embedding import Embedder
 from penstock_router.fleet import Fleet
 from penstock_router.forward import Forwarder, Surroundings
 from penstock_router.metrics import RouterMetrics
@@ -84,7 +85,8 @@ async def running_router(settings: RouterSettings) -> AsyncIterator[RunningRoute
     surroundings = Surroundings(
         preparer, router, fleet, picture.metrics, picture.clock, pace, settings.stall_s
     )
-    inference = RouterInference(preparer, Forwarder(surroundings), places, texts)
+    embedder = Embedder(preparer, router, fleet, picture.metrics, picture.clock)
+    inference = RouterInference(preparer, Forwarder(surroundings), embedder, places, texts)
     server = _server(keys, inference, routing, shares_port=settings.shares_port)
     port = server.bind(settings.listen)
     work = [fleet.run()]

@@ -7,12 +7,13 @@ from penstock.common.v1 import sampling_pb2
 from penstock.inference.v1 import generate_pb2
 from penstock_core import blocks, validation
 from penstock_core.auth import Principal
+from penstock_core.determinism import settle_response_cache
 from penstock_core.errors import InvalidRequest, NotFound, NoWorker, Unavailable
 from penstock_core.ids import new_id
 from penstock_core.tool_calls import hold_to_tool_call
 from penstock_router.fleet import RETRY_AFTER_S, Fleet
 from penstock_router.frames import WorkerFacts
-from penstock_router.places import Places
+from penstock_router.places import Found, Places
 from penstock_router.texts import ModelText, TextLibrary, TextProblem
 from penstock_router.tracked import TrackedWorker
 from penstock_text.prompt import encode_prompt
@@ -94,6 +95,7 @@ class Preparer:
         """
         validation.check_request(request)
         hold_to_tool_call(request)
+        settle_response_cache(request)
         request.request_id = request.request_id or new_id("req")
         named = self._places.read(request.model, request.adapter)
         request.model, request.adapter = named.model, named.adapter
@@ -117,7 +119,7 @@ class Preparer:
             prefix=prompt + emitted,
             max_tokens=max_tokens,
             principal=principal,
-            cache_salt=blocks.cache_salt(self._cache_secret, principal.tenant),
+            cache_salt=self.cache_salt(principal),
             workers=tuple(workers),
             excluded=_unfit(workers, request, count) | problems,
             asked=asked,
@@ -148,8 +150,26 @@ class Preparer:
 
     async def text_of(self, model: str) -> ModelText:
         """A model's tokenizer and template. Raises as ``prepare`` does."""
-        workers = self._same_tokenizer(self._places.any(self._places.read(model).model))
-        return await self._text(workers)
+        return await self._text(self.place_of(model).workers)
+
+    def reads_adapter(self, model: str) -> bool:
+        """Whether a name means an adapter. Raises as ``Places.read`` does."""
+        return bool(self._places.read(model).adapter)
+
+    def place_of(self, model: str, request_id: str = "") -> Found:
+        """Who serves what a name means, with the tokenizer that most of them have.
+
+        Raises as ``prepare`` does.
+        """
+        named = generate_pb2.GenerateRequest(
+            request_id=request_id, model=self._places.read(model).model
+        )
+        found = self._places.of(named)
+        return Found(found.model, self._same_tokenizer(found.workers))
+
+    def cache_salt(self, principal: Principal) -> int:
+        """What keeps a tenant's blocks apart from others'."""
+        return blocks.cache_salt(self._cache_secret, principal.tenant)
 
     async def _tokens(
         self,

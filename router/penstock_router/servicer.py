@@ -10,8 +10,7 @@ from penstock.inference.v1 import generate_pb2, inference_service_pb2, inference
 from penstock_core import blocks, logs, validation
 from penstock_core.errors import InvalidRequest, ModelNotFound
 from penstock_core.interceptors import principal
-from penstock_core.status import from_rpc_error
-from penstock_core.tracing import outgoing
+from penstock_router.embedding import Embedder
 from penstock_router.forward import Forwarder
 from penstock_router.frames import WorkerFacts
 from penstock_router.places import Places
@@ -22,7 +21,6 @@ from penstock_text.prompt import encode_text
 # gRPC types a context by its messages; these handlers only ask it for the deadline.
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
-_EMBED_TIMEOUT_S = 60.0
 _LONGEST_TIMEOUT_S = 1e8
 
 
@@ -30,10 +28,16 @@ class RouterInference(inference_service_pb2_grpc.InferenceServiceServicer):
     """Routes and forwards; tokenizes by itself."""
 
     def __init__(
-        self, preparer: Preparer, forwarder: Forwarder, places: Places, texts: TextLibrary
+        self,
+        preparer: Preparer,
+        forwarder: Forwarder,
+        embedder: Embedder,
+        places: Places,
+        texts: TextLibrary,
     ) -> None:
         self._preparer = preparer
         self._forwarder = forwarder
+        self._embedder = embedder
         self._places = places
         self._texts = texts
 
@@ -53,14 +57,8 @@ class RouterInference(inference_service_pb2_grpc.InferenceServiceServicer):
     async def Embed(  # noqa: N802
         self, request: inference_service_pb2.EmbedRequest, context: _Context
     ) -> inference_service_pb2.EmbedResponse:
-        """Ask any worker that serves the model."""
-        channel, request.model = self._places.pick(request.model)
-        stub = inference_service_pb2_grpc.InferenceServiceStub(channel)
-        timeout = min(time_left(context) or _EMBED_TIMEOUT_S, _EMBED_TIMEOUT_S)
-        try:
-            return await stub.Embed(request, timeout=timeout, metadata=outgoing())
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
+        """Have workers embed the inputs, each part where it is done soonest."""
+        return await self._embedder.embed(request, principal.get(), time_left(context))
 
     async def Tokenize(  # noqa: N802
         self, request: inference_service_pb2.TokenizeRequest, context: _Context
@@ -121,6 +119,8 @@ class RouterInference(inference_service_pb2_grpc.InferenceServiceServicer):
             has_chat_template=isinstance(text, ModelText) and text.template is not None,
             created_unix_s=facts.started_unix_s,
             adapters=facts.adapters,
+            embedding_dimensions=facts.embedding_dimensions,
+            max_embed_tokens=facts.max_embed_tokens,
         )
 
 

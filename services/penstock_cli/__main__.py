@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from penstock_cli.commands import batch, bench, chat, demo, explain, fleet, generate, up
+from penstock_cli.commands import batch, bench, chat, demo, embed, explain, fleet, generate, up
 from penstock_core.version import VERSION
 
 _HELP = "Serve large language models over gRPC, and run offline batches over them."
@@ -25,6 +25,7 @@ def build_app() -> typer.Typer:
     app.command(epilog=demo.EPILOG)(demo.demo)
     app.command(epilog=generate.EPILOG)(generate.generate)
     app.command(epilog=chat.EPILOG)(chat.chat)
+    app.command(epilog=embed.EPILOG)(embed.embed)
     app.add_typer(batch.app, name="batch")
     app.add_typer(bench.app, name="bench")
     app.command(epilog=fleet.EPILOG)(fleet.fleet)

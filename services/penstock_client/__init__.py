@@ -11,11 +11,19 @@ Every failure is a class of ``penstock_core.errors``; gRPC's own exceptions neve
 from penstock_client.batches import AsyncBatchClient
 from penstock_client.blocking import Client
 from penstock_client.client import AsyncClient
-from penstock_client.options import Constraint, GenerateOptions, Message, Prompt
+from penstock_client.options import (
+    Constraint,
+    GenerateOptions,
+    Inputs,
+    Message,
+    Pooling,
+    Prompt,
+)
 from penstock_client.results import (
     Choice,
     Completed,
     Delta,
+    Embeddings,
     Finished,
     Generation,
     Started,
@@ -35,11 +43,14 @@ __all__ = [
     "Completed",
     "Constraint",
     "Delta",
+    "Embeddings",
     "Finished",
     "GenerateOptions",
     "Generation",
+    "Inputs",
     "Message",
     "Mode",
+    "Pooling",
     "Prompt",
     "Started",
     "StreamEvent",

@@ -9,8 +9,8 @@ from typing import Any, Self, TypeVar
 from penstock.inference.v1 import inference_service_pb2
 from penstock.routing.v1 import routing_service_pb2
 from penstock_client.client import TIMEOUT_S, AsyncClient
-from penstock_client.options import DEFAULTS, GenerateOptions, Prompt
-from penstock_client.results import Generation, StreamEvent
+from penstock_client.options import DEFAULTS, GenerateOptions, Inputs, Pooling, Prompt
+from penstock_client.results import Embeddings, Generation, StreamEvent
 from penstock_client.streaming import Mode
 
 T = TypeVar("T")
@@ -145,6 +145,22 @@ class Client:
                 temperature=temperature,
                 options=options,
                 timeout_s=timeout_s,
+            )
+        )
+
+    def embed(
+        self,
+        inputs: Inputs,
+        *,
+        model: str | None = None,
+        pooling: Pooling | None = None,
+        dimensions: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Embeddings:
+        """Vectors of texts; see ``AsyncClient.embed``."""
+        return self._loop.run(
+            self._client.embed(
+                inputs, model=model, pooling=pooling, dimensions=dimensions, timeout_s=timeout_s
             )
         )
 

@@ -12,10 +12,15 @@ from penstock.inference.v1 import inference_service_pb2, inference_service_pb2_g
 from penstock.routing.v1 import routing_service_pb2, routing_service_pb2_grpc
 from penstock_client.connections import Connections
 from penstock_client.deadlines import Deadline
-from penstock_client.options import DEFAULTS, GenerateOptions, Prompt
-from penstock_client.results import Collector, Generation, StreamEvent
+from penstock_client.options import DEFAULTS, GenerateOptions, Inputs, Pooling, Prompt
+from penstock_client.results import Collector, Embeddings, Generation, StreamEvent
 from penstock_client.streaming import Mode, Streamer, Way
-from penstock_client.translate import to_request, to_tokens
+from penstock_client.translate import (
+    from_embed_response,
+    to_embed_request,
+    to_request,
+    to_tokens,
+)
 from penstock_core.blocks import unpack_tokens
 from penstock_core.channels import channel
 from penstock_core.errors import InvalidRequest, ModelNotFound, NoWorker
@@ -142,6 +147,38 @@ class AsyncClient:
         except ModelNotFound:
             self._only_model = ""
             raise
+
+    async def embed(
+        self,
+        inputs: Inputs,
+        *,
+        model: str | None = None,
+        pooling: Pooling | None = None,
+        dimensions: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Embeddings:
+        """Vectors of texts or of token ids, in order; the router spreads them over the workers.
+
+        Args:
+            inputs: one text, several, or the token ids of several.
+            model: name it is served under; None takes the only one there is.
+            pooling: how the tokens' vectors become one; None takes the model's own way.
+            dimensions: leading components to keep; None for all.
+            timeout_s: seconds that all of it may take; None takes the client's.
+
+        Raises:
+            PromptTooLong: an input has more tokens than the model embeds.
+            NotSupported: the model computes no embeddings.
+            PenstockError: as of ``stream``.
+        """
+        deadline = Deadline.after(self._timeout_s if timeout_s is None else timeout_s)
+        name = model or await self._default_model(deadline)
+        call = self._inference.Embed(
+            to_embed_request(name, inputs, pooling, dimensions),
+            timeout=deadline.remaining_s(),
+            metadata=self._metadata(),
+        )
+        return from_embed_response(await answered(call))
 
     async def models(self) -> list[inference_service_pb2.Model]:
         """The models that can be asked for, sorted by name."""

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Priority = Literal["system", "interactive", "standard", "batch"]
+ResponseCacheMode = Literal["off", "use", "refresh"]
+Pooling = Literal["last", "mean"]
 ConstraintKind = Literal["json_schema", "json_object", "regex", "grammar", "choice"]
 
 
@@ -25,6 +27,10 @@ class Message:
 
 # Plain text, token ids (nothing is added to them), or a conversation.
 Prompt = str | Sequence[int] | Sequence[Message]
+
+
+# One text, several, or the token ids of several.
+Inputs = str | Sequence[str] | Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,8 @@ class GenerateOptions:
         speculation: whether drafts may be used; None lets the engine decide.
         majority_vote: return the most frequent answer of the n samples with its votes.
         vote_field: JSON field that is voted on; empty votes on the whole text.
+        response_cache: ``use`` may give the kept answer of an identical request that was greedy or
+            seeded, and keeps a computed one; ``refresh`` only keeps.
         request_id: id for logs, traces and ``explain``; made by the server if empty.
     """
 
@@ -100,6 +108,7 @@ class GenerateOptions:
     majority_vote: bool = False
     vote_field: str = ""
     request_id: str = ""
+    response_cache: ResponseCacheMode = "off"
 
 
 DEFAULTS = GenerateOptions()

@@ -96,11 +96,13 @@ class Vote:
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """All samples ended; always the last event."""
+    """All samples ended; always the last event. A kept answer is ``response_age_s`` old."""
 
     usage: Usage
     timing: Timing
     vote: Vote | None = None
+    from_response_cache: bool = False
+    response_age_s: float = 0.0
 
 
 StreamEvent = Started | Delta | Finished | Completed
@@ -127,6 +129,7 @@ class Generation:
     usage: Usage
     timing: Timing
     vote: Vote | None = None
+    from_response_cache: bool = False
 
     @property
     def text(self) -> str:
@@ -152,6 +155,16 @@ class Generation:
     def decision_id(self) -> str:
         """Routing decision; empty if no router was involved."""
         return self.started.decision_id
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """Vectors of length 1, in the order of the inputs, with the tokens that were read for them."""
+
+    vectors: tuple[tuple[float, ...], ...]
+    prompt_tokens: int
+    worker_ids: tuple[str, ...] = ()
+    request_id: str = ""
 
 
 @dataclass(slots=True)
@@ -202,7 +215,9 @@ class Collector:
             raise ValueError("the stream has not ended")
         choices = tuple(self._parts[i].choice(i) for i in sorted(self._parts))
         done = self._completed
-        return Generation(self._started, choices, done.usage, done.timing, done.vote)
+        return Generation(
+            self._started, choices, done.usage, done.timing, done.vote, done.from_response_cache
+        )
 
 
 def collect(events: Iterable[StreamEvent]) -> Generation:

@@ -4,9 +4,16 @@ from collections.abc import Sequence
 from typing import cast
 
 from penstock.common.v1 import chat_pb2, sampling_pb2, tokens_pb2
-from penstock.inference.v1 import generate_pb2
+from penstock.inference.v1 import generate_pb2, inference_service_pb2
 from penstock_client import results
-from penstock_client.options import Constraint, GenerateOptions, Message, Prompt
+from penstock_client.options import (
+    Constraint,
+    GenerateOptions,
+    Inputs,
+    Message,
+    Pooling,
+    Prompt,
+)
 from penstock_core.blocks import pack_tokens, unpack_tokens
 from penstock_core.errors import InvalidRequest
 
@@ -22,6 +29,11 @@ _SAMPLING = (
     "n",
     "best_of",
 )
+_RESPONSE_CACHE = {
+    "off": generate_pb2.RESPONSE_CACHE_MODE_UNSPECIFIED,
+    "use": generate_pb2.RESPONSE_CACHE_MODE_USE,
+    "refresh": generate_pb2.RESPONSE_CACHE_MODE_REFRESH,
+}
 
 
 def to_request(
@@ -41,6 +53,7 @@ def to_request(
         priority=sampling_pb2.PriorityClass.Value(f"PRIORITY_CLASS_{options.priority.upper()}"),
         speculation=_speculation(options.speculation),
         vote_field=options.vote_field,
+        response_cache=_RESPONSE_CACHE[options.response_cache],
     )
     _set_sampling(request.sampling, options)
     _set_prompt(request, prompt)
@@ -49,6 +62,37 @@ def to_request(
     if options.constraint is not None:
         request.constraint.CopyFrom(_constraint(options.constraint))
     return request
+
+
+def to_embed_request(
+    model: str, inputs: Inputs, pooling: Pooling | None, dimensions: int | None
+) -> inference_service_pb2.EmbedRequest:
+    """The wire form of texts to embed. Raises InvalidRequest as ``to_request`` does."""
+    request = inference_service_pb2.EmbedRequest(model=model)
+    if pooling is not None:
+        request.pooling = inference_service_pb2.Pooling.Value(f"POOLING_{pooling.upper()}")
+    if dimensions is not None:
+        try:
+            request.dimensions = dimensions
+        except (TypeError, ValueError) as error:
+            raise InvalidRequest(f"dimensions: {error}", field="dimensions") from error
+    for index, given in enumerate([inputs] if isinstance(inputs, str) else inputs):
+        if isinstance(given, str):
+            request.texts.append(_utf8(given, f"texts[{index}]"))
+        else:
+            ids = cast("Sequence[int]", given)  # a list holds texts or tokens, never both
+            request.token_inputs.append(to_tokens(ids, f"token_inputs[{index}]"))
+    return request
+
+
+def from_embed_response(wire: inference_service_pb2.EmbedResponse) -> results.Embeddings:
+    """The vectors of an answer."""
+    return results.Embeddings(
+        tuple(tuple(embedding.values) for embedding in wire.embeddings),
+        wire.prompt_tokens,
+        tuple(wire.worker_ids),
+        wire.request_id,
+    )
 
 
 def from_response(message: generate_pb2.GenerateResponse, mode: str) -> results.StreamEvent | None:
@@ -194,4 +238,4 @@ def _completed(wire: generate_pb2.Completed) -> results.Completed:
     if wire.HasField("vote"):
         v = wire.vote
         vote = results.Vote(v.choice_index, v.answer, v.votes, v.total)
-    return results.Completed(usage, timing, vote)
+    return results.Completed(usage, timing, vote, wire.from_response_cache, wire.response_age_s)

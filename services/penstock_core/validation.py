@@ -1,16 +1,16 @@
-"""What a GenerateRequest must satisfy before anybody spends work on it.
+"""What a request must satisfy before anybody spends work on it.
 
 Router and worker check the same: a worker may be called without a router. Every refusal names the
 field by its path in the message, so that a caller finds the culprit.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from penstock.common.v1 import chat_pb2, sampling_pb2
-from penstock.inference.v1 import generate_pb2
+from penstock.inference.v1 import generate_pb2, inference_service_pb2
 from penstock_core.blocks import TOKEN_BYTES
-from penstock_core.errors import InvalidRequest, PromptTooLong
+from penstock_core.errors import InvalidRequest, NotSupported, PromptTooLong
 from penstock_core.ids import MAX_ID_LENGTH, is_safe_id
 from penstock_core.tool_calls import FREE_CHOICES, REQUIRED
 
@@ -21,6 +21,12 @@ MAX_STOP_CHARS = 256
 MAX_STOP_TOKENS = 64
 MAX_LOGIT_BIAS = 1024
 MAX_MESSAGES = 4096
+# As OpenAI's: inputs of a request, and tokens over all of them.
+MAX_EMBED_INPUTS = 2048
+MAX_EMBED_TOKENS = 300_000
+# What an answer's vectors may take; gRPC messages end at 16 MiB.
+MAX_VECTOR_BYTES = 15 * 1024 * 1024
+_FLOAT_BYTES = 4
 
 
 class _Limits(Protocol):
@@ -32,15 +38,20 @@ class _Limits(Protocol):
     def vocab_size(self) -> int: ...
 
 
+class _EmbedBounds(Protocol):
+    """The numbers of a model that bound what it embeds."""
+
+    @property
+    def embedding_dimensions(self) -> int: ...
+    @property
+    def max_embed_tokens(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+
+
 def check_request(request: generate_pb2.GenerateRequest) -> None:
     """Check everything that needs no tokenizer. Raises InvalidRequest with the field's path."""
-    if request.request_id and not is_safe_id(request.request_id):
-        raise InvalidRequest(
-            f"request_id must be 1 to {MAX_ID_LENGTH} letters, digits, '-', '_', '.' or ':'",
-            field="request_id",
-        )
-    if not request.model:
-        raise InvalidRequest("model must be named", field="model")
+    _check_names(request.request_id, request.model)
     checks = (
         _prompt(request), _tool_choice(request.chat), _sampling(request.sampling), _ends(request)
     )  # fmt: skip
@@ -83,6 +94,86 @@ def check_token_ids(token_ids: list[int], limits: _Limits, field: str) -> None:
         raise InvalidRequest(
             f"token id {largest} is outside the vocabulary of {limits.vocab_size}", field=field
         )
+
+
+def check_embed(request: inference_service_pb2.EmbedRequest) -> None:
+    """Check everything that needs no tokenizer. Raises InvalidRequest with the field's path."""
+    _check_names(request.request_id, request.model)
+    if request.texts and request.token_inputs:
+        raise InvalidRequest("texts and token_inputs exclude each other", field="token_inputs")
+    count = len(request.texts) + len(request.token_inputs)
+    if not 1 <= count <= MAX_EMBED_INPUTS:
+        message = f"{count} inputs; a request has 1 to {MAX_EMBED_INPUTS}"
+        raise InvalidRequest(message, field="texts")
+    for index, text in enumerate(request.texts):
+        if not text:
+            raise InvalidRequest("the text is empty", field=f"texts[{index}]")
+    for index, tokens in enumerate(request.token_inputs):
+        size, field = len(tokens.ids), f"token_inputs[{index}]"
+        if size == 0:
+            raise InvalidRequest("the text is empty", field=field)
+        if size % TOKEN_BYTES:
+            message = f"{size} bytes are no whole number of uint32 token ids"
+            raise InvalidRequest(message, field=field)
+
+
+def check_embed_fit(
+    inputs: Sequence[Sequence[int]],
+    request: inference_service_pb2.EmbedRequest,
+    limits: _EmbedBounds,
+) -> None:
+    """Check a request's token ids against a model.
+
+    Raises:
+        NotSupported: the model computes no embeddings.
+        PromptTooLong: an input has more tokens than are embedded; both numbers are told.
+        InvalidRequest: an unknown token, more dimensions than there are, too much at once.
+    """
+    size = limits.embedding_dimensions
+    if not size:
+        raise NotSupported(f"{request.model!r} computes no embeddings", field="model")
+    if request.HasField("dimensions") and not 1 <= request.dimensions <= size:
+        message = f"dimensions is {request.dimensions}; it lies in [1, {size}]"
+        raise InvalidRequest(message, field="dimensions")
+    path = "texts[{}]" if request.texts else "token_inputs[{}]"
+    for index, tokens in enumerate(inputs):
+        _check_embed_input(tokens, limits, path.format(index))
+    total = sum(map(len, inputs))
+    if total > MAX_EMBED_TOKENS:
+        message = f"{total} tokens; a request has at most {MAX_EMBED_TOKENS}"
+        raise InvalidRequest(message, field="texts")
+    answer = len(inputs) * (request.dimensions or size) * _FLOAT_BYTES
+    if answer > MAX_VECTOR_BYTES:
+        raise InvalidRequest(
+            f"{len(inputs)} vectors take {answer} bytes; an answer has at most {MAX_VECTOR_BYTES}",
+            field="texts",
+        )
+
+
+def _check_embed_input(tokens: Sequence[int], limits: _EmbedBounds, field: str) -> None:
+    if not tokens:
+        raise InvalidRequest("the text is empty", field=field)
+    limit = limits.max_embed_tokens
+    if len(tokens) > limit:
+        raise PromptTooLong(
+            f"the input has {len(tokens)} tokens; at most {limit} are embedded",
+            field=field,
+            metadata={"tokens": str(len(tokens)), "limit": str(limit)},
+        )
+    largest = max(tokens)
+    if largest >= limits.vocab_size:
+        message = f"token id {largest} is outside the vocabulary of {limits.vocab_size}"
+        raise InvalidRequest(message, field=field)
+
+
+def _check_names(request_id: str, model: str) -> None:
+    if request_id and not is_safe_id(request_id):
+        raise InvalidRequest(
+            f"request_id must be 1 to {MAX_ID_LENGTH} letters, digits, '-', '_', '.' or ':'",
+            field="request_id",
+        )
+    if not model:
+        raise InvalidRequest("model must be named", field="model")
 
 
 def prompt_field(request: generate_pb2.GenerateRequest) -> str:

@@ -143,6 +143,34 @@ class RequestDone:
 EngineOutput = Admitted | TokenOut | RequestDone
 
 
+class Pooling(Enum):
+    """How the vectors of a text's tokens become the text's."""
+
+    LAST = "last"
+    MEAN = "mean"
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedRequest:
+    """Texts to embed, each alone.
+
+    Attributes:
+        texts: token ids of each, at least one and at most ``EngineInfo.max_embed_tokens``.
+        pooling: None for the model's own.
+        dimensions: leading components to keep; None for all.
+    """
+
+    request_id: str
+    texts: Sequence[Sequence[int]]
+    pooling: Pooling | None = None
+    dimensions: int | None = None
+    priority: Priority = Priority.STANDARD
+
+
+Vector = Sequence[float]
+"""Float32 components of Euclidean length 1."""
+
+
 @dataclass(frozen=True, slots=True)
 class KvStored:
     """A run of new full blocks, each the child of the one before; the first hangs on ``parent``."""
@@ -172,7 +200,7 @@ KvEvent = KvStored | KvRemoved | KvMoved
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What does not change while an engine runs."""
+    """What does not change while an engine runs. Without dimensions it computes no embeddings."""
 
     engine: str
     model_revision: str
@@ -186,6 +214,8 @@ class EngineInfo:
     speculation: str = "none"
     adapters: tuple[str, ...] = ()
     stores_per_chunk: bool = True
+    embedding_dimensions: int = 0
+    max_embed_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +258,17 @@ class Engine(Protocol):
         Raises:
             InvalidRequest: it can never fit (both numbers in the message).
             Overloaded: the bounded queue is full.
+            EngineFailed: the engine stopped.
+        """
+        ...
+
+    async def embed(self, request: EmbedRequest) -> Sequence[Vector]:
+        """A vector for each text, in order; cancelling frees what the request held.
+
+        Raises:
+            InvalidRequest: a text is empty or too long, or there are fewer dimensions than asked for.
+            NotSupported: this engine computes no embeddings.
+            Overloaded: too many tokens wait to be embedded.
             EngineFailed: the engine stopped.
         """
         ...

@@ -14,6 +14,7 @@ from penstock_gateway.batches import BatchEndpoint
 from penstock_gateway.chat import ChatEndpoint
 from penstock_gateway.completions import CompletionEndpoint
 from penstock_gateway.edge import Edge
+from penstock_gateway.embeddings import EmbeddingEndpoint
 from penstock_gateway.errors import response_of, response_of_http
 from penstock_gateway.files import FileEndpoint
 from penstock_gateway.gate import Gate
@@ -50,10 +51,12 @@ def _inference_routes(router: RouterClient, settings: GatewaySettings) -> list[R
     inference = Inference(router)
     chat = ChatEndpoint(inference, settings.max_body_bytes)
     completions = CompletionEndpoint(inference, settings.max_body_bytes)
+    embeddings = EmbeddingEndpoint(router, settings.max_body_bytes)
     models = ModelEndpoint(router)
     return [
         Route("/v1/chat/completions", chat.create, methods=["POST"]),
         Route("/v1/completions", completions.create, methods=["POST"]),
+        Route("/v1/embeddings", embeddings.create, methods=["POST"]),
         Route("/v1/models", models.list, methods=["GET"]),
         Route("/v1/models/{model:path}", models.get, methods=["GET"]),
     ]

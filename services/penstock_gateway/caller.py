@@ -7,13 +7,16 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from penstock.common.v1 import sampling_pb2
+from penstock.inference.v1 import generate_pb2
 from penstock_core import ids
 from penstock_core.auth import TENANT_KEY
 from penstock_core.errors import InvalidRequest, Unauthenticated
 from penstock_core.tracing import Metadata, outgoing
+from penstock_openai.translate import RESPONSE_CACHE_MODES
 
 REQUEST_ID_HEADER = "x-request-id"
 PRIORITY_HEADER = "x-penstock-priority"
+CACHE_HEADER = "x-penstock-cache"
 _MAX_CALLERS_ID = 100
 _MAX_HEADER_LENGTH = 4096
 _PRIORITIES = {
@@ -74,3 +77,16 @@ def priority_of(request: Request) -> sampling_pb2.PriorityClass.ValueType:
         allowed = ", ".join(name for name in _PRIORITIES if name)
         raise InvalidRequest(f"{PRIORITY_HEADER} must be one of {allowed}", field=PRIORITY_HEADER)
     return _PRIORITIES[wanted]
+
+
+def response_cache_of(
+    request: Request, asked: generate_pb2.ResponseCacheMode.ValueType
+) -> generate_pb2.ResponseCacheMode.ValueType:
+    """The mode that the header asks for, else the body's. Raises InvalidRequest."""
+    wanted = request.headers.get(CACHE_HEADER, "").strip().lower()
+    if not wanted:
+        return asked
+    if wanted not in RESPONSE_CACHE_MODES:
+        allowed = ", ".join(RESPONSE_CACHE_MODES)
+        raise InvalidRequest(f"{CACHE_HEADER} must be one of {allowed}", field=CACHE_HEADER)
+    return RESPONSE_CACHE_MODES[wanted]

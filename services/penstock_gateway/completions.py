@@ -4,7 +4,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from penstock_gateway.body import read_json
-from penstock_gateway.caller import priority_of
+from penstock_gateway.caller import priority_of, response_cache_of
 from penstock_gateway.inference import Inference
 from penstock_openai.generations import completion_generation
 from penstock_openai.schemas import CompletionBody
@@ -24,6 +24,7 @@ class CompletionEndpoint:
         priority = priority_of(request)
         for wire in generation.requests:
             wire.priority = priority
+            wire.response_cache = response_cache_of(request, wire.response_cache)
         if not body.stream:
             return await self._inference.whole(request, generation)
         options = body.stream_options

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from penstock.inference.v1 import generate_pb2
-from penstock_gateway.caller import Caller
+from penstock_gateway.caller import CACHE_HEADER, Caller
 from penstock_gateway.disconnect import until_disconnect
 from penstock_gateway.generation import generate
 from penstock_gateway.sse import Emit, EventStream
@@ -34,7 +34,10 @@ class Inference:
 
         work = generate(self._router, generation.requests, caller, take)
         await until_disconnect(request.receive, work)
-        return JSONResponse(collector.answer(head))
+        headers = {}
+        if generation.requests[0].response_cache:
+            headers[CACHE_HEADER] = "hit" if collector.is_kept else "miss"
+        return JSONResponse(collector.answer(head), headers=headers)
 
     def stream(self, request: Request, generation: Generation, *, usage: bool) -> EventStream:
         """The answer as a stream of chunks, with a last one for the usage if wanted."""

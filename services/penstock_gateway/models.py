@@ -65,5 +65,7 @@ def _rendered(model: inference_service_pb2.Model) -> Json:
             "block_tokens": model.block_tokens,
             "has_chat_template": model.has_chat_template,
             "adapters": list(model.adapters),
+            "embedding_dimensions": model.embedding_dimensions,
+            "max_embed_tokens": model.max_embed_tokens,
         },
     }

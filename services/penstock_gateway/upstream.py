@@ -56,6 +56,16 @@ class RouterClient:
         finally:
             call.cancel()
 
+    async def embed(
+        self, request: inference_service_pb2.EmbedRequest, caller: Caller
+    ) -> inference_service_pb2.EmbedResponse:
+        """A vector for each input."""
+        with translated():
+            answer: inference_service_pb2.EmbedResponse = await self._stub.Embed(
+                request, timeout=self._timeout_s, metadata=caller.metadata()
+            )
+        return answer
+
     async def models(self, caller: Caller) -> list[inference_service_pb2.Model]:
         """Everything that is served, sorted by name."""
         request = inference_service_pb2.ListModelsRequest()

@@ -84,6 +84,11 @@ class Summary:
             },
         }
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether every prompt was answered from memory."""
+        return all(done.from_response_cache for done in self._completed)
+
     def extension(self) -> Json:
         """The ``penstock`` object: who served the request, where its time went, what it cost.
 
@@ -107,6 +112,9 @@ def _facts(started: generate_pb2.Started, completed: generate_pb2.Completed) -> 
         "total_s": timing.total_s,
         "worker_s": timing.worker_s,
     }
+    if completed.from_response_cache:
+        facts["from_response_cache"] = True
+        facts["response_age_s"] = completed.response_age_s
     if completed.HasField("cost"):
         cost = completed.cost
         facts["cost"] = {"micros": cost.micros, "currency": cost.currency}

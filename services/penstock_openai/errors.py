@@ -56,6 +56,8 @@ _RENAMED = (
     ("text", "prompt"),
     ("tokens.ids", "prompt"),
     ("tokens", "prompt"),
+    ("texts", "input"),
+    ("token_inputs", "input"),
     ("chat.", ""),
     ("sampling.", ""),
     ("stop.strings", "stop"),

@@ -83,6 +83,11 @@ class Collector:
         """Tokens used by all prompts."""
         return self._summary.total()
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether all of it came from memory."""
+        return self._summary.is_kept
+
     def answer(self, head: Head) -> Json:
         """The whole answer under a head; several may share it."""
         choices = [self._rendered(choice) for choice in self._choices.all()]

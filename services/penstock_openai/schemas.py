@@ -57,6 +57,11 @@ class GenerationBody(Body):
     min_tokens: Int32 | None = None
     ignore_eos: bool | None = None
     stop_token_ids: list[TokenId] | None = None
+    # Penstock's: whether an answer from before may be given again.
+    response_cache: Literal["off", "use", "refresh"] | None = None
+    # Penstock's: count equal answers of the n samples, whole ones or a field of JSON ones.
+    majority_vote: bool | None = None
+    vote_field: str | None = None
     # Accepted and without effect here.
     user: str | None = None
 
@@ -73,6 +78,23 @@ class CompletionBody(GenerationBody):
     echo: bool | None = None
     logprobs: Int32 | None = None
     suffix: str | None = None
+
+
+class EmbeddingBody(Body):
+    """``POST /v1/embeddings``."""
+
+    model: Name
+    input: Prompts = Field(
+        json_schema_extra={
+            "forms": "a string, an array of strings, an array of token ids or an array of these"
+        }
+    )
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+    # Penstock's extension: how the tokens' vectors become one; without it, the model's own way.
+    pooling: Literal["last", "mean"] | None = None
+    # Accepted and without effect here.
+    user: str | None = None
 
 
 class ContentPart(Tolerant):

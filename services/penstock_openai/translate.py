@@ -15,6 +15,11 @@ from penstock_openai.schemas import ChatBody, CompletionBody, GenerationBody, Re
 MAX_PROMPTS = 2048
 # OpenAI's default for completions. Chat completions use what the context has room for.
 DEFAULT_COMPLETION_TOKENS = 16
+RESPONSE_CACHE_MODES = {
+    "off": generate_pb2.RESPONSE_CACHE_MODE_UNSPECIFIED,
+    "use": generate_pb2.RESPONSE_CACHE_MODE_USE,
+    "refresh": generate_pb2.RESPONSE_CACHE_MODE_REFRESH,
+}
 _UINT64 = 2**64 - 1
 _SAME_NAME = (
     "temperature",
@@ -81,8 +86,17 @@ def _refuse_unsupported(body: ChatBody) -> None:
 def _request(body: GenerationBody) -> generate_pb2.GenerateRequest:
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest("stream_options needs stream to be true", field="stream_options")
+    if body.vote_field is not None and not body.majority_vote:
+        raise InvalidRequest("vote_field needs majority_vote to be true", field="vote_field")
+    votes = sampling_pb2.AGGREGATION_MAJORITY_VOTE
+    none = sampling_pb2.AGGREGATION_UNSPECIFIED
     return generate_pb2.GenerateRequest(
-        model=body.model, sampling=_sampling(body), stop=_stop(body)
+        model=body.model,
+        aggregation=votes if body.majority_vote else none,
+        vote_field=body.vote_field or "",
+        sampling=_sampling(body),
+        stop=_stop(body),
+        response_cache=RESPONSE_CACHE_MODES[body.response_cache or "off"],
     )
 
 

@@ -19,7 +19,7 @@ from penstock_core.blocks import unpack_tokens
 from penstock_core.errors import NotSupported
 from penstock_core.interceptors import ServerInterceptor, principal
 from penstock_core.rpc import RpcServer
-from penstock_core.validation import check_request
+from penstock_core.validation import check_embed, check_request
 
 SERVICE = inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -42,6 +42,7 @@ class EchoRouter(inference_service_pb2_grpc.InferenceServiceServicer):
         self.calls: Counter[str] = Counter()
         self.tenants: set[str] = set()
         self.requests: list[generate_pb2.GenerateRequest] = []
+        self.embeds: list[inference_service_pb2.EmbedRequest] = []
         self.metadata: list[dict[str, str]] = []
         self.most_at_once = 0
         self.answers = 0
@@ -89,8 +90,23 @@ class EchoRouter(inference_service_pb2_grpc.InferenceServiceServicer):
     async def Embed(  # noqa: N802
         self, request: inference_service_pb2.EmbedRequest, context: _Context
     ) -> inference_service_pb2.EmbedResponse:
-        """Not played."""
-        raise NotSupported("an echo has no embeddings")
+        """A vector for each input that counts its characters or tokens: ``(count, 1)``."""
+        check_embed(request)
+        if request.model == "no-vectors":
+            raise NotSupported("no-vectors computes no embeddings", field="model")
+        self.embeds.append(request)
+        self.tenants.add(principal.get().tenant)
+        tokens = (unpack_tokens(each.ids) for each in request.token_inputs)
+        sizes = [len(each) for each in (*request.texts, *tokens)]
+        kept = request.dimensions or 2
+        return inference_service_pb2.EmbedResponse(
+            embeddings=[
+                inference_service_pb2.Embedding(values=(size, 1.0)[:kept]) for size in sizes
+            ],
+            prompt_tokens=sum(sizes),
+            worker_ids=["worker-1"],
+            request_id=request.request_id,
+        )
 
     async def Tokenize(  # noqa: N802
         self, request: inference_service_pb2.TokenizeRequest, context: _Context

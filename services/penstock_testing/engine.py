@@ -6,7 +6,9 @@ know outputs beforehand and a resumed request goes on as it would have. Time nev
 """
 
 import asyncio
+import math
 import time
+from array import array
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -24,6 +26,7 @@ from penstock_core.errors import (
 )
 from penstock_engine.api import (
     Admitted,
+    EmbedRequest,
     EngineInfo,
     EngineOutput,
     EngineRequest,
@@ -33,7 +36,9 @@ from penstock_engine.api import (
     Logprob,
     RequestDone,
     TokenOut,
+    Vector,
 )
+from penstock_engine.native.limits import check_embed
 from penstock_testing.gate import StepGate
 from penstock_testing.models import BYTE_EOS, BYTE_VOCAB_SIZE
 from penstock_testing.prefix import FakePrefixCache
@@ -60,6 +65,8 @@ class FakeConfig:
     max_waiting: int = 256
     tokens_per_step: int = 1
     drafts: tuple[int, int] = (0, 0)
+    embedding_dimensions: int = 8
+    max_embed_tokens: int = 64
     alphabet: Sequence[int] = range(97, 123)
     adapters: tuple[str, ...] = ()
 
@@ -94,6 +101,7 @@ class FakeEngine:
     ) -> None:
         self.config = config or FakeConfig()
         self.requests: list[EngineRequest] = []
+        self.embedded: list[EmbedRequest] = []
         self.cache = FakePrefixCache(self.config.capacity_blocks)
         self._script = script
         self._pace = pace
@@ -149,6 +157,8 @@ class FakeEngine:
             vocab_size=c.vocab_size,
             eos_token_ids=c.eos_token_ids,
             adapters=c.adapters,
+            embedding_dimensions=c.embedding_dimensions,
+            max_embed_tokens=c.max_embed_tokens,
         )
 
     async def start(self) -> None:
@@ -178,6 +188,23 @@ class FakeEngine:
             )
         finally:
             self._leave(run)
+
+    async def embed(self, request: EmbedRequest) -> Sequence[Vector]:
+        """A unit vector that hangs on each text's tokens alone; takes a step, so it can be held."""
+        self._raise_failure()
+        check_embed(request, self.info())
+        self.embedded.append(request)
+        await self._gate.step(lambda: self._failure is not None)
+        self._raise_failure()
+        return [self.vector_of(text, request.dimensions) for text in request.texts]
+
+    def vector_of(self, text: Sequence[int], dimensions: int | None = None) -> Vector:
+        """What it says a text's vector is."""
+        size = self.config.embedding_dimensions
+        raw = [xxhash.xxh3_64_intdigest(pack_tokens(text), seed=i) / 2**63 - 1 for i in range(size)]
+        kept = raw[:dimensions]
+        length = math.sqrt(sum(value * value for value in kept))
+        return array("f", [value / length for value in kept])
 
     def abort(self, request_id: str, choice_index: int | None = None) -> bool:
         """See ``penstock_engine.api.Engine.abort``."""

@@ -35,6 +35,7 @@ class Script:
     error_after: int = 0
     hangs: bool = False
     requests: list[generate_pb2.GenerateRequest] = field(default_factory=list)
+    embeds: list[inference_service_pb2.EmbedRequest] = field(default_factory=list)
     metadata: list[dict[str, str]] = field(default_factory=list)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -84,8 +85,19 @@ class ScriptedInference(inference_service_pb2_grpc.InferenceServiceServicer):
     async def Embed(  # noqa: N802 - gRPC's name
         self, request: inference_service_pb2.EmbedRequest, context: _Context
     ) -> inference_service_pb2.EmbedResponse:
-        """Not scripted."""
-        raise NotSupported("not scripted")
+        """A vector for each input: ``(1, number of the input)``, cut to the dimensions."""
+        self.script.embeds.append(request)
+        count = len(request.texts) + len(request.token_inputs)
+        kept = request.dimensions or 2
+        return inference_service_pb2.EmbedResponse(
+            embeddings=[
+                inference_service_pb2.Embedding(values=(1.0, float(number))[:kept])
+                for number in range(count)
+            ],
+            prompt_tokens=3 * count,
+            worker_ids=["w0"],
+            request_id="emb_1",
+        )
 
     async def GetModel(  # noqa: N802 - gRPC's name
         self, request: inference_service_pb2.GetModelRequest, context: _Context

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from penstock.inference.v1 import generate_pb2
+from penstock.inference.v1 import generate_pb2, inference_service_pb2
 from penstock_core.blocks import unpack_tokens
 from penstock_core.errors import InvalidRequest
 from penstock_text.chat import ChatTemplate
@@ -48,3 +48,27 @@ async def encode_text(
     if len(text) <= _INLINE_CHARS:
         return tokenizer.encode(text, add_special_tokens=add_special_tokens)
     return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=add_special_tokens)
+
+
+async def encode_inputs(
+    request: inference_service_pb2.EmbedRequest, tokenizer: Tokenizer
+) -> list[list[int]]:
+    """Token ids of what a checked request embeds; much text is tokenized in a thread.
+
+    Raises:
+        InvalidRequest: a text beyond ``MAX_PROMPT_CHARS``.
+    """
+    if request.token_inputs:
+        return [unpack_tokens(tokens.ids) for tokens in request.token_inputs]
+    texts = list(request.texts)
+    for index, text in enumerate(texts):
+        if len(text) > MAX_PROMPT_CHARS:
+            message = f"{len(text)} characters; a text has at most {MAX_PROMPT_CHARS}"
+            raise InvalidRequest(message, field=f"texts[{index}]")
+
+    def encode() -> list[list[int]]:
+        return [tokenizer.encode(text) for text in texts]
+
+    if sum(map(len, texts)) <= _INLINE_CHARS:
+        return encode()
+    return await asyncio.to_thread(encode)

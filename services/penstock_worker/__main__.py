@@ -84,6 +84,8 @@ def _options(settings: WorkerSettings, model: str) -> Options:
         registry_url=settings.registry_url,
         lease_secret=settings.lease_secret.encode(),
         grace_s=settings.grace_s,
+        response_cache_bytes=settings.response_cache_mib << 20,
+        response_cache_ttl_s=settings.response_cache_ttl_s,
         zone=settings.zone,
         pool=settings.pool,
     )
@@ -112,6 +114,7 @@ def _load(settings: WorkerSettings) -> tuple[Engine, Text]:
         max_batch=settings.max_batch,
         max_batched_tokens=settings.max_batched_tokens,
         max_waiting=settings.max_waiting,
+        max_embed_tokens=settings.max_embed_tokens,
         max_context=settings.max_context_tokens or None,
         threads=settings.threads or None,
         speculation=settings.speculation,

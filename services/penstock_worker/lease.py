@@ -6,7 +6,7 @@ from collections.abc import Callable
 from google.protobuf.message import DecodeError
 
 from penstock.common.v1 import lease_pb2
-from penstock.inference.v1 import generate_pb2
+from penstock.inference.v1 import generate_pb2, inference_service_pb2
 from penstock_core.errors import LeaseInvalid
 from penstock_core.leases import LeaseVerifier, sign
 
@@ -29,7 +29,9 @@ class LeaseCheck:
         self._verifier = LeaseVerifier(secret, worker_id, epoch, unix_time)
 
     def claims(
-        self, request: generate_pb2.GenerateRequest, request_id: str
+        self,
+        request: generate_pb2.GenerateRequest | inference_service_pb2.EmbedRequest,
+        request_id: str,
     ) -> lease_pb2.LeaseClaims:
         """What the request's lease says; empty claims if it needs none and has none.
 

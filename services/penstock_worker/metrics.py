@@ -45,6 +45,29 @@ class EngineGauges:
         return lambda _options: [Observation(read(self._state))]
 
 
+class ResponseCacheMetrics:
+    """How often an answer was found in memory, and what memory holds."""
+
+    def __init__(self, num_bytes: Callable[[], int], entries: Callable[[], int]) -> None:
+        meter = metrics.get_meter(_METER)
+        self._lookups = meter.create_counter(
+            sc.RESPONSE_CACHE_LOOKUPS, unit="{request}", description="By outcome."
+        )
+        for name, unit, read in (
+            (sc.RESPONSE_CACHE_BYTES, "By", num_bytes),
+            (sc.RESPONSE_CACHE_ENTRIES, "{answer}", entries),
+        ):
+            meter.create_observable_gauge(name, [_observed(read)], unit=unit)
+
+    def looked_up(self, outcome: str) -> None:
+        """A request asked: ``hit``, ``miss`` or ``refresh``."""
+        self._lookups.add(1, {sc.RESPONSE_CACHE: outcome})
+
+
+def _observed(read: Callable[[], int]) -> Callable[[CallbackOptions], Iterable[Observation]]:
+    return lambda _options: [Observation(read())]
+
+
 class RequestMetrics:
     """GenAI's four histograms and what became of drafts, recorded when a request ends."""
 

@@ -13,12 +13,14 @@ from penstock.inference.v1 import (
 )
 from penstock_core import logs
 from penstock_core.blocks import unpack_tokens
-from penstock_core.errors import InvalidRequest, NotSupported
+from penstock_core.errors import InvalidRequest
 from penstock_core.validation import check_token_ids
 from penstock_text.prompt import encode_text
 from penstock_worker import translate
+from penstock_worker.embedding import Embedder
 from penstock_worker.generation import Generation, Services
-from penstock_worker.intake import Intake, ServedModel
+from penstock_worker.intake import Intake
+from penstock_worker.memory import Memory
 from penstock_worker.report import Progress
 from penstock_worker.requests import RequestTable
 
@@ -29,11 +31,18 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
     """Serves one model."""
 
     def __init__(
-        self, model: ServedModel, intake: Intake, requests: RequestTable, services: Services
+        self,
+        intake: Intake,
+        requests: RequestTable,
+        services: Services,
+        embedder: Embedder,
+        memory: Memory,
     ) -> None:
-        self._model = model
+        self._model = services.model
         self._intake = intake
         self._requests = requests
+        self._embedder = embedder
+        self._memory = memory
         self._services = services
 
     async def Generate(  # noqa: N802 - the names of RPCs are the protocol's
@@ -44,18 +53,27 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         progress = Progress()
         plan = await self._intake.plan(request)
         logs.request_id.set(plan.request_id)
+        answer = self._memory.recall(plan, progress)
+        if answer is not None:
+            for response in answer:
+                yield response
+            return
+        recorder = self._memory.recorder(plan)
         generation = Generation(plan, self._services, progress)
         with self._requests.running(plan.request_id, generation):
             async with contextlib.aclosing(generation.responses()) as responses:
                 async for response in responses:
+                    if recorder is not None:
+                        recorder.add(response)
                     yield response
+        if recorder is not None:
+            recorder.keep()
 
     async def Embed(  # noqa: N802
         self, request: inference_service_pb2.EmbedRequest, context: _Context
     ) -> inference_service_pb2.EmbedResponse:
-        """Refuse: no engine here computes embeddings."""
-        self._model.check_name(request.model)
-        raise NotSupported("this worker's model computes no embeddings")
+        """Compute a vector for each input."""
+        return await self._embedder.embed(request)
 
     async def Tokenize(  # noqa: N802
         self, request: inference_service_pb2.TokenizeRequest, context: _Context
@@ -104,4 +122,6 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
             has_chat_template=self._model.template is not None,
             created_unix_s=info.started_unix_s,
             adapters=info.adapters,
+            embedding_dimensions=info.embedding_dimensions,
+            max_embed_tokens=info.max_embed_tokens,
         )

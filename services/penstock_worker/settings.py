@@ -32,6 +32,9 @@ class WorkerSettings(ProcessSettings):
     max_batched_tokens: int = Field(512, ge=1, description="most tokens computed in one step")
     max_waiting: int = Field(256, ge=1, description="most requests that wait for a place")
     max_context_tokens: int = Field(0, ge=0, description="most tokens of a request; 0: the model's")
+    max_embed_tokens: int = Field(
+        2048, ge=0, description="most tokens of one text to embed; 0 computes no embeddings"
+    )
     speculation: Literal["none", "ngram", "draft", "auto"] = Field(
         "none", description="drafts to check: none, ngram, draft or auto (the better of both)"
     )
@@ -41,6 +44,10 @@ class WorkerSettings(ProcessSettings):
     max_adapters: int = Field(16, ge=1, description="most LoRA adapters in memory at once")
     max_adapter_rank: int = Field(256, ge=1, description="largest rank that an adapter may have")
     threads: int = Field(0, ge=0, description="CPU threads of the engine; 0: by CPUs")
+    response_cache_mib: int = Field(
+        64, ge=0, description="MiB of answers kept for requests that ask for it; 0: none"
+    )
+    response_cache_ttl_s: float = Field(3600.0, gt=0, description="seconds that they are kept")
     grace_s: float = Field(30.0, ge=0, description="seconds that running requests get at the end")
     zone: str = Field("", description="availability zone")
     pool: str = Field("", description="pool it belongs to")

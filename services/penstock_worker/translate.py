@@ -4,16 +4,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from penstock.common.v1 import sampling_pb2, tokens_pb2
-from penstock.inference.v1 import generate_pb2
+from penstock.inference.v1 import generate_pb2, inference_service_pb2
 from penstock.worker.v1 import state_pb2
 from penstock_core.blocks import pack_tokens
 from penstock_engine.api import (
     Constraint,
+    EmbedRequest,
     EngineInfo,
     EngineRequest,
     EngineState,
     FinishReason,
     Logprob,
+    Pooling,
     Priority,
     Sampling,
 )
@@ -35,6 +37,10 @@ _PRIORITIES = {
 _SPECULATION = {
     sampling_pb2.SPECULATION_MODE_ON: True,
     sampling_pb2.SPECULATION_MODE_OFF: False,
+}
+_POOLINGS = {
+    inference_service_pb2.POOLING_LAST: Pooling.LAST,
+    inference_service_pb2.POOLING_MEAN: Pooling.MEAN,
 }
 
 
@@ -76,6 +82,22 @@ def engine_request(request: generate_pb2.GenerateRequest, resolved: Resolved) ->
         constraint=_constraint(request.constraint),
         speculation=_SPECULATION.get(request.speculation),
         emitted=resolved.emitted,
+    )
+
+
+def embed_request(
+    request: inference_service_pb2.EmbedRequest,
+    request_id: str,
+    texts: Sequence[Sequence[int]],
+    leased: sampling_pb2.PriorityClass.ValueType,
+) -> EmbedRequest:
+    """What the engine is asked to embed; a lease's priority class goes before the request's."""
+    return EmbedRequest(
+        request_id=request_id,
+        texts=texts,
+        pooling=_POOLINGS.get(request.pooling),
+        dimensions=request.dimensions if request.HasField("dimensions") else None,
+        priority=_PRIORITIES.get(leased or request.priority, Priority.STANDARD),
     )
 
 
@@ -161,4 +183,6 @@ def describe_engine(info: EngineInfo) -> state_pb2.WorkerInfo:
         adapters=info.adapters,
         speculation=info.speculation,
         stores_per_chunk=info.stores_per_chunk,
+        embedding_dimensions=info.embedding_dimensions,
+        max_embed_tokens=info.max_embed_tokens,
     )

@@ -24,15 +24,18 @@ from penstock_engine.api import Engine
 from penstock_text.chat import ChatTemplate
 from penstock_text.tokenizer import Tokenizer
 from penstock_worker import translate
+from penstock_worker.embedding import Embedder
 from penstock_worker.generation import Services
 from penstock_worker.intake import Intake, ServedModel
 from penstock_worker.lease import LeaseCheck
 from penstock_worker.ledger import Ledger
+from penstock_worker.memory import Memory
 from penstock_worker.metrics import EngineGauges, RequestMetrics
 from penstock_worker.outbox import COALESCE_S
 from penstock_worker.registration import Registration
 from penstock_worker.report import Reporter
 from penstock_worker.requests import DrainResult, RequestTable
+from penstock_worker.response_cache import ResponseCache
 from penstock_worker.servicer import InferenceServicer
 from penstock_worker.state_feed import FeedTiming, StateFeed
 from penstock_worker.state_log import RING_DELTAS, StateLog
@@ -67,6 +70,8 @@ class Options:
     zone: str = ""
     pool: str = ""
     coalesce_s: float = COALESCE_S
+    response_cache_bytes: int = 64 << 20
+    response_cache_ttl_s: float = 3600.0
     ring_deltas: int = RING_DELTAS
     feed: FeedTiming = field(default_factory=FeedTiming)
 
@@ -85,14 +90,20 @@ class Worker:
         self._feed = StateFeed(log, engine, gauges, options.feed)
         model = ServedModel(engine.info(), self.info, text.tokenizer, text.template)
         leases = LeaseCheck(options.lease_secret, self.info.worker_id, self.info.epoch)
+        metrics = RequestMetrics()
+        reporter = Reporter(metrics, options.worker_id)
         services = Services(
             engine=engine,
             model=model,
             ledger=Ledger(self._feed.note),
-            reporter=Reporter(RequestMetrics(), options.worker_id),
+            reporter=reporter,
             coalesce_s=options.coalesce_s,
         )
-        inference = InferenceServicer(model, Intake(model, leases), self._requests, services)
+        embedder = Embedder(engine, model, leases, self._requests, metrics)
+        intake = Intake(model, leases)
+        kept = ResponseCache(options.response_cache_bytes, options.response_cache_ttl_s)
+        memory = Memory(kept, model, reporter)
+        inference = InferenceServicer(intake, self._requests, services, embedder, memory)
         control = WorkerServicer(self.info, engine, self._feed, self._requests, self.drain)
         self._rpc = RpcServer(
             ServerInterceptor(KeyRing.open_to_all()),

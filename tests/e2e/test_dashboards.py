@@ -70,6 +70,9 @@ def drive(sdk: openai.OpenAI, model: str, batch_file: Path) -> None:
         sdk.completions.create(
             model=model, prompt=f"{PROMPT}{number % 2}", max_tokens=24, temperature=0
         )
+        sdk.completions.create(
+            model=model, prompt="x", max_tokens=4, seed=1, extra_body={"response_cache": "use"}
+        )
     with pytest.raises(openai.BadRequestError):
         sdk.completions.create(model=model, prompt="x", max_tokens=10**6)
     with batch_file.open("rb") as file:

@@ -73,4 +73,26 @@ _SPECULATION = (
         ),
     ],
 )
-PAGE = Dashboard("penstock-engine", "Engine", [_BATCH, _KV_CACHE, _SPECULATION])
+_LOOKED_UP = names.RESPONSE_CACHE.replace(".", "_")
+_RESPONSES = (
+    "Answers from memory",
+    [
+        Panel(
+            "Lookups",
+            "Requests that asked for a kept answer, a second, by what they got.",
+            [
+                Query(
+                    rate(names.RESPONSE_CACHE_LOOKUPS, "_total", _LOOKED_UP),
+                    f"{{{{{_LOOKED_UP}}}}}",
+                )
+            ],
+            "reqps",
+        ),
+        Panel(
+            "Kept",
+            "Answers that are kept, by worker.",
+            [Query(series(names.RESPONSE_CACHE_ENTRIES), "{{instance}}")],
+        ),
+    ],
+)
+PAGE = Dashboard("penstock-engine", "Engine", [_BATCH, _KV_CACHE, _SPECULATION, _RESPONSES])

@@ -40,12 +40,20 @@ def generate(
     adapter: Adapter = "",
     *,
     mode: Way = "lookaside",
+    cache: Annotated[
+        bool,
+        typer.Option("--cache", help="Take the kept answer of an equal greedy or seeded request."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Continue a text and show it as it comes."""
     text = sys.stdin.read() if prompt == "-" else prompt
     options = GenerateOptions(
-        max_tokens=max_tokens, temperature=temperature, seed=seed, adapter=adapter
+        max_tokens=max_tokens,
+        temperature=temperature,
+        seed=seed,
+        adapter=adapter,
+        response_cache="use" if cache else "off",
     )
 
     async def work() -> None:
@@ -80,6 +88,8 @@ async def streamed(
 def summary(whole: Generation) -> str:
     """The numbers people judge by, in a line."""
     usage, timing = whole.usage, whole.timing
+    if whole.from_response_cache:
+        return f"{usage.completion_tokens} tokens, kept from an equal request; {whole.worker_id}"
     return (
         f"{usage.completion_tokens} tokens; TTFT {duration(timing.ttft_s)}, "
         f"TPOT {duration(timing.tpot_s)}; {usage.cached_tokens} of {usage.prompt_tokens} prompt "

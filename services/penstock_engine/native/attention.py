@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from penstock_engine.native.kv_tensors import KvTensors
 from penstock_engine.native.models.config import ModelConfig
+from penstock_engine.native.paged import PagedKernel, PagedRows, attend_paged
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,7 @@ class AttentionGroup:
     Attributes:
         pages: flat page tables, padded to equal length; None if nothing but the rows is attended to.
         num_keys: attended slots of each sequence, at most the tables' tokens.
+        paged: if given, keys are read where they lie, and pages and mask are None.
         mask: added to the scores, ``(sequences, 1, group * queries, num_keys)``; None if every query
             sees every key, or, without pages, for the plain causal triangle.
     """
@@ -33,13 +35,17 @@ class AttentionGroup:
     pages: Tensor | None
     num_keys: int
     mask: Tensor | None
+    paged: PagedRows | None = None
 
 
 class PagedAttention:
     """Attention of one batch's rows to their sequences' cached and new tokens."""
 
-    def __init__(self, config: ModelConfig, kv: KvTensors) -> None:
+    def __init__(
+        self, config: ModelConfig, kv: KvTensors, kernel: PagedKernel = attend_paged
+    ) -> None:
         self._kv = kv
+        self._kernel = kernel
         self._num_kv_heads = config.num_kv_heads
         self._group = config.num_heads // config.num_kv_heads
         self._head_dim = config.head_dim
@@ -50,6 +56,8 @@ class PagedAttention:
         ``queries`` is ``(rows, heads, head_dim)``; ``new`` holds the rows' own keys and values,
         ``(rows, 2, kv_heads, head_dim)``, which the pages contain as well by now.
         """
+        if group.paged is not None:
+            return self._kernel(queries, self._kv.pages[layer], group.paged)
         if group.pages is None:
             return self._fresh(queries, new)
         found = self._kv.gather(layer, group.pages, group.num_sequences)[:, : group.num_keys]

@@ -17,6 +17,7 @@ from torch import Tensor
 from penstock_engine.native.attention import AttentionGroup, causal_mask
 from penstock_engine.native.lora.eager import AdaptedRows, EagerAdapter
 from penstock_engine.native.models.decoder import Batch
+from penstock_engine.native.paged import PagedRows
 from penstock_engine.native.plan import Chunk, StepPlan
 
 _MAX_GROUPED_TOKENS = 8
@@ -27,12 +28,13 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class BatchShape:
-    """What of the model and the cache decides a batch's tensors."""
+    """What of the model and the cache decides a batch's tensors; ``paged`` if a kernel reads pages."""
 
     block_tokens: int
     heads_per_kv_head: int
     dtype: torch.dtype
     device: torch.device
+    paged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +171,10 @@ def _attention_group(
     count, num_keys = len(group.chunks), group.num_keys
     if group.is_fresh:
         return AttentionGroup(group.start, group.stop, count, None, num_keys, None)
+    if shape.paged and group.queries <= _MAX_GROUPED_TOKENS:
+        lengths = positions[group.start : group.stop] + 1
+        where = PagedRows(table.view(count, -1), lengths, group.queries)
+        return AttentionGroup(group.start, group.stop, count, None, num_keys, None, where)
     mask = None
     if group.queries > 1 or any(chunk.start + 1 != num_keys for chunk in group.chunks):
         rows = positions[group.start : group.stop].view(count, group.queries)

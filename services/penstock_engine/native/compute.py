@@ -31,10 +31,11 @@ class Compute:
     library: Library | None
     int8: bool
     threads: int
+    eager: str = "eager"
 
     def __str__(self) -> str:
         weights = f"{'int8 ' if self.int8 else ''}{str(self.dtype).removeprefix('torch.')}"
-        kernel = f"fused {self.library.instructions}" if self.library else "eager"
+        kernel = f"fused {self.library.instructions}" if self.library else self.eager
         return f"{self.device} ({kernel}, {weights})"
 
 
@@ -55,6 +56,7 @@ def choose(settings: NativeSettings, config: ModelConfig) -> Compute:
         dtype=_dtype(settings.dtype, config, exact=device.type == "cuda" or library is not None),
         library=library,
         int8=settings.quantization == "int8",
+        eager="graphs" if device.type == "cuda" and settings.kernel != "eager" else "eager",
         threads=settings.threads or default_threads(),
     )
 

@@ -9,11 +9,13 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 
 from penstock_core.errors import Conflict, EngineFailed, InvalidRequest, NotFound, PenstockError
 from penstock_engine.api import (
+    EmbedRequest,
     EngineInfo,
     EngineOutput,
     EngineRequest,
@@ -21,10 +23,12 @@ from penstock_engine.api import (
     KvEvent,
     RequestDone,
     TokenOut,
+    Vector,
 )
+from penstock_engine.native.embedding import Embeddings
 from penstock_engine.native.events import KvEventLog
 from penstock_engine.native.grammars import Grammars
-from penstock_engine.native.limits import Limits
+from penstock_engine.native.limits import Limits, check_embed
 from penstock_engine.native.loading import (
     AdapterShelf,
     Blueprint,
@@ -36,11 +40,14 @@ from penstock_engine.native.lora.pool import AdapterPool, PoolLimits
 from penstock_engine.native.lora.reading import LoraWeights, read_adapter
 from penstock_engine.native.masks import Masks
 from penstock_engine.native.memory import KvMemory
+from penstock_engine.native.models import read_pooling
 from penstock_engine.native.request import Matcher
 from penstock_engine.native.scheduler import Scheduler
 from penstock_engine.native.settings import NativeSettings
 from penstock_engine.native.step_loop import Abort, Machine, Report, StepLoop, Submit
 from penstock_engine.native.vocabulary import Vocabulary
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -76,8 +83,13 @@ class NativeEngine:
             max_context=info.max_context_tokens,
         )
         memory = KvMemory(info.capacity_blocks, info.block_tokens)
+        self._embeddings = Embeddings(self._blueprint.embed_limits, read_pooling(settings.model))
+        self._embedding: set[asyncio.Future[Sequence[Vector]]] = set()
         self._steps = StepLoop(
-            make_scheduler(limits, memory), self._tell, max_commands=settings.max_waiting + 1024
+            make_scheduler(limits, memory),
+            self._tell,
+            settings.max_waiting + 1024,
+            self._embeddings,
         )
         self._grammars = Grammars(vocabulary, info.vocab_size, settings.max_waiting)
         self._masks = Masks(info.vocab_size)
@@ -145,6 +157,27 @@ class NativeEngine:
             del self._streams[stream.key], self._keys[request.request_id]
             if not finished:
                 self._steps.abort(Abort(stream.key))
+
+    async def embed(self, request: EmbedRequest) -> Sequence[Vector]:
+        """A vector for each text; see ``Engine.embed``."""
+        self._check_serving()
+        check_embed(request, self.info())
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Sequence[Vector]] = loop.create_future()
+
+        def tell(vectors: Sequence[Vector]) -> None:
+            loop.call_soon_threadsafe(_settle, answer, vectors)
+
+        self._num_requests += 1
+        own = replace(request, request_id=f"{request.request_id}#{self._num_requests}")
+        self._embedding.add(answer)
+        try:
+            self._embeddings.submit(own, tell)
+            self._steps.wake()
+            return await answer
+        finally:
+            self._embedding.discard(answer)
+            self._embeddings.cancel(own.request_id)
 
     def abort(self, request_id: str, choice_index: int | None = None) -> bool:
         """End a request or one of its samples. False if there is nothing to end."""
@@ -274,16 +307,18 @@ class NativeEngine:
             self._ended = reason
             for stream in self._streams.values():
                 stream.items.put_nowait(EngineFailed(reason.message))
+            for answer in self._embedding:
+                _settle(answer, EngineFailed(reason.message))
             self._events_changed.set()
 
 
-def _settle(ready: asyncio.Future[None], error: Exception | None) -> None:
-    if ready.done():
+def _settle(waiting: asyncio.Future[T], outcome: T | Exception) -> None:
+    if waiting.done():
         return
-    if error is None:
-        ready.set_result(None)
+    if isinstance(outcome, Exception):
+        waiting.set_exception(outcome)
     else:
-        ready.set_exception(error)
+        waiting.set_result(outcome)
 
 
 def _load(blueprint: Blueprint, masks: Masks, shelf: AdapterShelf) -> Machine:

@@ -5,8 +5,8 @@ Owns the refusals that need no queue. Pure Python; no torch, no asyncio.
 
 from dataclasses import dataclass
 
-from penstock_core.errors import PromptTooLong
-from penstock_engine.api import EngineRequest
+from penstock_core.errors import InvalidRequest, NotSupported, PromptTooLong
+from penstock_engine.api import EmbedRequest, EngineInfo, EngineRequest
 from penstock_engine.native.memory import KvMemory
 
 
@@ -65,3 +65,34 @@ def check_fits(spec: EngineRequest, limits: Limits, memory: KvMemory) -> None:
             field="max_tokens",
             metadata={"blocks": str(blocks), "limit": str(memory.capacity)},
         )
+
+
+def check_embed(request: EmbedRequest, info: EngineInfo) -> None:
+    """Refuse what cannot be embedded.
+
+    Raises:
+        NotSupported: nothing can be.
+        PromptTooLong: a text is longer than may be embedded; both numbers are in the message.
+        InvalidRequest: a text is empty, a token unknown, or ``dimensions`` out of range.
+    """
+    if not info.embedding_dimensions:
+        raise NotSupported("this engine computes no embeddings")
+    size = info.embedding_dimensions
+    if request.dimensions is not None and not 1 <= request.dimensions <= size:
+        message = f"dimensions is {request.dimensions}; this model has {size}"
+        raise InvalidRequest(message, field="dimensions")
+    if not request.texts:
+        raise InvalidRequest("there is nothing to embed", field="texts")
+    for index, text in enumerate(request.texts):
+        field = f"texts[{index}]"
+        if not text:
+            raise InvalidRequest("the text is empty", field=field)
+        if len(text) > info.max_embed_tokens:
+            raise PromptTooLong(
+                f"{len(text)} tokens, and at most {info.max_embed_tokens} are embedded",
+                field=field,
+                metadata={"tokens": str(len(text)), "limit": str(info.max_embed_tokens)},
+            )
+        if not 0 <= min(text) <= max(text) < info.vocab_size:
+            message = f"a token id is outside the vocabulary of {info.vocab_size}"
+            raise InvalidRequest(message, field=field)

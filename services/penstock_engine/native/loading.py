@@ -10,6 +10,7 @@ from penstock_core.errors import InvalidRequest, NotSupported
 from penstock_engine.api import EngineInfo
 from penstock_engine.native.batching import BatchShape
 from penstock_engine.native.compute import Compute, choose
+from penstock_engine.native.embedding import EmbedLimits
 from penstock_engine.native.fused.adapters import PackedShelf
 from penstock_engine.native.fused.decoder import FusedDecoder, FusedOptions
 from penstock_engine.native.kv_tensors import KvShape, KvTensors
@@ -21,7 +22,7 @@ from penstock_engine.native.models import read_config, read_eos
 from penstock_engine.native.models.config import ModelConfig
 from penstock_engine.native.models.decoder import Decoder
 from penstock_engine.native.revision import model_revision
-from penstock_engine.native.runner import EagerDecoder, Runner
+from penstock_engine.native.runner import EagerDecoder, PlanDecoder, Runner
 from penstock_engine.native.settings import NativeSettings
 from penstock_engine.native.step_loop import Machine
 from penstock_engine.native.weights import Checkpoint, WeightSource, load_weights, shard_paths
@@ -35,6 +36,9 @@ _SPECULATION = ("none", "ngram", "draft", "auto")
 _DRAFT_THREADS = 1
 """A draft model's step is so short that a barrier costs more than a second thread saves."""
 _MIB = 1 << 20
+_LEAST_PAGED_BLOCK = 16
+_MAX_EMBED_WAITING = 1 << 20
+"""Tokens that wait to be embedded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,26 @@ class Blueprint:
     kv: KvShape
     info: EngineInfo
     draft: "Blueprint | None" = None
+
+    @property
+    def embed_limits(self) -> EmbedLimits:
+        """Embeddings have the pages behind the scheduler's."""
+        size, capacity = self.info.block_tokens, self.info.capacity_blocks
+        pages = range(capacity, capacity + -(-self.info.max_embed_tokens // size))
+        step_tokens = self.settings.max_batched_tokens
+        return EmbedLimits(pages, size, step_tokens, _MAX_EMBED_WAITING)
+
+    @property
+    def reads_pages(self) -> bool:
+        """Whether the GPU's own attention and captured steps run."""
+        size, compute = self.kv.block_tokens, self.compute
+        fits = size >= _LEAST_PAGED_BLOCK and size & (size - 1) == 0
+        return compute.device.type == "cuda" and self.settings.kernel != "eager" and fits
+
+    @property
+    def num_pages(self) -> int:
+        """Pages of the KV tensors: the scheduler's, embeddings', one for rows of no sequence."""
+        return self.embed_limits.pages.stop + self.reads_pages
 
 
 def draw_up(settings: NativeSettings) -> Blueprint:
@@ -68,18 +92,21 @@ def draw_up(settings: NativeSettings) -> Blueprint:
             f"kv_memory_bytes {settings.kv_memory_bytes} holds no page of {page_bytes} bytes",
             field="kv_memory_bytes",
         )
+    context = _context(settings, config)
     info = EngineInfo(
         engine="native",
         model_revision=model_revision(settings.model),
         device=str(compute),
         block_tokens=settings.block_tokens,
         capacity_blocks=num_pages,
-        max_context_tokens=_context(settings, config),
+        max_context_tokens=context,
         max_batch=settings.max_batch,
         vocab_size=config.vocab_size,
         eos_token_ids=read_eos(settings.model),
         speculation=_kinds(settings, draft),
         adapters=find_adapters(settings.adapters) if settings.adapters else (),
+        embedding_dimensions=config.hidden_size if settings.max_embed_tokens else 0,
+        max_embed_tokens=min(settings.max_embed_tokens, context),
     )
     return Blueprint(settings, config, compute, kv, info, draft)
 
@@ -99,7 +126,7 @@ def load_machine(plan: Blueprint, masks: Masks, shelf: AdapterShelf | None = Non
     """A runner, and what drafts for it. Raises InvalidRequest as ``load_runner`` does."""
     runner, settings = load_runner(plan, masks, shelf), plan.settings
     if settings.speculation == "none":
-        return Machine(runner.run)
+        return Machine(runner.run, read=runner.hidden)
     model = None
     if plan.draft is not None:
         # As many pages as the model has: any sequence that runs can be followed.
@@ -112,7 +139,8 @@ def load_machine(plan: Blueprint, masks: Masks, shelf: AdapterShelf | None = Non
         limits = DraftLimits(draft.info.max_context_tokens, pages, draft.kv.block_tokens)
         model = DraftModel(load_runner(draft), limits)
     looks_up = settings.speculation != "draft"
-    return Machine(runner.run, Speculator(settings.max_draft_tokens, model, looks_up=looks_up))
+    drafting = Speculator(settings.max_draft_tokens, model, looks_up=looks_up)
+    return Machine(runner.run, drafting, runner.hidden)
 
 
 def load_runner(
@@ -124,7 +152,7 @@ def load_runner(
         InvalidRequest: the weights do not fit the config.
     """
     model, compute = plan.settings.model, plan.compute
-    kv = KvTensors(plan.kv, plan.info.capacity_blocks, compute.dtype, compute.device)
+    kv = KvTensors(plan.kv, plan.num_pages, compute.dtype, compute.device)
     with Checkpoint(model, compute.dtype, compute.device) as checkpoint:
         source = WeightSource(checkpoint, plan.config)
         decoder = (_fused if compute.library else _eager)(plan, source, kv, shelf)
@@ -156,7 +184,14 @@ def _draft(settings: NativeSettings, config: ModelConfig) -> Blueprint | None:
         raise InvalidRequest("speculation draft needs a draft_model", field="draft_model")
     if path is None or kind not in {"draft", "auto"}:
         return None
-    alone = replace(settings, model=path, draft_model=None, speculation="none", adapters=None)
+    alone = replace(
+        settings,
+        model=path,
+        draft_model=None,
+        speculation="none",
+        adapters=None,
+        max_embed_tokens=0,
+    )
     draft = draw_up(alone)
     check_pair(settings.model, path, (config.vocab_size, draft.config.vocab_size))
     return draft
@@ -187,14 +222,29 @@ def _fused(
 
 def _eager(
     plan: Blueprint, source: WeightSource, kv: KvTensors, shelf: AdapterShelf | None
-) -> EagerDecoder:
+) -> PlanDecoder:
     config, compute = plan.config, plan.compute
     dtype, device = compute.dtype, compute.device
     weights = load_weights(source, config.num_layers, int8=compute.int8)
     rope = RopeTable(config.rope, config.head_dim, plan.info.max_context_tokens, dtype, device)
     shape = BatchShape(plan.kv.block_tokens, config.num_heads // config.num_kv_heads, dtype, device)
     adapters = shelf.adapters if isinstance(shelf, EagerShelf) else {}
-    return EagerDecoder(Decoder(config, weights, rope, kv), shape, weights.num_bytes, adapters)
+    if not plan.reads_pages:
+        return EagerDecoder(Decoder(config, weights, rope, kv), shape, weights.num_bytes, adapters)
+    # Triton comes with CUDA's builds of torch alone.
+    from penstock_engine.native.cuda.graphs import (  # noqa: PLC0415
+        GraphedDecoder,
+        GraphRoom,
+        capture_graph,
+    )
+    from penstock_engine.native.cuda.paged import attend_paged  # noqa: PLC0415
+
+    decoder = Decoder(config, weights, rope, kv, attend_paged)
+    paged = replace(shape, paged=True)
+    max_pages = -(-plan.info.max_context_tokens // plan.kv.block_tokens)
+    room = GraphRoom(plan.settings.max_batch, max_pages, plan.num_pages - 1)
+    eager = EagerDecoder(decoder, paged, weights.num_bytes, adapters)
+    return GraphedDecoder(eager, decoder, paged, room, capture_graph)
 
 
 def _context(settings: NativeSettings, config: ModelConfig) -> int:

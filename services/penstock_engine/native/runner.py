@@ -37,6 +37,10 @@ class PlanDecoder(Protocol):
         """Compute the chunks; float32 logits ``(wanted positions, vocab)`` in plan order."""
         ...
 
+    def hidden(self, plan: StepPlan) -> Tensor:
+        """The same, without the head: float32 ``(wanted positions, hidden size)``, normed."""
+        ...
+
 
 class EagerDecoder:
     """PyTorch's operators, on any device."""
@@ -63,6 +67,10 @@ class EagerDecoder:
         """See ``PlanDecoder.logits``."""
         return self._decoder.forward(build_batch(plan, self._shape, self._adapters))
 
+    def hidden(self, plan: StepPlan) -> Tensor:
+        """See ``PlanDecoder.hidden``."""
+        return self._decoder.hidden(build_batch(plan, self._shape)).float()
+
 
 class Runner:
     """A loaded model with its KV tensors."""
@@ -86,6 +94,11 @@ class Runner:
                 rows = self._sampler.draw(_rows_to_draw(logits, plan.chunks), drawers, masks)
                 drawn = _settle(rows, plan.chunks)
         return StepResult(drawn, time.perf_counter() - began)
+
+    def hidden(self, plan: StepPlan) -> Tensor:
+        """Compute the chunks, and return float32 ``(wanted positions, hidden size)`` in plan order."""
+        with torch.inference_mode():
+            return self._decoder.hidden(plan)
 
     def logits(self, plan: StepPlan) -> Tensor:
         """Copy pages, compute the chunks, and return ``(wanted positions, vocab)`` in plan order."""

@@ -24,6 +24,8 @@ class NativeSettings:
         max_batch: sequences that run at once.
         max_batched_tokens: tokens of one step, prefill and decode together.
         max_waiting: requests that may wait for admission.
+        max_embed_tokens: of one text to embed, at most the context; 0 embeds nothing. KV pages for so
+            many tokens lie beside the budget, untouched (on a CPU: unallocated) until they are used.
         max_context: cap on prompt plus output; None for what the model was made for.
         threads: of one torch operation; None leaves torch's own choice.
         speculation: none, ngram (prompt lookup), draft (needs ``draft_model``) or auto: the better of
@@ -47,6 +49,7 @@ class NativeSettings:
     max_batch: int = 32
     max_batched_tokens: int = 512
     max_waiting: int = 256
+    max_embed_tokens: int = 2048
     max_context: int | None = None
     threads: int | None = None
     speculation: str = "none"

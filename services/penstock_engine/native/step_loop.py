@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from penstock_core.errors import EngineFailed, Overloaded, PenstockError
 from penstock_engine.api import EngineOutput, EngineRequest, EngineState, KvEvent
 from penstock_engine.native.drafts import NO_DRAFTS
+from penstock_engine.native.embedding import Compute, Embeddings
 from penstock_engine.native.plan import Drafting, StepPlan, StepResult
 from penstock_engine.native.request import Matcher
 from penstock_engine.native.scheduler import Scheduler
@@ -26,10 +27,11 @@ RunStep = Callable[[StepPlan], StepResult]
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A loaded model: what runs steps, and what guesses tokens for them if anything does."""
+    """A loaded model: what runs steps, what guesses tokens for them, and what reads texts for vectors."""
 
     run: RunStep
     drafting: Drafting | None = None
+    read: Compute | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +70,16 @@ class StepLoop:
     """Runs steps while there is work and sleeps on a condition while there is none."""
 
     def __init__(
-        self, scheduler: Scheduler, tell: Callable[[Report], None], max_commands: int
+        self,
+        scheduler: Scheduler,
+        tell: Callable[[Report], None],
+        max_commands: int,
+        embeddings: Embeddings | None = None,
     ) -> None:
         self._scheduler = scheduler
         self._tell = tell
         self._max_commands = max_commands
+        self._embeddings = embeddings
         self._stats = StepStats()
         self._wake = threading.Condition()
         self._commands: deque[Command] = deque()
@@ -99,6 +106,11 @@ class StepLoop:
         """Queue the end of a request; never refused, since each request brings few of them."""
         with self._wake:
             self._commands.append(command)
+            self._wake.notify()
+
+    def wake(self) -> None:
+        """Look for work again: there are texts to embed."""
+        with self._wake:
             self._wake.notify()
 
     def close(self) -> None:
@@ -146,11 +158,19 @@ class StepLoop:
             self._publish()
             if drafting is not None:
                 drafting.note(plan, result, time.perf_counter() - began)
+        if self._embeddings and machine.read and self._embeddings.has_work:
+            self._embeddings.step(machine.read, beside=plan is not None)
+            self._publish()
         return True
+
+    @property
+    def _has_work(self) -> bool:
+        embeds = self._embeddings is not None and self._embeddings.has_work
+        return self._scheduler.has_work or embeds
 
     def _await_commands(self) -> list[Command] | None:
         with self._wake:
-            while not (self._closing or self._commands or self._scheduler.has_work):
+            while not (self._closing or self._commands or self._has_work):
                 self._wake.wait()
             if self._closing:
                 return None
@@ -170,10 +190,11 @@ class StepLoop:
     def _publish(self) -> None:
         scheduler, stats = self._scheduler, self._stats
         counts = scheduler.counts()
+        to_embed = self._embeddings.queued_tokens if self._embeddings else 0
         self._state = EngineState(
             running=counts.running,
             waiting=counts.waiting,
-            queued_prefill_tokens=counts.queued_prefill_tokens,
+            queued_prefill_tokens=counts.queued_prefill_tokens + to_embed,
             context_tokens=counts.context_tokens,
             used_blocks=scheduler.memory.used_pages,
             cached_blocks=scheduler.memory.idle_pages,

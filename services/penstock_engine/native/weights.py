@@ -94,6 +94,8 @@ class Checkpoint:
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """A tensor in the compute type. Raises InvalidRequest if it is missing or misshapen."""
+        short = name.removeprefix("model.")  # as checkpoints without a head have it
+        name = short if name not in self._where and short in self._where else name
         if name not in self._where:
             raise InvalidRequest(f"{self._model} has no tensor {name}", field="model")
         tensor = self._where[name].get_tensor(name)

@@ -10,14 +10,16 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 
-from penstock_core.errors import Conflict, EngineFailed, PenstockError
+from penstock_core.errors import Conflict, EngineFailed, NotSupported, PenstockError
 from penstock_engine.api import (
+    EmbedRequest,
     EngineInfo,
     EngineOutput,
     EngineRequest,
     EngineState,
     KvEvent,
     RequestDone,
+    Vector,
 )
 from penstock_engine.native.revision import model_revision
 from penstock_engine.trtllm import sampling
@@ -135,6 +137,12 @@ class TrtLlmEngine:
             await job.close()
             if self._jobs.get(request.request_id) is job:
                 del self._jobs[request.request_id]
+
+    async def embed(self, request: EmbedRequest) -> Sequence[Vector]:
+        """Refused: a TensorRT-LLM engine is built to generate or to embed, never for both."""
+        raise NotSupported(
+            "TensorRT-LLM workers compute no embeddings; run a native worker for them"
+        )
 
     def abort(self, request_id: str, choice_index: int | None = None) -> bool:
         """End a request or one of its samples. False if there is nothing to end."""

@@ -9,6 +9,7 @@ import pytest
 
 from penstock_batch.batches import NewBatch
 from penstock_batch.fold import Status
+from penstock_openai.embeddings import EMBEDDINGS
 from penstock_openai.generations import CHAT, COMPLETIONS
 from penstock_testing.batch import TENANT, batch_bench
 from penstock_testing.echo_router import EchoRouter, running_echo
@@ -18,6 +19,16 @@ TOOL = {"type": "function", "function": {"name": "f"}}
 USER = {"role": "user", "content": "hello"}
 # Goes with a prompt that is refused; whether it is asked for before that is a race.
 FINE = "fine"
+EMBEDDING_BODIES: list[dict[str, Any]] = [
+    {"input": "x"},
+    {"input": ["one", "two"], "encoding_format": "base64"},
+    {"input": [[1, 2], [3]], "dimensions": 1},
+    {"input": [4, 5], "pooling": "mean", "user": "me"},
+    {"input": ""},
+    {"input": []},
+    {"input": "x", "nonsense": 1},
+    {"input": "x", "dimensions": 0},
+]
 OWN_WORDS = ("id", "created", "penstock")
 
 COMPLETION_BODIES: list[dict[str, Any]] = [
@@ -58,7 +69,8 @@ def without_own_words(body: dict[str, Any]) -> dict[str, Any]:
 
 def asked(router: EchoRouter) -> list[bytes]:
     """What the router was asked, without ids and priority, in any order."""
-    requests = [request for request in router.requests if request.text != FINE]
+    generated = [request for request in router.requests if request.text != FINE]
+    requests = [*generated, *router.embeds]
     for request in requests:
         request.ClearField("request_id")
         request.ClearField("priority")
@@ -80,7 +92,8 @@ def input_file(path: str, bodies: list[dict[str, Any]]) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("path", "bodies"), [(COMPLETIONS, COMPLETION_BODIES), (CHAT, CHAT_BODIES)]
+    ("path", "bodies"),
+    [(COMPLETIONS, COMPLETION_BODIES), (CHAT, CHAT_BODIES), (EMBEDDINGS, EMBEDDING_BODIES)],
 )
 async def test_a_line_means_what_its_body_means_online(
     path: str, bodies: list[dict[str, Any]], tmp_path: Path, redis_url: str

@@ -228,7 +228,6 @@ async def test_batches_are_listed_newest_first_in_pages(bench: BatchBench) -> No
 @pytest.mark.parametrize(
     ("wishes", "error"),
     [
-        ({"endpoint": "/v1/embeddings"}, e.NotSupported),
         ({"endpoint": "/v1/images"}, e.InvalidRequest),
         ({"window_s": 10**9}, e.InvalidRequest),
         ({"metadata": {str(n): "x" for n in range(17)}}, e.InvalidRequest),

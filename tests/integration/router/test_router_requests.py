@@ -126,13 +126,6 @@ async def test_models_are_listed_and_described() -> None:
     assert isinstance(from_rpc_error(caught.value), ModelNotFound)
 
 
-async def test_embedding_is_refused_as_the_worker_refuses_it() -> None:
-    async with running_cluster(FakeEngine()) as cluster:
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await cluster.inference.Embed(pb.EmbedRequest(model="fake", texts=["a"]))
-    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-
-
 async def test_an_explanation_shows_every_candidate_and_terms_that_add_up() -> None:
     async with running_cluster(FakeEngine(), FakeEngine()) as cluster:
         text = "the same long beginning, " * 20

@@ -16,7 +16,6 @@ from penstock_core.errors import (
     MalformedMessage,
     ModelNotFound,
     NotFound,
-    NotSupported,
     PenstockError,
     PromptTooLong,
 )
@@ -241,7 +240,7 @@ async def test_the_model_describes_itself() -> None:
             InvalidRequest,
         ),
         ("GetModel", inference_pb2.GetModelRequest(model="x"), ModelNotFound),
-        ("Embed", inference_pb2.EmbedRequest(model="fake", texts=["a"]), NotSupported),
+        ("Embed", inference_pb2.EmbedRequest(model="x", texts=["a"]), ModelNotFound),
     ],
 )
 async def test_the_other_calls_refuse_as_clearly(

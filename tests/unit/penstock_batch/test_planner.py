@@ -21,6 +21,7 @@ def lines(*bodies: dict[str, Any]) -> list[InputLine]:
         ({"temperature": 0.0, "n": 1}, True),
         ({"seed": 7}, True),
         ({"seed": 0, "temperature": 1}, True),
+        ({"input": "x"}, True),
         ({}, False),
         ({"temperature": 0.5}, False),
         ({"temperature": "0"}, False),
@@ -28,7 +29,7 @@ def lines(*bodies: dict[str, Any]) -> list[InputLine]:
         ({"temperature": 0, "best_of": 3}, False),
     ],
 )
-def test_only_greedy_or_seeded_single_samples_are_deterministic(
+def test_vectors_and_greedy_or_seeded_single_samples_are_deterministic(
     body: dict[str, Any], expected: bool
 ) -> None:
     assert is_deterministic(body) is expected

@@ -19,7 +19,7 @@ def test_importing_the_client_loads_nothing_that_only_servers_need() -> None:
 def test_public_names_are_these() -> None:
     assert sorted(penstock_client.__all__) == [
         "AsyncBatchClient", "AsyncClient", "Choice", "Client", "Completed", "Constraint", "Delta",
-        "Finished", "GenerateOptions", "Generation", "Message", "Mode", "Prompt", "Started",
-        "StreamEvent", "Timing", "TokenLogprob", "Usage", "Vote",
+        "Embeddings", "Finished", "GenerateOptions", "Generation", "Inputs", "Message", "Mode",
+        "Pooling", "Prompt", "Started", "StreamEvent", "Timing", "TokenLogprob", "Usage", "Vote",
     ]  # fmt: skip
     assert all(hasattr(penstock_client, name) for name in penstock_client.__all__)

@@ -81,6 +81,16 @@ def test_float32_equals_the_eager_decoder(model: Path, block: int) -> None:
     torch.testing.assert_close(whole(fused, block), whole(eager, block), atol=EXACT, rtol=EXACT)
 
 
+def test_hidden_states_are_those_behind_the_logits(model: Path) -> None:
+    fused, eager = make(model, "fused", block_tokens=8), make(model, "eager", block_tokens=8)
+    plan = StepPlan((Chunk(sequence(3, 8), 0, LENGTH, 5), Chunk(sequence(90, 8), 0, 9, 1)))
+
+    found = fused.hidden(plan)
+
+    assert found.shape[0] == 6
+    torch.testing.assert_close(found, eager.hidden(plan), atol=EXACT, rtol=EXACT)
+
+
 def off_by(logits: Tensor, reference: Tensor) -> float:
     """Root mean square of the difference, as a share of the logits' spread."""
     return float((logits - reference).std() / reference.std())

@@ -24,6 +24,34 @@ else:
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
+class _ResponseCacheMode:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _ResponseCacheModeEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_ResponseCacheMode.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    RESPONSE_CACHE_MODE_UNSPECIFIED: _ResponseCacheMode.ValueType  # 0
+    """Means OFF."""
+    RESPONSE_CACHE_MODE_OFF: _ResponseCacheMode.ValueType  # 1
+    """Compute the answer and keep nothing."""
+    RESPONSE_CACHE_MODE_USE: _ResponseCacheMode.ValueType  # 2
+    """Give the kept answer if there is one; keep the computed one if not."""
+    RESPONSE_CACHE_MODE_REFRESH: _ResponseCacheMode.ValueType  # 3
+    """Compute the answer and keep it in place of an older one."""
+
+class ResponseCacheMode(_ResponseCacheMode, metaclass=_ResponseCacheModeEnumTypeWrapper):
+    """Whether an identical, deterministic request (greedy, or with a seed) may be answered from memory."""
+
+RESPONSE_CACHE_MODE_UNSPECIFIED: ResponseCacheMode.ValueType  # 0
+"""Means OFF."""
+RESPONSE_CACHE_MODE_OFF: ResponseCacheMode.ValueType  # 1
+"""Compute the answer and keep nothing."""
+RESPONSE_CACHE_MODE_USE: ResponseCacheMode.ValueType  # 2
+"""Give the kept answer if there is one; keep the computed one if not."""
+RESPONSE_CACHE_MODE_REFRESH: ResponseCacheMode.ValueType  # 3
+"""Compute the answer and keep it in place of an older one."""
+Global___ResponseCacheMode: typing_extensions.TypeAlias = ResponseCacheMode
+
 class _FinishReason:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -83,6 +111,7 @@ class GenerateRequest(google.protobuf.message.Message):
     RESUME_FIELD_NUMBER: builtins.int
     VOTE_FIELD_FIELD_NUMBER: builtins.int
     COALESCING_FIELD_NUMBER: builtins.int
+    RESPONSE_CACHE_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """Id for logs, traces, Abort and ExplainDecision; made by the server if empty."""
     model: builtins.str
@@ -99,6 +128,8 @@ class GenerateRequest(google.protobuf.message.Message):
     """What is made of n samples."""
     vote_field: builtins.str
     """For MAJORITY_VOTE over structured answers: the JSON field that is voted on; empty votes on the whole text."""
+    response_cache: Global___ResponseCacheMode.ValueType
+    """Whether an answer from before may be given again; only asked-for determinism allows it."""
     @property
     def tokens(self) -> penstock.common.v1.tokens_pb2.TokenIds:
         """Token ids; nothing is added to them."""
@@ -155,9 +186,10 @@ class GenerateRequest(google.protobuf.message.Message):
         resume: Global___ResumeState | None = ...,
         vote_field: builtins.str = ...,
         coalescing: Global___Coalescing | None = ...,
+        response_cache: Global___ResponseCacheMode.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["chat", b"chat", "coalescing", b"coalescing", "constraint", b"constraint", "lease", b"lease", "output", b"output", "prompt", b"prompt", "resume", b"resume", "sampling", b"sampling", "stop", b"stop", "text", b"text", "tokens", b"tokens"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["adapter", b"adapter", "aggregation", b"aggregation", "chat", b"chat", "coalescing", b"coalescing", "constraint", b"constraint", "lease", b"lease", "model", b"model", "output", b"output", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "resume", b"resume", "sampling", b"sampling", "speculation", b"speculation", "stop", b"stop", "text", b"text", "tokens", b"tokens", "vote_field", b"vote_field"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["adapter", b"adapter", "aggregation", b"aggregation", "chat", b"chat", "coalescing", b"coalescing", "constraint", b"constraint", "lease", b"lease", "model", b"model", "output", b"output", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "response_cache", b"response_cache", "resume", b"resume", "sampling", b"sampling", "speculation", b"speculation", "stop", b"stop", "text", b"text", "tokens", b"tokens", "vote_field", b"vote_field"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["prompt", b"prompt"]) -> typing.Literal["text", "tokens", "chat"] | None: ...
 
 Global___GenerateRequest: typing_extensions.TypeAlias = GenerateRequest
@@ -452,6 +484,12 @@ class Completed(google.protobuf.message.Message):
     TIMING_FIELD_NUMBER: builtins.int
     COST_FIELD_NUMBER: builtins.int
     VOTE_FIELD_NUMBER: builtins.int
+    FROM_RESPONSE_CACHE_FIELD_NUMBER: builtins.int
+    RESPONSE_AGE_S_FIELD_NUMBER: builtins.int
+    from_response_cache: builtins.bool
+    """The answer was given before and kept; usage tells what computing it took then."""
+    response_age_s: builtins.float
+    """Seconds since it was computed."""
     @property
     def usage(self) -> penstock.common.v1.usage_pb2.Usage:
         """Tokens used."""
@@ -475,9 +513,11 @@ class Completed(google.protobuf.message.Message):
         timing: penstock.common.v1.usage_pb2.Timing | None = ...,
         cost: penstock.common.v1.usage_pb2.Cost | None = ...,
         vote: Global___MajorityVote | None = ...,
+        from_response_cache: builtins.bool = ...,
+        response_age_s: builtins.float = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["cost", b"cost", "timing", b"timing", "usage", b"usage", "vote", b"vote"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["cost", b"cost", "timing", b"timing", "usage", b"usage", "vote", b"vote"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cost", b"cost", "from_response_cache", b"from_response_cache", "response_age_s", b"response_age_s", "timing", b"timing", "usage", b"usage", "vote", b"vote"]) -> None: ...
 
 Global___Completed: typing_extensions.TypeAlias = Completed
 

@@ -7,7 +7,10 @@ import builtins
 import collections.abc
 import google.protobuf.descriptor
 import google.protobuf.internal.containers
+import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
+import penstock.common.v1.lease_pb2
+import penstock.common.v1.sampling_pb2
 import penstock.common.v1.tokens_pb2
 import sys
 import typing
@@ -19,6 +22,30 @@ else:
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
+class _Pooling:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _PoolingEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Pooling.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    POOLING_UNSPECIFIED: _Pooling.ValueType  # 0
+    """As the model's files say; the last token's where they say nothing."""
+    POOLING_LAST: _Pooling.ValueType  # 1
+    """The last token's, which has seen all others."""
+    POOLING_MEAN: _Pooling.ValueType  # 2
+    """The mean of all."""
+
+class Pooling(_Pooling, metaclass=_PoolingEnumTypeWrapper):
+    """How the vectors of a text's tokens become the text's."""
+
+POOLING_UNSPECIFIED: Pooling.ValueType  # 0
+"""As the model's files say; the last token's where they say nothing."""
+POOLING_LAST: Pooling.ValueType  # 1
+"""The last token's, which has seen all others."""
+POOLING_MEAN: Pooling.ValueType  # 2
+"""The mean of all."""
+Global___Pooling: typing_extensions.TypeAlias = Pooling
+
 @typing.final
 class EmbedRequest(google.protobuf.message.Message):
     """Texts to embed."""
@@ -28,13 +55,32 @@ class EmbedRequest(google.protobuf.message.Message):
     MODEL_FIELD_NUMBER: builtins.int
     TEXTS_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
+    TOKEN_INPUTS_FIELD_NUMBER: builtins.int
+    POOLING_FIELD_NUMBER: builtins.int
+    DIMENSIONS_FIELD_NUMBER: builtins.int
+    PRIORITY_FIELD_NUMBER: builtins.int
+    LEASE_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Model to embed with."""
     request_id: builtins.str
     """Id for logs and traces; made by the server if empty."""
+    pooling: Global___Pooling.ValueType
+    """How the tokens' vectors become one."""
+    dimensions: builtins.int
+    """Leading components to keep, normalised again; all if absent."""
+    priority: penstock.common.v1.sampling_pb2.PriorityClass.ValueType
+    """Who goes first."""
     @property
     def texts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Texts, each embedded alone."""
+
+    @property
+    def token_inputs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[penstock.common.v1.tokens_pb2.TokenIds]:
+        """Inputs as token ids, instead of texts; nothing is added to them."""
+
+    @property
+    def lease(self) -> penstock.common.v1.lease_pb2.Lease:
+        """Permission from a router; a worker may insist on it."""
 
     def __init__(
         self,
@@ -42,32 +88,49 @@ class EmbedRequest(google.protobuf.message.Message):
         model: builtins.str = ...,
         texts: collections.abc.Iterable[builtins.str] | None = ...,
         request_id: builtins.str = ...,
+        token_inputs: collections.abc.Iterable[penstock.common.v1.tokens_pb2.TokenIds] | None = ...,
+        pooling: Global___Pooling.ValueType = ...,
+        dimensions: builtins.int | None = ...,
+        priority: penstock.common.v1.sampling_pb2.PriorityClass.ValueType = ...,
+        lease: penstock.common.v1.lease_pb2.Lease | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["model", b"model", "request_id", b"request_id", "texts", b"texts"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_dimensions", b"_dimensions", "dimensions", b"dimensions", "lease", b"lease"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_dimensions", b"_dimensions", "dimensions", b"dimensions", "lease", b"lease", "model", b"model", "pooling", b"pooling", "priority", b"priority", "request_id", b"request_id", "texts", b"texts", "token_inputs", b"token_inputs"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_dimensions", b"_dimensions"]) -> typing.Literal["dimensions"] | None: ...
 
 Global___EmbedRequest: typing_extensions.TypeAlias = EmbedRequest
 
 @typing.final
 class EmbedResponse(google.protobuf.message.Message):
-    """Vectors in the order of the texts."""
+    """Vectors in the order of the inputs."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     EMBEDDINGS_FIELD_NUMBER: builtins.int
     PROMPT_TOKENS_FIELD_NUMBER: builtins.int
+    WORKER_IDS_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
     prompt_tokens: builtins.int
-    """Tokens read over all texts."""
+    """Tokens read over all inputs."""
+    request_id: builtins.str
+    """Id of the request."""
     @property
     def embeddings(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Embedding]:
-        """One for each text."""
+        """One for each input."""
+
+    @property
+    def worker_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Workers that computed them."""
 
     def __init__(
         self,
         *,
         embeddings: collections.abc.Iterable[Global___Embedding] | None = ...,
         prompt_tokens: builtins.int = ...,
+        worker_ids: collections.abc.Iterable[builtins.str] | None = ...,
+        request_id: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["embeddings", b"embeddings", "prompt_tokens", b"prompt_tokens"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["embeddings", b"embeddings", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "worker_ids", b"worker_ids"]) -> None: ...
 
 Global___EmbedResponse: typing_extensions.TypeAlias = EmbedResponse
 
@@ -263,6 +326,8 @@ class Model(google.protobuf.message.Message):
     HAS_CHAT_TEMPLATE_FIELD_NUMBER: builtins.int
     CREATED_UNIX_S_FIELD_NUMBER: builtins.int
     ADAPTERS_FIELD_NUMBER: builtins.int
+    EMBEDDING_DIMENSIONS_FIELD_NUMBER: builtins.int
+    MAX_EMBED_TOKENS_FIELD_NUMBER: builtins.int
     name: builtins.str
     """The name that requests use."""
     revision: builtins.str
@@ -279,6 +344,10 @@ class Model(google.protobuf.message.Message):
     """Whether a chat template comes with it."""
     created_unix_s: builtins.int
     """Unix time in seconds at which it was first seen."""
+    embedding_dimensions: builtins.int
+    """Components of its embeddings; 0 if it computes none."""
+    max_embed_tokens: builtins.int
+    """Most tokens of one input to embed."""
     @property
     def adapters(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """LoRA adapters that can be asked for."""
@@ -295,7 +364,9 @@ class Model(google.protobuf.message.Message):
         has_chat_template: builtins.bool = ...,
         created_unix_s: builtins.int = ...,
         adapters: collections.abc.Iterable[builtins.str] | None = ...,
+        embedding_dimensions: builtins.int = ...,
+        max_embed_tokens: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "block_tokens", b"block_tokens", "created_unix_s", b"created_unix_s", "has_chat_template", b"has_chat_template", "max_context_tokens", b"max_context_tokens", "name", b"name", "revision", b"revision", "tokenizer_digest", b"tokenizer_digest", "vocab_size", b"vocab_size"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "block_tokens", b"block_tokens", "created_unix_s", b"created_unix_s", "embedding_dimensions", b"embedding_dimensions", "has_chat_template", b"has_chat_template", "max_context_tokens", b"max_context_tokens", "max_embed_tokens", b"max_embed_tokens", "name", b"name", "revision", b"revision", "tokenizer_digest", b"tokenizer_digest", "vocab_size", b"vocab_size"]) -> None: ...
 
 Global___Model: typing_extensions.TypeAlias = Model

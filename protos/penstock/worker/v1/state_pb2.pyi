@@ -103,6 +103,8 @@ class WorkerInfo(google.protobuf.message.Message):
     VERSION_FIELD_NUMBER: builtins.int
     STARTED_UNIX_S_FIELD_NUMBER: builtins.int
     STORES_PER_CHUNK_FIELD_NUMBER: builtins.int
+    EMBEDDING_DIMENSIONS_FIELD_NUMBER: builtins.int
+    MAX_EMBED_TOKENS_FIELD_NUMBER: builtins.int
     worker_id: builtins.str
     """Id, unique in the fleet and stable over restarts."""
     epoch: builtins.str
@@ -141,6 +143,10 @@ class WorkerInfo(google.protobuf.message.Message):
     """Unix time in seconds of the start."""
     stores_per_chunk: builtins.bool
     """Whether a computed block is reported as soon as its chunk is done (true) or at the end of the prefill."""
+    embedding_dimensions: builtins.int
+    """Components of its embeddings; 0 if it computes none."""
+    max_embed_tokens: builtins.int
+    """Most tokens of one input to embed."""
     @property
     def models(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Names it serves its model under; the first is the model's own."""
@@ -173,8 +179,10 @@ class WorkerInfo(google.protobuf.message.Message):
         version: builtins.str = ...,
         started_unix_s: builtins.int = ...,
         stores_per_chunk: builtins.bool = ...,
+        embedding_dimensions: builtins.int = ...,
+        max_embed_tokens: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "block_tokens", b"block_tokens", "capacity_blocks", b"capacity_blocks", "device", b"device", "endpoint", b"endpoint", "engine", b"engine", "epoch", b"epoch", "max_batch", b"max_batch", "max_context_tokens", b"max_context_tokens", "model_revision", b"model_revision", "models", b"models", "pool", b"pool", "speculation", b"speculation", "started_unix_s", b"started_unix_s", "stores_per_chunk", b"stores_per_chunk", "tokenizer_digest", b"tokenizer_digest", "tokenizer_source", b"tokenizer_source", "version", b"version", "vocab_size", b"vocab_size", "worker_id", b"worker_id", "zone", b"zone"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "block_tokens", b"block_tokens", "capacity_blocks", b"capacity_blocks", "device", b"device", "embedding_dimensions", b"embedding_dimensions", "endpoint", b"endpoint", "engine", b"engine", "epoch", b"epoch", "max_batch", b"max_batch", "max_context_tokens", b"max_context_tokens", "max_embed_tokens", b"max_embed_tokens", "model_revision", b"model_revision", "models", b"models", "pool", b"pool", "speculation", b"speculation", "started_unix_s", b"started_unix_s", "stores_per_chunk", b"stores_per_chunk", "tokenizer_digest", b"tokenizer_digest", "tokenizer_source", b"tokenizer_source", "version", b"version", "vocab_size", b"vocab_size", "worker_id", b"worker_id", "zone", b"zone"]) -> None: ...
 
 Global___WorkerInfo: typing_extensions.TypeAlias = WorkerInfo
 

@@ -86,6 +86,7 @@ class FusedDecoder:
         self._tensors = _pack(config, source, Packing(element, library.groups[element]), options)
         self._kv = kv
         self._vocabulary = config.vocab_size
+        self._hidden_size = config.hidden_size
         self._step = library.step
         self._adapters = options.adapters
         layers = (CLayer * config.num_layers)(*(layer.address() for layer in self._tensors.layers))
@@ -104,8 +105,15 @@ class FusedDecoder:
 
     def logits(self, plan: StepPlan) -> Tensor:
         """Compute the chunks; float32 logits ``(wanted positions, vocab)`` in plan order."""
+        return self._compute(plan, self._vocabulary, hidden=False)
+
+    def hidden(self, plan: StepPlan) -> Tensor:
+        """The same, without the head: float32 ``(wanted positions, hidden size)``, normed."""
+        return self._compute(plan, self._hidden_size, hidden=True)
+
+    def _compute(self, plan: StepPlan, width: int, *, hidden: bool) -> Tensor:
         arrays = _lay_out(plan.chunks, self._kv.block_tokens)
-        out = torch.empty(len(arrays.logit_rows), self._vocabulary)
+        out = torch.empty(len(arrays.logit_rows), width)
         adapters = _adapters(plan.chunks, self._adapters) if self._adapters else None
         self._step(
             self._state,
@@ -113,6 +121,7 @@ class FusedDecoder:
                 rows=len(arrays.tokens),
                 chunks=len(plan.chunks),
                 logits=len(arrays.logit_rows),
+                hidden=hidden,
                 tokens=arrays.tokens.ctypes.data,
                 chunk_rows=arrays.chunk_rows.ctypes.data,
                 positions=arrays.positions.ctypes.data,

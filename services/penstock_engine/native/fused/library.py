@@ -103,6 +103,7 @@ class CStep(Structure):
         ("rows", c_int32),
         ("chunks", c_int32),
         ("logits", c_int32),
+        ("hidden", c_int32),
         ("tokens", c_void_p),
         ("chunk_rows", c_void_p),
         ("positions", c_void_p),

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from penstock_core.errors import NotSupported
+from penstock_engine.api import Pooling
 from penstock_engine.native.models import families
 from penstock_engine.native.models.config import Fields, ModelConfig
 
@@ -40,3 +41,20 @@ def read_eos(model: Path) -> frozenset[int]:
             if ids:
                 return frozenset(i for i in ids if isinstance(i, int))
     return frozenset()
+
+
+def read_pooling(model: Path) -> Pooling:
+    """What its makers pooled with, as sentence-transformers writes it down; else the last token.
+
+    Raises:
+        NotSupported: it is neither the last token nor the mean.
+    """
+    path = model / "1_Pooling" / "config.json"
+    if not path.exists():
+        return Pooling.LAST
+    fields = Fields.load(path)
+    if fields.flag("pooling_mode_mean_tokens"):
+        return Pooling.MEAN
+    if fields.flag("pooling_mode_lasttoken"):
+        return Pooling.LAST
+    raise NotSupported(f"{path}: of poolings only the last token and the mean are supported")

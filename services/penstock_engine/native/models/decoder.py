@@ -16,6 +16,7 @@ from penstock_engine.native.layers import RopeTable, gated, rotate
 from penstock_engine.native.lora.eager import AdaptedRows, adapt
 from penstock_engine.native.lora.targets import Product
 from penstock_engine.native.models.config import ModelConfig
+from penstock_engine.native.paged import PagedKernel, attend_paged
 from penstock_engine.native.quantization import Matrix, add_linear, linear
 from penstock_engine.native.weights import DecoderWeights, LayerWeights
 
@@ -45,24 +46,31 @@ class Decoder:
     """RMSNorm, rotary grouped-query attention and gated MLP, repeated."""
 
     def __init__(
-        self, config: ModelConfig, weights: DecoderWeights, rope: RopeTable, kv: KvTensors
+        self,
+        config: ModelConfig,
+        weights: DecoderWeights,
+        rope: RopeTable,
+        kv: KvTensors,
+        kernel: PagedKernel = attend_paged,
     ) -> None:
         self._config = config
         self._weights = weights
         self._rope = rope
         self._kv = kv
-        self._attention = PagedAttention(config, kv)
+        self._attention = PagedAttention(config, kv, kernel)
         self._width = (config.hidden_size,)
 
     def forward(self, batch: Batch) -> Tensor:
         """Compute all rows into the KV pages; float32 logits ``(logits, vocab)`` of those wanted."""
+        return linear(self.hidden(batch), self._weights.head).float()
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """The same, without the head: ``(logits, hidden size)`` of the wanted rows, normed."""
         hidden = functional.embedding(batch.tokens, self._weights.embedding)
         rope = self._rope.at(batch.positions)
         for index, layer in enumerate(self._weights.layers):
             hidden = self._layer(index, layer, hidden, batch, rope)
-        hidden = hidden[batch.logit_rows]
-        hidden = self._norm(hidden, self._weights.norm)
-        return linear(hidden, self._weights.head).float()
+        return self._norm(hidden[batch.logit_rows], self._weights.norm)
 
     def _layer(
         self,

@@ -38,13 +38,14 @@ struct PenstockModel {
 
 struct PenstockStep {
   int32_t rows, chunks, logits;
+  int32_t hidden;             // not 0: out takes the normed hidden states instead of logits
   const int32_t* tokens;      // [rows]
   const int32_t* chunk_rows;  // [chunks + 1]: a chunk's first row; rows of a chunk are consecutive
   const int32_t* positions;   // [chunks]: its first row's position
   const int32_t* tables;      // page tables of all chunks, one after the other
   const int64_t* table_starts;  // [chunks]
   const int32_t* logit_rows;  // [logits]
-  float* out;                 // [logits, vocabulary]
+  float* out;                 // [logits, vocabulary], or [logits, hidden size]
   const PenstockAdapter* const* adapters;  // [chunks], null where there is none; null if nowhere
 };
 }
@@ -308,6 +309,13 @@ class Stepper : public AnyStepper {
   }
 
   void head(const PenstockStep& step, Team::Member& member, Scratch& mine) {
+    if (step.hidden) {
+      member.stage(step.logits, [&](int i) {
+        normalise(residual(step.logit_rows[i]), m_.norm, mine.row.data(), hidden_, m_.hidden);
+        store_row(step.out + int64_t(i) * m_.hidden, mine.row.data(), m_.hidden);
+      });
+      return;
+    }
     auto& in = prepared(member, mine, step.logits, hidden_, [&](int i) {
       normalise(residual(step.logit_rows[i]), m_.norm, mine.row.data(), hidden_, m_.hidden);
       return mine.row.data();

@@ -1,0 +1,1 @@
+"""What only a GPU runs: a paged attention kernel and captured decode steps."""

@@ -36,6 +36,7 @@ class Shape:
 
     @property
     def head_dim(self) -> int:
+        """Dimensions of a head."""
         return self.hidden // self.heads
 
 
@@ -49,9 +50,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
-    for name in SHAPES:
-        ensure(folder / name, SHAPES[name])
-        print(folder / name)
+    for name, shape in SHAPES.items():
+        print(ensure(folder / name, shape))
     return 0
 
 

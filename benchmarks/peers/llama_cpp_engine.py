@@ -68,7 +68,7 @@ class Engine:
 
     def run(self, load: Load) -> list[list[int]]:
         """Serve a load."""
-        C.llama_memory_clear(self.memory, False)  # noqa: FBT003
+        C.llama_memory_clear(self.memory, False)
         if load.shared:
             for start in range(0, load.shared, _BATCH):
                 self.put(load.prompts[0][start : min(load.shared, start + _BATCH)], start, 0)

@@ -235,6 +235,11 @@ def _settle(ready: asyncio.Future[None], error: Exception | None) -> None:
 
 
 def _load(blueprint: Blueprint, masks: Masks) -> Machine:
-    """Runs in the step thread, whose OpenMP team is the one that computes."""
-    torch.set_num_threads(blueprint.compute.threads)
+    """Runs in the step thread, whose OpenMP team is the one that computes.
+
+    Beside the fused kernel, which has threads of its own, what is left to torch is too little to
+    wake a team for.
+    """
+    compute = blueprint.compute
+    torch.set_num_threads(1 if compute.library else compute.threads)
     return load_machine(blueprint, masks)

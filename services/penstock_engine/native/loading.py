@@ -11,6 +11,7 @@ from penstock_engine.api import EngineInfo
 from penstock_engine.native.batching import BatchShape
 from penstock_engine.native.compute import Compute, choose
 from penstock_engine.native.fused.decoder import FusedDecoder, FusedOptions
+from penstock_engine.native.fused.draw import KernelPicker
 from penstock_engine.native.kv_tensors import KvShape, KvTensors
 from penstock_engine.native.layers import RopeTable
 from penstock_engine.native.masks import Masks
@@ -112,7 +113,8 @@ def load_runner(plan: Blueprint, masks: Masks | None = None) -> Runner:
         stored / _MIB,
         plan.info.capacity_blocks * plan.kv.page_bytes / _MIB,
     )
-    return Runner(decoder, kv, masks)
+    picker = KernelPicker(compute.library) if compute.library else None
+    return Runner(decoder, kv, masks, picker)
 
 
 def _draft(settings: NativeSettings, config: ModelConfig) -> Blueprint | None:

@@ -102,6 +102,7 @@ class Library:
         groups: consecutive weights of a column that stand together in a panel, by type.
         create: a model's state and threads, from its description; None if it cannot serve it.
         step: computes one step.
+        draw: a token for each row of logits; see ``penstock_draw``.
         destroy: ends the threads.
     """
 
@@ -109,6 +110,7 @@ class Library:
     groups: tuple[int, ...]
     create: Callable[[CModel], int | None]
     step: Callable[[int, CStep], None]
+    draw: Callable[[int, int, int, int, int, int], None]
     destroy: Callable[[int], None]
 
 
@@ -135,6 +137,8 @@ def load(path: Path) -> Library:
     found.penstock_create.argtypes = [POINTER(CModel)]
     found.penstock_step.restype = None
     found.penstock_step.argtypes = [c_void_p, POINTER(CStep)]
+    found.penstock_draw.restype = None
+    found.penstock_draw.argtypes = [c_void_p, c_int32, c_int64, c_void_p, c_void_p, c_void_p]
     found.penstock_destroy.restype = None
     found.penstock_destroy.argtypes = [c_void_p]
     return Library(
@@ -142,5 +146,6 @@ def load(path: Path) -> Library:
         groups=tuple(found.penstock_group(kind) for kind in Element),
         create=found.penstock_create,
         step=found.penstock_step,
+        draw=found.penstock_draw,
         destroy=found.penstock_destroy,
     )

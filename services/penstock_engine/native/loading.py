@@ -18,6 +18,7 @@ from penstock_engine.native.masks import Masks
 from penstock_engine.native.models import read_config, read_eos
 from penstock_engine.native.models.config import ModelConfig
 from penstock_engine.native.models.decoder import Decoder
+from penstock_engine.native.quantization import preparation
 from penstock_engine.native.revision import model_revision
 from penstock_engine.native.runner import EagerDecoder, Runner
 from penstock_engine.native.settings import NativeSettings
@@ -153,7 +154,8 @@ def _fused(plan: Blueprint, source: WeightSource, kv: KvTensors) -> FusedDecoder
 def _eager(plan: Blueprint, source: WeightSource, kv: KvTensors) -> EagerDecoder:
     config, compute = plan.config, plan.compute
     dtype, device = compute.dtype, compute.device
-    weights = load_weights(source, config.num_layers, int8=compute.int8)
+    prepare = preparation(dtype, device, int8=compute.int8)
+    weights = load_weights(source, config.num_layers, prepare)
     rope = RopeTable(config.rope, config.head_dim, plan.info.max_context_tokens, dtype, device)
     shape = BatchShape(plan.kv.block_tokens, config.num_heads // config.num_kv_heads, dtype, device)
     return EagerDecoder(Decoder(config, weights, rope, kv), shape, weights.num_bytes)

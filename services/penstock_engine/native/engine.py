@@ -38,6 +38,7 @@ from penstock_engine.native.loading import (
 )
 from penstock_engine.native.lora.pool import AdapterPool, PoolLimits
 from penstock_engine.native.lora.reading import LoraWeights, read_adapter
+from penstock_engine.native.mailbox import Mailbox
 from penstock_engine.native.masks import Masks
 from penstock_engine.native.memory import KvMemory
 from penstock_engine.native.models import read_pooling
@@ -104,7 +105,7 @@ class NativeEngine:
         self._events = KvEventLog(info.capacity_blocks)
         self._events_changed = asyncio.Event()
         self._ended: EngineFailed | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._mailbox: Mailbox[Report] | None = None
         self._thread: threading.Thread | None = None
 
     def info(self) -> EngineInfo:
@@ -117,9 +118,9 @@ class NativeEngine:
 
     async def start(self) -> None:
         """Load the model in the step thread and begin to serve. Raises EngineFailed if it cannot."""
-        self._loop = asyncio.get_running_loop()
-        ready: asyncio.Future[None] = self._loop.create_future()
-        loop = self._loop
+        loop = asyncio.get_running_loop()
+        ready: asyncio.Future[None] = loop.create_future()
+        self._mailbox = Mailbox(loop, self._hear)
 
         def say(error: Exception | None) -> None:
             loop.call_soon_threadsafe(_settle, ready, error)
@@ -213,6 +214,9 @@ class NativeEngine:
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join)
             self._thread = None
+        if self._mailbox is not None:
+            self._mailbox.close()
+            self._mailbox = None
         self._end(EngineFailed("the engine was closed"))
         await self._adapters.close()
         await asyncio.to_thread(self._grammars.close)
@@ -281,10 +285,8 @@ class NativeEngine:
     # From the step thread to the event loop.
 
     def _tell(self, report: Report) -> None:
-        assert self._loop is not None, "the step thread runs before start()"
-        try:
-            self._loop.call_soon_threadsafe(self._hear, report)
-        except RuntimeError:  # the loop is gone and nobody is left to hear
+        assert self._mailbox is not None, "the step thread runs before start()"
+        if not self._mailbox.put(report):
             self._steps.close()
 
     def _hear(self, report: Report) -> None:
@@ -322,6 +324,11 @@ def _settle(waiting: asyncio.Future[T], outcome: T | Exception) -> None:
 
 
 def _load(blueprint: Blueprint, masks: Masks, shelf: AdapterShelf) -> Machine:
-    """Runs in the step thread, whose OpenMP team is the one that computes."""
-    torch.set_num_threads(blueprint.compute.threads)
+    """Runs in the step thread, whose OpenMP team is the one that computes.
+
+    Beside the fused kernel, which has threads of its own, what is left to torch is too little to
+    wake a team for.
+    """
+    compute = blueprint.compute
+    torch.set_num_threads(1 if compute.library else compute.threads)
     return load_machine(blueprint, masks, shelf)

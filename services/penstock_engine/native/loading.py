@@ -13,6 +13,7 @@ from penstock_engine.native.compute import Compute, choose
 from penstock_engine.native.embedding import EmbedLimits
 from penstock_engine.native.fused.adapters import PackedShelf
 from penstock_engine.native.fused.decoder import FusedDecoder, FusedOptions
+from penstock_engine.native.fused.draw import KernelPicker
 from penstock_engine.native.kv_tensors import KvShape, KvTensors
 from penstock_engine.native.layers import RopeTable
 from penstock_engine.native.lora.eager import EagerShelf
@@ -21,6 +22,7 @@ from penstock_engine.native.masks import Masks
 from penstock_engine.native.models import read_config, read_eos
 from penstock_engine.native.models.config import ModelConfig
 from penstock_engine.native.models.decoder import Decoder
+from penstock_engine.native.quantization import preparation
 from penstock_engine.native.revision import model_revision
 from penstock_engine.native.runner import EagerDecoder, PlanDecoder, Runner
 from penstock_engine.native.settings import NativeSettings
@@ -167,7 +169,8 @@ def load_runner(
         stored / _MIB,
         plan.info.capacity_blocks * plan.kv.page_bytes / _MIB,
     )
-    return Runner(decoder, kv, masks)
+    picker = KernelPicker(compute.library) if compute.library else None
+    return Runner(decoder, kv, masks, picker)
 
 
 def _draft(settings: NativeSettings, config: ModelConfig) -> Blueprint | None:
@@ -225,7 +228,8 @@ def _eager(
 ) -> PlanDecoder:
     config, compute = plan.config, plan.compute
     dtype, device = compute.dtype, compute.device
-    weights = load_weights(source, config.num_layers, int8=compute.int8)
+    prepare = preparation(dtype, device, int8=compute.int8)
+    weights = load_weights(source, config.num_layers, prepare)
     rope = RopeTable(config.rope, config.head_dim, plan.info.max_context_tokens, dtype, device)
     shape = BatchShape(plan.kv.block_tokens, config.num_heads // config.num_kv_heads, dtype, device)
     adapters = shelf.adapters if isinstance(shelf, EagerShelf) else {}

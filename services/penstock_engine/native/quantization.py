@@ -1,8 +1,10 @@
-"""Int8 weights: symmetric, one scale for each output of a matrix.
+"""How PyTorch's own operators hold and multiply a matrix: as it is, packed by oneDNN, or in int8.
 
-Owns the formula, which the kernel shares, and the eager product with such a matrix.
+Owns int8's formula (symmetric, one scale for each output), which the kernel shares, and the eager
+products with each kind of matrix.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +22,41 @@ class Int8Matrix:
     scales: Tensor
 
 
-Matrix = Tensor | Int8Matrix
+@dataclass(frozen=True, slots=True)
+class PackedMatrix:
+    """``(out, in)`` in the blocked layout that oneDNN chose for products with a row; opaque."""
+
+    blocks: Tensor
+    num_bytes: int
+
+
+Matrix = Tensor | Int8Matrix | PackedMatrix
+Prepare = Callable[[Tensor], Matrix]
+
+
+def preparation(dtype: torch.dtype, device: torch.device, *, int8: bool) -> Prepare:
+    """What makes a checkpoint's matrix the one to multiply with.
+
+    Packing is for bfloat16 on a CPU: a product with a few rows takes 0.6 to 0.8 of the time. In float32
+    the same operator is slower than the plain product, which finds a faster kernel by itself.
+    """
+    if int8:
+        return quantize
+    return pack if device.type == "cpu" and dtype == torch.bfloat16 and can_pack() else _as_it_is
+
+
+def can_pack() -> bool:
+    """Whether PyTorch was built with oneDNN."""
+    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+
+
+def _as_it_is(weight: Tensor) -> Matrix:
+    return weight
+
+
+def pack(weight: Tensor) -> PackedMatrix:
+    """Have oneDNN lay a bfloat16 matrix out for products with few rows."""
+    return PackedMatrix(torch.ops.mkldnn._reorder_linear_weight(weight, 1), weight.nbytes)
 
 
 def quantize(weight: Tensor) -> Int8Matrix:
@@ -38,6 +74,9 @@ def linear(rows: Tensor, weight: Matrix, bias: Tensor | None = None) -> Tensor:
     """``rows @ weight.T + bias``."""
     if isinstance(weight, Tensor):
         return functional.linear(rows, weight, bias)
+    if isinstance(weight, PackedMatrix):
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight.blocks, bias, "none", [], "")
+        return out
     scales = weight.scales.to(rows.dtype)
     if rows.device.type == "cpu":
         total = torch._weight_int8pack_mm(rows, weight.values, scales)
@@ -58,4 +97,6 @@ def num_bytes(weight: Matrix) -> int:
     """Memory of a matrix."""
     if isinstance(weight, Tensor):
         return weight.nbytes
+    if isinstance(weight, PackedMatrix):
+        return weight.num_bytes
     return weight.values.nbytes + weight.scales.nbytes

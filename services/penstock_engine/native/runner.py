@@ -18,7 +18,7 @@ from penstock_engine.native.masks import Masks
 from penstock_engine.native.models.decoder import Decoder
 from penstock_engine.native.plan import Chunk, StepPlan, StepResult
 from penstock_engine.native.request import Ahead, Drawn
-from penstock_engine.native.sampling import Drawer, Sampler
+from penstock_engine.native.sampling import Drawer, Picker, Sampler
 from penstock_engine.speculative.accept import num_accepted
 
 _NOTHING = -1
@@ -75,11 +75,17 @@ class EagerDecoder:
 class Runner:
     """A loaded model with its KV tensors."""
 
-    def __init__(self, decoder: PlanDecoder, kv: KvTensors, masks: Masks | None = None) -> None:
+    def __init__(
+        self,
+        decoder: PlanDecoder,
+        kv: KvTensors,
+        masks: Masks | None = None,
+        picker: Picker | None = None,
+    ) -> None:
         self._decoder = decoder
         self._kv = kv
         self._masks = masks
-        self._sampler = Sampler()
+        self._sampler = Sampler(picker)
 
     def run(self, plan: StepPlan) -> StepResult:
         """Compute a step and draw its tokens."""

@@ -9,7 +9,7 @@ Randomness is counter-based: a number depends on ``(seed, choice_index, position
 token does not depend on who shares the batch, and a resumed sample draws on where it stopped.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,10 +17,13 @@ from torch import Tensor
 from penstock_engine.api import Logprob, Sampling
 from penstock_engine.native.masks import RowMasks
 from penstock_engine.native.request import Ahead, Drawn, Sample
-from penstock_engine.native.truncation import truncate
+from penstock_engine.native.truncation import truncate, truncates
 
 Drawer = Sample | Ahead
 """Whoever a token is drawn for: a sequence as it is, or as it will be if its drafts stand."""
+
+Picker = Callable[[Tensor, Sequence[float], Sequence[float]], list[int]]
+"""Tokens from logits, temperatures (0 for the best token) and numbers in [0, 1); see ``pick``."""
 
 _MASK = (1 << 64) - 1
 _GAMMA = 0x9E3779B97F4A7C15
@@ -46,6 +49,9 @@ def uniform(seed: int, choice_index: int, position: int, lane: int = 0) -> float
 class Sampler:
     """Draws one token for each row of logits."""
 
+    def __init__(self, picker: Picker | None = None) -> None:
+        self._pick: Picker = picker or pick
+
     def draw(
         self, logits: Tensor, samples: Sequence[Drawer], masks: RowMasks | None = None
     ) -> list[Drawn]:
@@ -54,12 +60,14 @@ class Sampler:
         if masks is not None:
             masks.apply(logits)
         _adjust(logits, samples)
-        tokens = logits.argmax(dim=-1)
-        random = [i for i, sample in enumerate(samples) if _is_random(sample)]
-        if random:
-            index = torch.tensor(random, device=logits.device)
-            tokens[index] = _draw_random(logits[index], [samples[i] for i in random])
-        ids: list[int] = tokens.tolist()
+        temperatures = _truncated(logits, samples)
+        points = [
+            uniform(sample.request.spec.sampling.seed, sample.choice_index, sample.num_output)
+            if temperature
+            else 0.0
+            for temperature, sample in zip(temperatures, samples, strict=True)
+        ]
+        ids = self._pick(logits, temperatures, points)
         if logprobs is None:
             drawn = [Drawn((token,)) for token in ids]
         else:
@@ -67,6 +75,24 @@ class Sampler:
         for row, reason in masks.ends.items() if masks is not None else ():
             drawn[row] = Drawn((), finish=reason)
         return drawn
+
+
+def pick(logits: Tensor, temperatures: Sequence[float], points: Sequence[float]) -> list[int]:
+    """One token a row with torch: the best, or by inverse transform in vocabulary order."""
+    tokens = logits.argmax(dim=-1)
+    random = [row for row, temperature in enumerate(temperatures) if temperature]
+    if random:
+        device = logits.device
+        index = torch.tensor(random, device=device)
+        scale = torch.tensor([[temperatures[row]] for row in random], device=device)
+        # Cumulated in float64: at 150,000 tokens float32 would lose the tail.
+        mass = torch.softmax(logits[index] / scale, dim=-1).double().cumsum(dim=-1)
+        numbers = [[points[row]] for row in random]
+        targets = torch.tensor(numbers, dtype=torch.float64, device=device) * mass[:, -1:]
+        drawn = torch.searchsorted(mass, targets, right=True)
+        tokens[index] = drawn.squeeze(1).clamp_(max=logits.shape[1] - 1)
+    ids: list[int] = tokens.tolist()
+    return ids
 
 
 def _is_random(sample: Drawer) -> bool:
@@ -139,18 +165,20 @@ def _penalise(row: Tensor, sample: Drawer) -> None:
         row -= counts * sampling.frequency_penalty + (counts > 0) * sampling.presence_penalty
 
 
-def _draw_random(logits: Tensor, samples: Sequence[Drawer]) -> Tensor:
-    """One token a row by inverse transform over the truncated distribution, in vocabulary order."""
+def _truncated(logits: Tensor, samples: Sequence[Drawer]) -> list[float]:
+    """Cut what may not be drawn, in place; the temperature that is left to apply to each row."""
     settings = [sample.request.spec.sampling for sample in samples]
-    temperatures = [[setting.temperature] for setting in settings]
-    logits = logits / torch.tensor(temperatures, dtype=logits.dtype, device=logits.device)
-    truncate(logits, settings)
-    # Cumulated in float64: at 150,000 tokens float32 would lose the tail.
-    mass = torch.softmax(logits, dim=-1).double().cumsum(dim=-1)
-    numbers = [
-        [uniform(setting.seed, sample.choice_index, sample.num_output)]
+    temperatures = [
+        setting.temperature if _is_random(sample) else 0.0
         for setting, sample in zip(settings, samples, strict=True)
     ]
-    points = torch.tensor(numbers, dtype=torch.float64, device=logits.device) * mass[:, -1:]
-    drawn = torch.searchsorted(mass, points, right=True)
-    return drawn.squeeze(1).clamp_(max=logits.shape[1] - 1)
+    cut = [row for row, t in enumerate(temperatures) if t and truncates(settings[row])]
+    if cut:
+        index = torch.tensor(cut, device=logits.device)
+        scale = [[temperatures[row]] for row in cut]
+        rows = logits[index] / torch.tensor(scale, dtype=logits.dtype, device=logits.device)
+        truncate(rows, [settings[row] for row in cut])
+        logits[index] = rows
+        for row in cut:
+            temperatures[row] = 1.0
+    return temperatures

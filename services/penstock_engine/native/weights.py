@@ -16,7 +16,7 @@ from torch import Tensor
 
 from penstock_core.errors import InvalidRequest
 from penstock_engine.native.models.config import ModelConfig
-from penstock_engine.native.quantization import Matrix, num_bytes, quantize
+from penstock_engine.native.quantization import Matrix, Prepare, num_bytes
 
 Matrix_co = TypeVar("Matrix_co", bound=Matrix, covariant=True)
 
@@ -146,32 +146,35 @@ class WeightSource:
         return embedding if tied else self._checkpoint.tensor("lm_head.weight", self._table)
 
 
-def load_weights(source: WeightSource, num_layers: int, *, int8: bool) -> DecoderWeights:
-    """Read a whole checkpoint. Raises InvalidRequest if it does not fit its config."""
+def load_weights(source: WeightSource, num_layers: int, prepare: Prepare) -> DecoderWeights:
+    """Read a whole checkpoint, each matrix as ``prepare`` makes it.
+
+    Raises:
+        InvalidRequest: it does not fit its config.
+    """
     embedding = source.embedding()
     layers = (source.layer(index) for index in range(num_layers))
-    head = source.head(embedding)
     return DecoderWeights(
         embedding=embedding,
-        layers=tuple(_quantized(layer) if int8 else layer for layer in layers),
+        layers=tuple(_prepared(layer, prepare) for layer in layers),
         norm=source.norm(),
-        head=quantize(head) if int8 else head,
+        head=prepare(source.head(embedding)),
     )
 
 
-def _quantized(layer: LayerWeights[Tensor]) -> LayerWeights[Matrix]:
+def _prepared(layer: LayerWeights[Tensor], prepare: Prepare) -> LayerWeights[Matrix]:
     return LayerWeights(
         attention_norm=layer.attention_norm,
-        qkv=quantize(layer.qkv),
+        qkv=prepare(layer.qkv),
         qkv_bias=layer.qkv_bias,
         query_norm=layer.query_norm,
         key_norm=layer.key_norm,
-        output=quantize(layer.output),
+        output=prepare(layer.output),
         output_bias=layer.output_bias,
         mlp_norm=layer.mlp_norm,
-        gate_up=quantize(layer.gate_up),
+        gate_up=prepare(layer.gate_up),
         gate_up_bias=layer.gate_up_bias,
-        down=quantize(layer.down),
+        down=prepare(layer.down),
         down_bias=layer.down_bias,
     )
 

@@ -16,6 +16,7 @@ from penstock_engine.native.models import read_config
 from penstock_engine.native.models.decoder import Decoder
 from penstock_engine.native.paged import PagedKernel, PagedRows, attend_paged
 from penstock_engine.native.plan import Chunk, StepPlan
+from penstock_engine.native.quantization import preparation
 from penstock_engine.native.request import Request, Sample
 from penstock_engine.native.runner import EagerDecoder
 from penstock_engine.native.weights import Checkpoint, WeightSource, load_weights
@@ -36,7 +37,9 @@ class Machine:
         self.kv = KvTensors(shape, PAGES, torch.float32, CPU)
         with Checkpoint(model, torch.float32, CPU) as checkpoint:
             source = WeightSource(checkpoint, config)
-            weights = load_weights(source, config.num_layers, int8=False)
+            weights = load_weights(
+                source, config.num_layers, preparation(torch.float32, CPU, int8=False)
+            )
         rope = RopeTable(config.rope, config.head_dim, 256, torch.float32, CPU)
         self.decoder = Decoder(config, weights, rope, self.kv, kernel)
         heads = config.num_heads // config.num_kv_heads

@@ -124,6 +124,7 @@ class Library:
         groups: consecutive weights of a column that stand together in a panel, by type.
         create: a model's state and threads, from its description; None if it cannot serve it.
         step: computes one step.
+        draw: a token for each row of logits; see ``penstock_draw``.
         destroy: ends the threads.
     """
 
@@ -131,6 +132,7 @@ class Library:
     groups: tuple[int, ...]
     create: Callable[[CModel], int | None]
     step: Callable[[int, CStep], None]
+    draw: Callable[[int, int, int, int, int, int], None]
     destroy: Callable[[int], None]
 
 
@@ -157,6 +159,8 @@ def load(path: Path) -> Library:
     found.penstock_create.argtypes = [POINTER(CModel)]
     found.penstock_step.restype = None
     found.penstock_step.argtypes = [c_void_p, POINTER(CStep)]
+    found.penstock_draw.restype = None
+    found.penstock_draw.argtypes = [c_void_p, c_int32, c_int64, c_void_p, c_void_p, c_void_p]
     found.penstock_destroy.restype = None
     found.penstock_destroy.argtypes = [c_void_p]
     return Library(
@@ -164,5 +168,6 @@ def load(path: Path) -> Library:
         groups=tuple(found.penstock_group(kind) for kind in Element),
         create=found.penstock_create,
         step=found.penstock_step,
+        draw=found.penstock_draw,
         destroy=found.penstock_destroy,
     )

@@ -1,5 +1,6 @@
 // The C interface: nothing but plain structs and pointers crosses it, so no header of Python's or
 // torch's is needed and a build takes seconds.
+#include "draw.h"
 #include "step.h"
 
 namespace {
@@ -52,6 +53,17 @@ void* penstock_create(const PenstockModel* model) {
 
 void penstock_step(void* stepper, const PenstockStep* step) {
   static_cast<AnyStepper*>(stepper)->step(*step);
+}
+
+// A token for each row of logits: the best where the temperature is 0, else by its point in [0, 1).
+void penstock_draw(const float* logits, int32_t rows, int64_t vocabulary, const float* temperatures,
+                   const double* points, int32_t* out) {
+  for (int32_t row = 0; row < rows; row++) {
+    const float* mine = logits + row * vocabulary;
+    out[row] = temperatures[row] > 0
+                   ? penstock::draw_at(mine, vocabulary, temperatures[row], points[row])
+                   : penstock::best_of(mine, vocabulary);
+  }
 }
 
 void penstock_destroy(void* stepper) { delete static_cast<AnyStepper*>(stepper); }

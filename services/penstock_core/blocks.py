@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 import xxhash
 
 TOKEN_BYTES = 4
-_HASH_BYTES = 8
+HASH_BYTES = 8
 
 
 def chain_start(
@@ -80,7 +80,7 @@ def pack_hashes(hashes: Iterable[int]) -> bytes:
 
 def unpack_hashes(packed: bytes) -> list[int]:
     """Block hashes from packed bytes. Raises ValueError if the length is no multiple of 8."""
-    if len(packed) % _HASH_BYTES:
+    if len(packed) % HASH_BYTES:
         raise ValueError(f"{len(packed)} bytes are no whole number of uint64 hashes")
     hashes = array("Q")
     hashes.frombytes(packed)

@@ -17,6 +17,7 @@ from penstock_core.errors import Draining, NoWorker
 from penstock_core.status import from_rpc_error
 from penstock_router.process import running_router
 from penstock_router.settings import RouterSettings
+from penstock_testing.index_check import check_integrity
 from penstock_testing.cluster import (
     DEADLINE_S,
     DEFAULT_SETTINGS,
@@ -63,7 +64,7 @@ async def test_a_restarted_router_knows_at_once_what_workers_hold() -> None:
             async with asyncio.timeout(DEADLINE_S):
                 while len(second.picture.index) < len(cluster.router.picture.index):
                     await second.fleet.changes.wait(0.05)
-            second.picture.index.check_integrity()
+            check_integrity(second.picture.index)
 
 
 async def test_evictions_reach_the_index() -> None:

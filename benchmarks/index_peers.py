@@ -6,8 +6,7 @@
 
 Needs nothing of Penstock's but the index and what it imports. Both hold the same: as many blocks
 beside, in chains of 64, and of each prompt every worker another share. Dynamo takes events as
-JSON, which is made before the clock starts; its events are applied by a thread, so an event ends
-when a query behind it is answered. Exits with 1 where the index needs more than half.
+JSON, which is made before the clock starts, and has applied them when it returns. Exits with 1 where the index needs more than half.
 """
 
 import argparse
@@ -54,7 +53,7 @@ class Both:
         packed = array("Q", hashes).tobytes()
         return (
             lambda: self.ours.store(self.slots[worker], START, packed),
-            lambda: self._apply(worker, event),
+            lambda: self.theirs.apply_event(worker, event),
         )
 
     def removing(self, worker: int, hashes: Sequence[int]) -> Pair:
@@ -64,7 +63,7 @@ class Both:
         packed = array("Q", gone).tobytes()
         return (
             lambda: self.ours.remove(self.slots[worker], packed),
-            lambda: self._apply(worker, event),
+            lambda: self.theirs.apply_event(worker, event),
         )
 
     def matching(self, hashes: Sequence[int]) -> Pair:
@@ -75,10 +74,6 @@ class Both:
     def _event(self, data: dict[str, object]) -> bytes:
         self._next_event += 1
         return json.dumps({"event_id": self._next_event, "data": data, "dp_rank": 0}).encode()
-
-    def _apply(self, worker: int, event: bytes) -> None:
-        self.theirs.apply_event(worker, event)
-        self.theirs.find_matches([0])
 
 
 def cell(both: Both, blocks: int, rounds: int) -> list[dict[str, object]]:

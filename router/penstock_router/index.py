@@ -129,6 +129,17 @@ class PrefixIndex:
 
     def remove_next(self, slot: int, packed: bytes, at: int) -> int:
         """Begin (at 0) or go on with a removal: one stretch of a run; returns where to go on."""
+        whole = self.tree.ends.get(packed[:HASH_BYTES])
+        if (
+            whole is not None
+            and whole.size == len(packed)
+            and whole.full >> slot & 1
+            and packed == backwards(whole.packed)
+        ):
+            # A whole run from its end, as engines free it: nothing to be looked for.
+            self._holders[slot].change(-whole.size // HASH_BYTES, packed)
+            self.tree.keep(slot, whole, 0)
+            return len(packed)
         place = self.tree.locate(slot, packed[at : at + HASH_BYTES], held_only=True)
         if place is None:
             return at + HASH_BYTES

@@ -17,7 +17,6 @@ from penstock_core.errors import Draining, NoWorker
 from penstock_core.status import from_rpc_error
 from penstock_router.process import running_router
 from penstock_router.settings import RouterSettings
-from penstock_testing.index_check import check_integrity
 from penstock_testing.cluster import (
     DEADLINE_S,
     DEFAULT_SETTINGS,
@@ -27,6 +26,7 @@ from penstock_testing.cluster import (
     running_cluster,
 )
 from penstock_testing.engine import FakeConfig, FakeEngine
+from penstock_testing.index_check import check_integrity
 from penstock_testing.models import write_byte_tokenizer
 from penstock_testing.redis import redis_server
 from penstock_testing.worker import DEFAULT_OPTIONS, running_worker

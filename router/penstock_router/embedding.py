@@ -212,7 +212,7 @@ def _as_prompt(whole: _Whole, name: str, inputs: Sequence[bytes]) -> PreparedReq
         cache_salt=whole.cache_salt,
         workers=whole.workers,
         excluded=whole.excluded,
-        chains={(f.model_revision, f.block_tokens): [] for f in facts},
+        chains={(f.model_revision, f.block_tokens): b"" for f in facts},
     )
 
 

@@ -1,10 +1,11 @@
 """What a worker says about itself, as plain values; ``translate`` makes them from the wire.
 
 ``Frame`` is one message of the state stream, ``LedgerEvent`` one line of the worker's own account
-of its requests.
+of its requests. Block hashes stay packed as on the wire, 8 bytes each, little-endian.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +115,10 @@ class SnapshotChunk:
 
     epoch: str
     first_index: int
-    hashes: tuple[int, ...]
+    hashes: bytes
     distances: tuple[int, ...]
     root_parents: tuple[int, ...]
+    on_device: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,14 +130,30 @@ class SnapshotEnd:
     ledger: tuple[LedgerEvent, ...]
 
 
+class Stored(NamedTuple):
+    """A run of new blocks; the first hangs on ``parent``."""
+
+    parent: bytes
+    hashes: bytes
+    on_device: bool = True
+
+
+class Moved(NamedTuple):
+    """Blocks that changed between the device's memory and a lower tier."""
+
+    hashes: bytes
+    to_device: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """Changes number ``seq``: removals first, then runs of (parent, hashes), then the ledger."""
+    """Changes number ``seq``: removals first, then stores, then moves, then the ledger."""
 
     epoch: str
     seq: int
-    removed: tuple[tuple[int, ...], ...] = ()
-    stored: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    removed: tuple[bytes, ...] = ()
+    stored: tuple[Stored, ...] = ()
+    moved: tuple[Moved, ...] = ()
     ledger: tuple[LedgerEvent, ...] = ()
 
 

@@ -1,299 +1,257 @@
 """Which worker holds which blocks of which chain, and how deep a prompt's prefix goes on each.
 
-A block is a row in a few parallel arrays; the workers that hold it are bits of Python ints. Two
-masks a block: ``resident`` (holds the block) and ``reach`` (holds it and everything above it), with
-the invariant ``reach = resident & parent.reach``. ``reach`` only shrinks along a chain, so the depth
-of every worker at once is found by bisection over masks, exact even where a worker has a hole.
+A node is a *run*: blocks that follow one another without a branch, with bitmasks (Python ints) of
+the workers that hold all of it or a leading part. A block's place in its run stands for the masks
+it would have by itself: ``reach``, held with everything above, is what is left of ``full`` on the
+way down, and a worker's depth inside a run is a number. Where a worker has a hole, the run is
+split at it, so depths are exact. What happens to a million blocks costs what happens to their
+runs, and the collector has as few objects to look at.
 
-Rows instead of node objects keep the garbage collector out: a million blocks are a handful of
-containers to it. Memory is bounded by what workers hold: a row without holder and child is freed.
+Hashes are packed as on the wire, 8 bytes each. Memory is bounded by what workers hold: blocks
+without holder and without a child are freed.
 
 Knows slots (bit numbers), not workers, and no time.
 """
 
-from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+import numpy as np
 
-_NONE = -1
+from penstock_core.blocks import HASH_BYTES
+from penstock_router.run_tree import Holder, RunTree
+from penstock_router.runs import (
+    Depths,
+    Run,
+    backwards,
+    bits,
+    common,
+)
+
 _EVERYBODY = -1  # all ones
-_LINEAR_SHARE = 16
-_LINEAR_FLOOR = 8
-
-DepthGroup = tuple[int, int]
-"""(depth in blocks, mask of the slots that have it)."""
-
-
-@dataclass(slots=True)
-class _Holder:
-    """What one slot holds."""
-
-    keys: set[int] = field(default_factory=set)
-    digest: int = 0
 
 
 class PrefixIndex:
-    """Blocks of many slots under one chain-hash dictionary."""
+    """Blocks of many slots in one tree of runs.
+
+    Attributes:
+        tree: the runs themselves.
+    """
 
     def __init__(self) -> None:
-        self._at: dict[int, int] = {}
-        self._key: list[int] = []
-        self._resident: list[int] = []
-        self._reach: list[int] = []
-        # Superset of the children's residents: tells when looking at the children is needless.
-        self._below: list[int] = []
-        self._parent = array("i")
-        self._child = array("i")
-        self._next = array("i")
-        self._prev = array("i")
-        self._depth = array("i")
-        self._free: list[int] = []
-        self._holders: dict[int, _Holder] = {}
+        self.tree = RunTree()
+        self._heads = self.tree.heads
+        self._holders = self.tree.holders
 
     def __len__(self) -> int:
-        """Rows in use: blocks that somebody holds and the parents they hang on."""
-        return len(self._at)
+        """Blocks that somebody holds, and those above them."""
+        return self.tree.size // HASH_BYTES
 
     def acquire(self) -> int:
         """A slot that holds nothing; the lowest free one, so that masks stay short."""
         slot = next(n for n in range(len(self._holders) + 1) if n not in self._holders)
-        self._holders[slot] = _Holder()
+        self._holders[slot] = Holder()
+        if slot >= self.tree.width:
+            self.tree.widen()
         return slot
 
     def blocks(self, slot: int) -> int:
         """Blocks that a slot holds."""
-        return len(self._holders[slot].keys)
+        return self._holders[slot].blocks
 
     def digest(self, slot: int) -> int:
         """XOR of the hashes that a slot holds."""
-        return self._holders[slot].digest
+        holder = self._holders[slot]
+        holder.settle()
+        return holder.digest
 
-    def store(self, slot: int, parent: int, hashes: Iterable[int]) -> None:
+    def match(self, packed: bytes) -> Depths:
+        """Leading blocks of a chain that each slot holds, by slot; not to be changed.
+
+        Costs a few microseconds a run on the way, whatever the number of blocks and slots.
+        """
+        found: Depths | None = None
+        above: Run | None = None
+        at, alive, size = 0, _EVERYBODY, len(packed)
+        while at < size and alive:
+            run = self._heads.get(packed[at : at + HASH_BYTES])
+            if run is None or run.parent is not above:
+                break
+            shared = (
+                run.size if packed.startswith(run.packed, at) else self._shared(packed, at, run)
+            )
+            going = alive & run.full
+            if run.part or (at and going != alive):
+                found = self._stop(found, (alive, at, shared), run)
+            alive, above = going, run
+            at += shared
+            if shared < run.size:
+                break
+        if found is None:
+            found = np.zeros(self.tree.width, np.int32)
+        elif above is not None and above.parent is None:
+            return found  # ``_stop`` has filled in everybody
+        if at and alive:
+            _fill(found, alive, at // HASH_BYTES)
+        return found
+
+    def store(self, slot: int, parent: bytes, packed: bytes) -> None:
         """A run of blocks, each the child of the one before; the first hangs on ``parent``.
 
         ``parent`` is a block or a chain start; an unknown one is taken for a chain start until
         it is stored itself. A run that contradicts the tree (a cycle) ends at the contradiction.
         """
-        holder, bit = self._holders[slot], 1 << slot
-        row = self._at.get(parent, _NONE)
-        above = self._new(parent, _NONE) if row == _NONE else row
-        for key in hashes:
-            row = self._at.get(key, _NONE)
-            if row == _NONE:
-                row = self._new(key, above)
-            elif self._parent[row] == _NONE and not self._adopt(row, above):
-                break
-            if not self._resident[row] & bit:
-                holder.keys.add(self._key[row])
-                holder.digest ^= key
-                self._set(row, bit)
-            above = row
-        self._prune(above)
+        if not packed:
+            return
+        above, at = self._place(slot, parent, packed)
+        size = len(packed)
+        while at < size:
+            run = self._heads.get(packed[at : at + HASH_BYTES])
+            if run is None:
+                run, added = self.tree.grow(slot, above, parent, packed[at:])
+                if run is None:
+                    return
+                at += added
+            elif run.parent is above:
+                shared = common(packed, at, run.packed)
+                self._take(slot, run, shared)
+                at += shared
+                if shared < run.size and at < size:
+                    run = self.tree.split(run, shared)
+                else:
+                    self.tree.merge(run)
+            else:
+                return
+            above = run
 
-    def remove(self, slot: int, hashes: Iterable[int]) -> None:
-        """Blocks that a slot no longer holds; unknown ones are ignored."""
-        holder, bit = self._holders[slot], 1 << slot
-        for key in hashes:
-            row = self._at.get(key, _NONE)
-            if row == _NONE or not self._resident[row] & bit:
-                continue
-            holder.keys.discard(key)
-            holder.digest ^= key
-            self._resident[row] &= ~bit
-            if self._reach[row] & bit:
-                self._reach[row] &= ~bit
-                self._cut_below(row, bit)
-            self._prune(row)
+    def remove(self, slot: int, packed: bytes) -> None:
+        """Blocks that a slot no longer holds, in any order; unknown ones are ignored."""
+        at = 0
+        while at < len(packed):
+            at = self.remove_next(slot, packed, at)
+
+    def remove_next(self, slot: int, packed: bytes, at: int) -> int:
+        """Begin (at 0) or go on with a removal: one stretch of a run; returns where to go on."""
+        whole = self.tree.ends.get(packed[:HASH_BYTES])
+        if (
+            whole is not None
+            and whole.size == len(packed)
+            and whole.full >> slot & 1
+            and packed == backwards(whole.packed)
+        ):
+            # A whole run from its end, as engines free it: nothing to be looked for.
+            self._holders[slot].change(-whole.size // HASH_BYTES, packed)
+            self.tree.keep(slot, whole, 0)
+            return len(packed)
+        place = self.tree.locate(slot, packed[at : at + HASH_BYTES], held_only=True)
+        if place is None:
+            return at + HASH_BYTES
+        run, begin = place
+        held = run.held(slot)
+        if begin + HASH_BYTES == held:
+            gone = _common_backwards(packed, at, run.packed, held)
+            begin = held - gone
+        else:
+            gone = common(packed, at, run.packed[:held], begin)
+        gone_hashes = run.packed[begin : begin + gone]
+        self._holders[slot].change(-gone // HASH_BYTES, gone_hashes)
+        if begin + gone < held:  # what is below the hole stays, in a run of its own
+            run = self.tree.split(run, begin + gone)
+        self.tree.keep(slot, run, begin)
+        return at + gone
+
+    def parent(self, slot: int, key: bytes) -> bytes | None:
+        """What a block hangs on that a slot holds: a block or a chain start; None if it does not."""
+        place = self.tree.locate(slot, key, held_only=True)
+        if place is None:
+            return None
+        run, at = place
+        if at:
+            return run.packed[at - HASH_BYTES : at]
+        return run.start if run.parent is None else run.parent.end
 
     def drop(self, slot: int, limit: int) -> bool:
-        """Forget up to ``limit`` blocks of a slot that no query asks for; true when it is free again.
+        """Look through ``limit`` runs for what a slot holds; true when it holds nothing any more.
 
-        The slot's ``reach`` is not kept right meanwhile, which is why nobody may ask for it.
+        Its depths are not right meanwhile, which is why nobody may ask for them.
         """
-        holder, keep = self._holders[slot], ~(1 << slot)
-        for _ in range(min(limit, len(holder.keys))):
-            row = self._at[holder.keys.pop()]
-            self._resident[row] &= keep
-            self._reach[row] &= keep
-            self._prune(row)
-        if holder.keys:
+        holder, bit = self._holders[slot], 1 << slot
+        if holder.leaving is None:
+            holder.leaving = list(self._heads.values())
+            self.tree.leaving |= bit
+        for _ in range(min(limit, len(holder.leaving))):
+            run = holder.leaving.pop()
+            if (run.full | run.part) & bit:
+                self.tree.keep(slot, run, 0)
+        if holder.leaving:
             return False
+        self.tree.leaving &= ~bit
         del self._holders[slot]
         return True
 
-    def depths(self, hashes: Sequence[int], mask: int) -> list[DepthGroup]:
-        """For the slots of ``mask``, how many leading blocks each holds; slots with none are left out.
+    def _take(self, slot: int, run: Run, end: int) -> None:
+        """A slot holds a run up to ``end``, if not further already."""
+        held = run.held(slot)
+        if end > held:
+            self._holders[slot].change((end - held) // HASH_BYTES, run.packed[held:end])
+            self.tree.hold(slot, run, held, end)
 
-        O(K log D) probes for K distinct depths; where depths are many, a linear scan ends it.
-        """
-        if not hashes:
-            return []
-        found: list[DepthGroup] = []
-        alive = mask & self._reach_at(hashes, 1)
-        groups = [(1, len(hashes), alive)] if alive else []
-        splits, most_splits = 0, max(_LINEAR_FLOOR, len(hashes) // _LINEAR_SHARE)
-        while groups:
-            low, high, members = groups.pop()
-            if low == high:
-                found.append((low, members))
-            elif splits > most_splits:
-                self._scan(hashes, (low, high, members), found)
-            else:
-                middle = (low + high + 1) >> 1
-                deep = members & self._reach_at(hashes, middle)
-                shallow = members ^ deep
-                if deep:
-                    groups.append((middle, high, deep))
-                if shallow:
-                    groups.append((low, middle - 1, shallow))
-                splits += bool(deep and shallow)
+    def _place(self, slot: int, parent: bytes, packed: bytes) -> tuple[Run | None, int]:
+        """The run to go on below (None: a chain begins), and how much is done already."""
+        head = self._heads.get(packed[:HASH_BYTES])
+        if head is not None:
+            known = head.start if head.parent is None else head.parent.end
+            if known == parent:
+                return head.parent, 0
+        if parent in self.tree.starts:
+            return None, 0
+        place = self.tree.locate(slot, parent)
+        if place is None:
+            return None, 0
+        run, at = place
+        at += HASH_BYTES
+        if at == run.size:
+            return run, 0
+        shared = common(packed, 0, run.packed, at) if at <= run.held(slot) else 0
+        if shared:
+            self._take(slot, run, at + shared)
+        if shared == len(packed) or at + shared == run.size:
+            return run, shared
+        return self.tree.split(run, at + shared), shared
+
+    def _shared(self, packed: bytes, at: int, run: Run) -> int:
+        shared = common(packed, at, run.packed)
+        if at + shared < len(packed):
+            # Where a prompt leaves a run, blocks are soon stored.
+            self.tree.hint(packed[at + shared - HASH_BYTES : at + shared], run)
+        return shared
+
+    def _stop(self, found: Depths | None, way: tuple[int, int, int], run: Run) -> Depths:
+        """Fill in the slots that do not hold all of a run; ``way``: who got here, where, how far."""
+        alive, at, shared = way
+        if found is None:
+            if not at and run.depth is not None:
+                return np.minimum(run.depth, shared // HASH_BYTES)
+            found = np.zeros(self.tree.width, np.int32)
+        _fill(found, alive & ~(run.full | run.part), at // HASH_BYTES)
+        here = alive & run.part
+        if here and run.depth is not None:
+            slots = bits(here, self.tree.width)
+            found[slots] = np.minimum(run.depth[slots], shared // HASH_BYTES) + at // HASH_BYTES
         return found
 
-    def _reach_at(self, hashes: Sequence[int], depth: int) -> int:
-        row = self._at.get(hashes[depth - 1], _NONE)
-        # A block whose way up to the chain start is unknown sits at the wrong depth.
-        return self._reach[row] if row != _NONE and self._depth[row] == depth else 0
 
-    def _scan(
-        self, hashes: Sequence[int], group: tuple[int, int, int], found: list[DepthGroup]
-    ) -> None:
-        low, high, members = group
-        for depth in range(low + 1, high + 1):
-            deep = members & self._reach_at(hashes, depth)
-            if deep != members:
-                found.append((depth - 1, members ^ deep))
-                members = deep
-                if not members:
-                    return
-        found.append((high, members))
-
-    def _set(self, row: int, bit: int) -> None:
-        resident, above = self._resident, self._parent[row]
-        # The very object, where it can be shared: masks of many workers are not small.
-        resident[row] = resident[row] | bit if resident[row] else bit
-        if not self._below[above] & bit:
-            self._below[above] = self._below[above] | bit if self._below[above] else bit
-        if self._reach[above] & bit:
-            reach = self._reach[row] | bit
-            self._reach[row] = resident[row] if reach == resident[row] else reach
-            if self._below[row] & bit:
-                self._join_below(row, bit)
-
-    def _join_below(self, row: int, bit: int) -> None:
-        stack = [row]
-        while stack:
-            for child in self._children(stack.pop()):
-                if self._resident[child] & bit and not self._reach[child] & bit:
-                    self._reach[child] |= bit
-                    if self._below[child] & bit:
-                        stack.append(child)
-
-    def _cut_below(self, row: int, bit: int) -> None:
-        stack = [row] if self._below[row] & bit else []
-        while stack:
-            above, any_left = stack.pop(), 0
-            for child in self._children(above):
-                any_left |= self._resident[child] & bit
-                if self._reach[child] & bit:
-                    self._reach[child] &= ~bit
-                    if self._below[child] & bit:
-                        stack.append(child)
-            if not any_left:
-                self._below[above] &= ~bit
-
-    def _children(self, row: int) -> Iterator[int]:
-        child = self._child[row]
-        while child != _NONE:
-            yield child
-            child = self._next[child]
-
-    def _new(self, key: int, above: int) -> int:
-        reach = _EVERYBODY if above == _NONE else 0
-        if self._free:
-            row = self._free.pop()
-            self._key[row], self._reach[row] = key, reach
-        else:
-            row = len(self._key)
-            self._key.append(key)
-            self._resident.append(0)
-            self._reach.append(reach)
-            self._below.append(0)
-            for links in (self._parent, self._child, self._next, self._prev):
-                links.append(_NONE)
-            self._depth.append(0)
-        self._at[key] = row
-        if above != _NONE:
-            self._link(row, above)
-        return row
-
-    def _link(self, row: int, above: int) -> None:
-        first = self._child[above]
-        self._parent[row], self._next[row] = above, first
-        self._depth[row] = self._depth[above] + 1
-        if first != _NONE:
-            self._prev[first] = row
-        self._child[above] = row
-
-    def _adopt(self, row: int, above: int) -> bool:
-        """What was taken for a chain start turns out to be a block: hang it below its parent."""
-        ancestor = above
-        while ancestor != _NONE:
-            if ancestor == row:
-                return False
-            ancestor = self._parent[ancestor]
-        self._link(row, above)
-        self._reach[row] = 0
-        stack = [row]
-        while stack:
-            parent = stack.pop()
-            for child in self._children(parent):
-                self._depth[child] = self._depth[parent] + 1
-                self._reach[child] = self._resident[child] & self._reach[parent]
-                stack.append(child)
-        return True
-
-    def _prune(self, row: int) -> None:
-        while row != _NONE and not self._resident[row] and self._child[row] == _NONE:
-            above, before, after = self._parent[row], self._prev[row], self._next[row]
-            if before != _NONE:
-                self._next[before] = after
-            elif above != _NONE:
-                self._child[above] = after
-            if after != _NONE:
-                self._prev[after] = before
-            del self._at[self._key[row]]
-            self._key[row] = self._reach[row] = self._below[row] = self._depth[row] = 0
-            self._parent[row] = self._next[row] = self._prev[row] = _NONE
-            self._free.append(row)
-            row = above
-
-    def check_integrity(self) -> None:
-        """Raise AssertionError if an invariant is broken. For tests; costs a walk over everything."""
-        held: dict[int, set[int]] = {slot: set() for slot in self._holders}
-        for key, row in self._at.items():
-            above, children = self._parent[row], list(self._children(row))
-            assert self._key[row] == key
-            assert self._resident[row] or children, "an empty leaf was kept"
-            if above == _NONE:
-                assert (self._resident[row], self._reach[row], self._depth[row]) == (0, -1, 0)
-            else:
-                assert self._reach[row] == self._resident[row] & self._reach[above]
-                assert self._depth[row] == self._depth[above] + 1
-            for child in children:
-                assert self._parent[child] == row
-                assert self._resident[child] & ~self._below[row] == 0
-            for slot in slots_of(self._resident[row]):
-                held[slot].add(key)
-        for slot, holder in self._holders.items():
-            digest = 0
-            for key in holder.keys:
-                digest ^= key
-            assert (held[slot], digest) == (holder.keys, holder.digest)
+def _fill(found: Depths, mask: int, depth: int) -> None:
+    """Give one depth to the slots of a mask."""
+    if not mask:
+        return
+    if mask & (mask - 1):
+        found[bits(mask, len(found))] = depth
+    else:
+        found[mask.bit_length() - 1] = depth
 
 
-def slots_of(mask: int) -> Iterator[int]:
-    """The numbers of the set bits, ascending."""
-    while mask:
-        low = mask & -mask
-        yield low.bit_length() - 1
-        mask ^= low
+def _common_backwards(packed: bytes, at: int, run: bytes, held: int) -> int:
+    """Bytes of hashes that ``packed`` from ``at`` on shares with a run read backwards from ``held``."""
+    most = min(len(packed) - at, held)
+    following = packed[at + HASH_BYTES : at + 2 * HASH_BYTES]
+    if most <= HASH_BYTES or following != run[held - 2 * HASH_BYTES : held - HASH_BYTES]:
+        return HASH_BYTES
+    return common(packed, at, backwards(run[held - most : held]))

@@ -3,22 +3,36 @@
 The first request of a burst computes the prefix they share; its siblings see here that waiting for
 it is cheaper than computing it again, on that worker or another. An entry ends when its blocks are
 stored, when its request ends, or when its time is up. Pure; the caller brings the clock.
+
+A chain's hash names all that comes before it, so two chains are compared at one place, never block
+by block. Hashes are packed, 8 bytes each.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
+
+from penstock_core.blocks import HASH_BYTES
+from penstock_router.runs import common
 
 
 @dataclass(slots=True, eq=False)
 class _Run:
-    """Blocks that one request computes on one worker."""
+    """Blocks that one request computes on one worker: those of ``chain`` from ``begin`` (bytes) on."""
 
     worker_id: str
     request_id: str
     eta: float
     expires: float
-    hashes: tuple[int, ...]
+    chain: bytes
+    begin: int
+
+    def reaches(self, chain: bytes, at: int) -> int:
+        """How far, in bytes, another chain's prefix up to ``at`` is extended; ``at`` if it is not."""
+        block = self.chain[at : at + HASH_BYTES]
+        if at < self.begin or not block or chain[at : at + HASH_BYTES] != block:
+            return at
+        return at + common(chain, at, self.chain, at)
 
 
 class PendingMatch(NamedTuple):
@@ -32,54 +46,75 @@ class PendingMatch(NamedTuple):
 NOTHING = PendingMatch(0, 0.0, frozenset())
 
 
+class Times(NamedTuple):
+    """Clock times: when blocks will be there, and when they are given up."""
+
+    eta: float
+    expires: float
+
+
 class PendingTable:
-    """Runs of blocks under way, found by hash."""
+    """Runs of blocks under way, by worker and by request."""
 
     def __init__(self) -> None:
-        self._by_hash: dict[int, list[_Run]] = {}
+        self._by_worker: dict[str, dict[str, _Run]] = {}
         self._by_request: dict[str, _Run] = {}
 
     def __len__(self) -> int:
         """Requests whose blocks are under way."""
         return len(self._by_request)
 
-    def add(
-        self, worker_id: str, request_id: str, hashes: Sequence[int], eta: float, expires: float
-    ) -> None:
-        """A request begins to compute these blocks there; ``eta`` and ``expires`` are clock times."""
+    def add(self, worker_id: str, request_id: str, work: tuple[bytes, int], times: Times) -> None:
+        """A request begins to compute blocks there.
+
+        Args:
+            worker_id: where.
+            request_id: who.
+            work: the packed hashes of its whole chain, and how many of the first blocks are there.
+            times: when the blocks will be there, and when they are given up.
+        """
         self.cancel(request_id)
-        if not hashes:
+        chain, depth = work
+        if depth * HASH_BYTES >= len(chain):
             return
-        run = _Run(worker_id, request_id, eta, expires, tuple(hashes))
+        run = _Run(worker_id, request_id, *times, chain, depth * HASH_BYTES)
         self._by_request[request_id] = run
-        for key in run.hashes:
-            self._by_hash.setdefault(key, []).append(run)
+        self._by_worker.setdefault(worker_id, {})[request_id] = run
 
-    def extent(self, worker_id: str, hashes: Sequence[int], depth: int) -> PendingMatch:
+    def extent(self, worker_id: str, chain: bytes, depth: int) -> PendingMatch:
         """How many blocks beyond the first ``depth`` are under way on a worker, without a gap."""
-        eta, requests, count = 0.0, set[str](), 0
-        for key in hashes[depth:]:
-            runs = [r for r in self._by_hash.get(key, ()) if r.worker_id == worker_id]
-            if not runs:
+        runs = self._by_worker.get(worker_id)
+        if not runs:
+            return NOTHING
+        eta, requests = 0.0, set[str]()
+        at = begin = depth * HASH_BYTES
+        while True:
+            ways = [
+                (run.eta, -reach, run)
+                for run in runs.values()
+                if (reach := run.reaches(chain, at)) > at
+            ]
+            if not ways:
                 break
-            first = min(runs, key=lambda run: run.eta)
-            eta = max(eta, first.eta)
-            requests.add(first.request_id)
-            count += 1
-        return PendingMatch(count, eta, frozenset(requests)) if count else NOTHING
+            first, reach, run = min(ways, key=lambda way: way[:2])
+            eta, at = max(eta, first), -reach
+            requests.add(run.request_id)
+        if at == begin:
+            return NOTHING
+        return PendingMatch((at - begin) // HASH_BYTES, eta, frozenset(requests))
 
-    def stored(self, worker_id: str, hashes: Iterable[int]) -> bool:
+    def stored(self, worker_id: str, packed: bytes) -> bool:
         """These blocks are there now. Whether anything was waiting for them."""
         hit = False
-        for key in hashes:
-            runs = self._by_hash.get(key)
-            if runs is None:
-                continue
-            for run in [r for r in runs if r.worker_id == worker_id]:
+        for run in list(self._by_worker.get(worker_id, {}).values()):
+            if run.chain[-HASH_BYTES:] in packed:
                 hit = True
-                self._unlink(run, key)
-                if key == run.hashes[-1]:
-                    self._end(run)
+                self._end(run)
+                continue
+            at = packed.find(run.chain[run.begin : run.begin + HASH_BYTES])
+            if at >= 0:
+                hit = True
+                run.begin += common(packed, at, run.chain, run.begin)
         return hit
 
     def settle(self, request_id: str, expires: float) -> None:
@@ -106,7 +141,7 @@ class PendingTable:
 
     def drop_worker(self, worker_id: str) -> None:
         """The worker is gone, and what it computed with it."""
-        for run in [r for r in self._by_request.values() if r.worker_id == worker_id]:
+        for run in list(self._by_worker.get(worker_id, {}).values()):
             self._end(run)
 
     def expire(self, now: float) -> None:
@@ -115,13 +150,8 @@ class PendingTable:
             self._end(run)
 
     def _end(self, run: _Run) -> None:
-        self._by_request.pop(run.request_id, None)
-        for key in run.hashes:
-            self._unlink(run, key)
-
-    def _unlink(self, run: _Run, key: int) -> None:
-        runs = self._by_hash.get(key, [])
-        if run in runs:
-            runs.remove(run)
-            if not runs:
-                del self._by_hash[key]
+        del self._by_request[run.request_id]
+        here = self._by_worker[run.worker_id]
+        del here[run.request_id]
+        if not here:
+            del self._by_worker[run.worker_id]

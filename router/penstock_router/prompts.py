@@ -43,7 +43,7 @@ class PreparedRequest:
     workers: tuple[TrackedWorker, ...]
     excluded: dict[str, str]
     asked: bytes = b""
-    chains: dict[tuple[str, int], list[int]] = field(default_factory=dict)
+    chains: dict[tuple[str, int], bytes] = field(default_factory=dict)
 
     @property
     def prefix_tokens(self) -> int:
@@ -58,14 +58,15 @@ class PreparedRequest:
             return sampling_pb2.PRIORITY_CLASS_INTERACTIVE
         return asked
 
-    def hashes(self, facts: WorkerFacts) -> list[int]:
-        """Chain hashes of all full blocks, as a worker's engine names them."""
+    def hashes(self, facts: WorkerFacts) -> bytes:
+        """Packed chain hashes of all full blocks, as a worker's engine names them."""
         key = (facts.model_revision, facts.block_tokens)
         if key not in self.chains:
             start = blocks.chain_start(
                 facts.model_revision, facts.tokenizer_digest, self.request.adapter, self.cache_salt
             )
-            self.chains[key] = blocks.chain(self.prefix, start, facts.block_tokens)
+            chain = blocks.chain(self.prefix, start, facts.block_tokens)
+            self.chains[key] = blocks.pack_hashes(chain)
         return self.chains[key]
 
 

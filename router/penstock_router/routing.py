@@ -20,7 +20,7 @@ from penstock_router.cost import CostParams
 from penstock_router.decisions import DecisionRecord
 from penstock_router.facts import Candidate, Decision, Match, RoutingRequest
 from penstock_router.fleet import RETRY_AFTER_S
-from penstock_router.index import slots_of
+from penstock_router.pending import Times
 from penstock_router.policy import decide, first_divergent
 from penstock_router.prompts import PreparedRequest
 from penstock_router.tracked import Picture, TrackedWorker
@@ -152,9 +152,10 @@ class Router:
             facts = members[0].facts
             assert facts is not None
             usable = blocks.reusable_blocks(prepared.prefix_tokens, block_tokens)
-            hashes = prepared.hashes(facts)[:usable]
-            found = self._match(members, hashes, block_tokens)
+            chain = prepared.hashes(facts)[: usable * blocks.HASH_BYTES]
+            found = self._match(members, chain, block_tokens)
             matches |= found
+            hashes = memoryview(chain).cast("Q")
             if len(hashes) > num_blocks:
                 num_blocks = len(hashes)
                 divergent = first_divergent(hashes, list(found.values()), block_tokens)
@@ -170,30 +171,22 @@ class Router:
         )
 
     def _match(
-        self, members: list[TrackedWorker], hashes: list[int], block_tokens: int
+        self, members: list[TrackedWorker], chain: bytes, block_tokens: int
     ) -> dict[str, Match]:
-        by_slot = {w.sync.slot: w for w in members if w.sync.slot is not None}
-        mask = 0
-        for slot in by_slot:
-            mask |= 1 << slot
-        depths = {
-            by_slot[slot].worker_id: depth
-            for depth, group in self._picture.index.depths(hashes, mask)
-            for slot in slots_of(group)
-        }
-        matches = {i: Match(depth * block_tokens) for i, depth in depths.items()}
+        depths = self._picture.index.match(chain).tolist()
         pending = self._picture.pending
-        if len(pending) and hashes:
-            for worker in members:
-                depth = depths.get(worker.worker_id, 0)
-                extent = pending.extent(worker.worker_id, hashes, depth)
-                if extent.blocks:
-                    matches[worker.worker_id] = Match(
-                        depth * block_tokens,
-                        extent.blocks * block_tokens,
-                        extent.eta,
-                        extent.request_ids,
-                    )
+        matches: dict[str, Match] = {}
+        for worker in members:
+            slot, worker_id = worker.sync.slot, worker.worker_id
+            depth = depths[slot] if slot is not None else 0
+            extent = pending.extent(worker_id, chain, depth)
+            if depth or extent.blocks:
+                matches[worker_id] = Match(
+                    depth * block_tokens,
+                    extent.blocks * block_tokens,
+                    extent.eta,
+                    extent.request_ids,
+                )
         return matches
 
     async def _hold(self, decision: Decision, began: float, attempt: Attempt) -> bool:
@@ -216,9 +209,9 @@ class Router:
         worker.load.reserve(request_id, int(chosen.uncached_tokens), now, attempt.ttl_s)
         facts = worker.facts
         assert facts is not None
-        hashes = prepared.hashes(facts)[chosen.matched_tokens // facts.block_tokens :]
-        eta = now + chosen.ttft_s
-        self._picture.pending.add(worker.worker_id, request_id, hashes, eta, now + attempt.ttl_s)
+        work = (prepared.hashes(facts), chosen.matched_tokens // facts.block_tokens)
+        times = Times(eta=now + chosen.ttft_s, expires=now + attempt.ttl_s)
+        self._picture.pending.add(worker.worker_id, request_id, work, times)
 
     def _lease(
         self, prepared: PreparedRequest, record: DecisionRecord, chosen: Candidate

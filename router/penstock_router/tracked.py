@@ -132,10 +132,9 @@ class TrackedWorker:
             excluded_because=why,
         )
 
-    def stored(self, hashes: Sequence[int]) -> None:
+    def stored(self, hashes: bytes) -> None:
         """Blocks are there now."""
-        if len(self._picture.pending):
-            self._picture.pending.stored(self.worker_id, hashes)
+        self._picture.pending.stored(self.worker_id, hashes)
 
     def ledger(self, events: Sequence[LedgerEvent]) -> None:
         """Lines of the ledger."""

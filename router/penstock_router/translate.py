@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from penstock.routing.v1 import decision_pb2, routing_service_pb2
 from penstock.worker.v1 import state_pb2, worker_service_pb2
-from penstock_core.blocks import unpack_hashes
+from penstock_core.blocks import HASH_BYTES, pack_hashes
 from penstock_core.errors import MalformedMessage
 from penstock_router import frames as f
 from penstock_router.decisions import DecisionRecord, Outcome
@@ -49,9 +49,10 @@ def frame(message: worker_service_pb2.WatchStateResponse) -> f.Frame | None:
             return f.SnapshotChunk(
                 epoch,
                 chunk.first_index,
-                tuple(unpack_hashes(chunk.block_hashes)),
+                _packed(chunk.block_hashes),
                 tuple(chunk.parent_distances),
                 tuple(chunk.root_parents),
+                _on_device(chunk.tier),
             )
         if kind == "snapshot_end":
             end = message.snapshot_end
@@ -62,14 +63,31 @@ def frame(message: worker_service_pb2.WatchStateResponse) -> f.Frame | None:
 
 
 def _delta(epoch: str, seq: int, delta: state_pb2.Delta) -> f.Delta:
-    # Moves between tiers change nothing yet: a block counts as held wherever it lies.
     return f.Delta(
         epoch,
         seq,
-        tuple(tuple(unpack_hashes(r.block_hashes)) for r in delta.removed),
-        tuple((s.parent_hash, tuple(unpack_hashes(s.block_hashes))) for s in delta.stored),
+        tuple(_packed(r.block_hashes) for r in delta.removed),
+        tuple(
+            f.Stored(pack_hashes([s.parent_hash]), _packed(s.block_hashes), _on_device(s.tier))
+            for s in delta.stored
+        ),
+        tuple(
+            f.Moved(_packed(m.block_hashes), _on_device(m.to_tier))
+            for m in delta.moved
+            if _on_device(m.from_tier) != _on_device(m.to_tier)
+        ),
         _ledger(delta.ledger),
     )
+
+
+def _packed(hashes: bytes) -> bytes:
+    if len(hashes) % HASH_BYTES:
+        raise ValueError(f"{len(hashes)} bytes are no whole number of block hashes")
+    return hashes
+
+
+def _on_device(tier: state_pb2.KvTier.ValueType) -> bool:
+    return tier in (state_pb2.KV_TIER_DEVICE, state_pb2.KV_TIER_UNSPECIFIED)
 
 
 def _ledger(events: Iterable[state_pb2.LedgerEvent]) -> tuple[f.LedgerEvent, ...]:

@@ -10,13 +10,14 @@ Source: xxHash, https://github.com/Cyan4973/xxHash (XXH3_64bits with seed).
 
 import hashlib
 import hmac
+import struct
 from array import array
 from collections.abc import Iterable, Sequence
 
 import xxhash
 
 TOKEN_BYTES = 4
-_HASH_BYTES = 8
+HASH_BYTES = 8
 
 
 def chain_start(
@@ -37,12 +38,10 @@ def chain(tokens: bytes, start: int, block_tokens: int, max_blocks: int | None =
     count = len(tokens) // size
     if max_blocks is not None:
         count = min(count, max_blocks)
-    hashes, parent = [], start
-    digest = xxhash.xxh3_64_intdigest
-    for offset in range(0, count * size, size):
-        parent = digest(tokens[offset : offset + size], parent)
-        hashes.append(parent)
-    return hashes
+    digest, parent = xxhash.xxh3_64_intdigest, start
+    # Cut by an iterator of C: a slice for each block costs half as much as its hash.
+    cut = struct.Struct(f"{size}s").iter_unpack(memoryview(tokens)[: count * size])
+    return [parent := digest(block, parent) for (block,) in cut]
 
 
 def reusable_blocks(num_tokens: int, block_tokens: int) -> int:
@@ -80,7 +79,7 @@ def pack_hashes(hashes: Iterable[int]) -> bytes:
 
 def unpack_hashes(packed: bytes) -> list[int]:
     """Block hashes from packed bytes. Raises ValueError if the length is no multiple of 8."""
-    if len(packed) % _HASH_BYTES:
+    if len(packed) % HASH_BYTES:
         raise ValueError(f"{len(packed)} bytes are no whole number of uint64 hashes")
     hashes = array("Q")
     hashes.frombytes(packed)

@@ -6,19 +6,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from penstock_router.index import PrefixIndex, slots_of
+from penstock_core.blocks import pack_hashes
+from penstock_router.index import PrefixIndex
+from penstock_testing.index_check import check_integrity
 
-START = 7
-# A small forest: block n hangs on block n // 2 (a binary tree) or, for a root, on the chain start.
+START, OTHER_START = 7, 8
+# Two small forests, as two tenants (or adapters) have them: block n hangs on block n // 2 (a binary
+# tree) or, for a root, on its chain start. The third is one long chain: runs grow and are cut.
 PARENT = {1000 + n: (1000 + n // 2 if n > 1 else START) for n in range(1, 64)}
-LEAVES = [1000 + n for n in range(32, 64)]
+PARENT |= {2000 + n: (2000 + n // 2 if n > 1 else OTHER_START) for n in range(1, 16)}
+PARENT |= {3000 + n: (3000 + n - 1 if n else START) for n in range(40)}
 BLOCKS = sorted(PARENT)
+LEAVES = sorted(set(PARENT) - set(PARENT.values()))
+
+
+def pack(*hashes: int) -> bytes:
+    """Hashes as the index takes them."""
+    return pack_hashes(hashes)
 
 
 def path(leaf: int) -> list[int]:
     """The chain from the root to a block."""
     chain = [leaf]
-    while PARENT[chain[-1]] != START:
+    while PARENT[chain[-1]] in PARENT:
         chain.append(PARENT[chain[-1]])
     return chain[::-1]
 
@@ -31,66 +41,105 @@ def depth(held: set[int], query: Sequence[int]) -> int:
     return len(query)
 
 
-def depths(index: PrefixIndex, query: Sequence[int], mask: int) -> dict[int, int]:
-    """Depth by slot, as the index says."""
-    return {s: d for d, members in index.depths(query, mask) for s in slots_of(members)}
-
-
 class IndexAgainstBruteForce(RuleBasedStateMachine):
     """Stores and removes in any order: holes, orphans and restarts included."""
 
-    @initialize(workers=st.sampled_from([1, 2, 5, 70]))
+    @initialize(workers=st.sampled_from([1, 2, 5, 70, 512]))
     def start(self, workers: int) -> None:
         self.index = PrefixIndex()
         self.held = {self.index.acquire(): set[int]() for _ in range(workers)}
+        self.leaving: list[int] = []
 
     def slot(self, pick: int) -> int:
-        return sorted(self.held)[pick % len(self.held)]
+        # Few of them, so that they meet on the same blocks; the last ones, whose bits are high.
+        slots = sorted(self.held)[-4:]
+        return slots[pick % len(slots)]
 
-    @rule(pick=st.integers(0, 99), leaf=st.sampled_from(LEAVES), cut=st.integers(0, 6))
-    def store_a_run(self, pick: int, leaf: int, cut: int) -> None:
-        run = path(leaf)[cut:]
+    @rule(
+        pick=st.integers(0, 3),
+        leaf=st.sampled_from(LEAVES),
+        part=st.tuples(st.integers(0, 9), st.integers(1, 40)),
+    )
+    def store_a_run(self, pick: int, leaf: int, part: tuple[int, int]) -> None:
+        run = path(leaf)[part[0] : part[0] + part[1]]
         if run:
-            self.index.store(self.slot(pick), PARENT[run[0]], run)
+            self.index.store(self.slot(pick), pack(PARENT[run[0]]), pack(*run))
             self.held[self.slot(pick)] |= set(run)
 
-    @rule(pick=st.integers(0, 99), block=st.sampled_from(BLOCKS))
+    @rule(pick=st.integers(0, 3), block=st.sampled_from(BLOCKS))
     def store_one_block(self, pick: int, block: int) -> None:
-        self.index.store(self.slot(pick), PARENT[block], [block])
+        self.index.store(self.slot(pick), pack(PARENT[block]), pack(block))
         self.held[self.slot(pick)].add(block)
 
-    @rule(pick=st.integers(0, 99), blocks=st.lists(st.sampled_from(BLOCKS), max_size=9))
+    @rule(pick=st.integers(0, 3), length=st.integers(1, 40))
+    def store_on_everybody(self, pick: int, length: int) -> None:
+        for slot, held in self.held.items():
+            run = path(3039)[: 1 + (length + slot * pick) % 40]
+            self.index.store(slot, pack(START), pack(*run))
+            held |= set(run)
+
+    @rule(pick=st.integers(0, 3), blocks=st.lists(st.sampled_from(BLOCKS), max_size=9))
     def remove_any_blocks(self, pick: int, blocks: list[int]) -> None:
-        self.index.remove(self.slot(pick), blocks)
+        self.index.remove(self.slot(pick), pack(*blocks))
         self.held[self.slot(pick)] -= set(blocks)
 
-    @rule(pick=st.integers(0, 99), slices=st.integers(1, 7))
-    def restart_a_worker(self, pick: int, slices: int) -> None:
+    @rule(
+        pick=st.integers(0, 3),
+        leaf=st.sampled_from(LEAVES),
+        cut=st.tuples(st.integers(0, 39), st.integers(1, 40)),
+        leaf_first=st.booleans(),
+    )
+    def remove_part_of_a_chain(
+        self, pick: int, leaf: int, cut: tuple[int, int], *, leaf_first: bool
+    ) -> None:
+        run = path(leaf)[cut[0] : cut[0] + cut[1]]
+        self.index.remove(self.slot(pick), pack(*(run[::-1] if leaf_first else run)))
+        self.held[self.slot(pick)] -= set(run)
+
+    @rule(pick=st.integers(0, 3), steps=st.integers(0, 3))
+    def restart_a_worker(self, pick: int, steps: int) -> None:
+        """What it held is forgotten piece by piece, while the others go on."""
         slot = self.slot(pick)
-        while not self.index.drop(slot, slices):
-            pass
         del self.held[slot]
+        self.leaving.append(slot)
         self.held[self.index.acquire()] = set()
+        self.forget(steps)
+
+    @rule(steps=st.integers(1, 5))
+    def forget(self, steps: int) -> None:
+        for _ in range(steps):
+            if self.leaving and self.index.drop(self.leaving[0], 2):
+                del self.leaving[0]
 
     @rule(leaf=st.sampled_from(LEAVES), extra=st.integers(0, 3))
     def ask(self, leaf: int, extra: int) -> None:
         query = path(leaf) + [5000 + n for n in range(extra)]
-        mask = sum(1 << slot for slot in self.held)
-        truth = {slot: depth(held, query) for slot, held in self.held.items()}
-        assert depths(self.index, query, mask) == {s: d for s, d in truth.items() if d}
+        found = self.index.match(pack(*query))
+        for slot, held in self.held.items():
+            assert found[slot] == depth(held, query)
 
     @invariant()
     def nothing_is_broken(self) -> None:
-        self.index.check_integrity()
+        check_integrity(self.index)
         for slot, held in self.held.items():
-            assert self.index.blocks(slot) == len(held)
+            digest = 0
+            for block in held:
+                digest ^= block
+            assert (self.index.blocks(slot), self.index.digest(slot)) == (len(held), digest)
+        held_by_some = set[int]().union(*self.held.values())
+        needed = {block for leaf in held_by_some for block in path(leaf)}
+        if not self.leaving:
+            assert len(self.index) <= len(needed), "memory is bounded by residency"
 
     def teardown(self) -> None:
-        for slot in list(getattr(self, "held", ())):
+        for leaf in LEAVES:
+            if hasattr(self, "held"):
+                self.ask(leaf, 1)
+        for slot in [*getattr(self, "held", ()), *getattr(self, "leaving", ())]:
             while not self.index.drop(slot, 100):
                 pass
         if hasattr(self, "index"):
-            assert len(self.index) == 0, "memory is bounded by residency"
+            assert len(self.index) == 0
 
 
 IndexAgainstBruteForce.TestCase.settings = settings(
@@ -101,13 +150,10 @@ TestIndexAgainstBruteForce = IndexAgainstBruteForce.TestCase
 
 @settings(max_examples=60, deadline=None)
 @given(held=st.lists(st.integers(0, 200), min_size=1, max_size=512), length=st.integers(1, 200))
-def test_depths_of_many_workers_are_exact_whether_bisected_or_scanned(
-    held: list[int], length: int
-) -> None:
+def test_depths_of_many_workers_are_exact(held: list[int], length: int) -> None:
     index, chain = PrefixIndex(), list(range(1000, 1200))
     slots = [index.acquire() for _ in held]
     for slot, blocks in zip(slots, held, strict=True):
-        index.store(slot, START, chain[:blocks])
-    asked = sum(1 << slot for slot in slots[::2])
-    truth = {s: min(b, length) for s, b in zip(slots[::2], held[::2], strict=True) if b}
-    assert depths(index, chain[:length], asked) == truth
+        index.store(slot, pack(START), pack(*chain[:blocks]))
+    found = index.match(pack(*chain[:length]))
+    assert [found[slot] for slot in slots] == [min(blocks, length) for blocks in held]

@@ -3,57 +3,46 @@
 The times are ``penstock_router.bench``'s, which measures the production code.
 """
 
-import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import product
 
-from penstock_router.bench import Measurement, measure
-from penstock_router.index import PrefixIndex
+from penstock_router.bench import ChainMaker, Measurement, fill, measure, measure_hash
 
 Tell = Callable[[str], None]
-
-_CHAIN_START = 1
 
 
 @dataclass(frozen=True, slots=True)
 class IndexLoad:
     """Every number of blocks with every number of workers, in an index of ``indexed`` blocks more."""
 
-    blocks: tuple[int, ...] = (32, 256, 1024, 8192)
-    workers: tuple[int, ...] = (2, 16, 64)
-    indexed: int = 100_000
-    rounds: int = 20
+    blocks: tuple[int, ...] = (16, 256, 2048, 8192)
+    workers: tuple[int, ...] = (8, 64, 512)
+    indexed: int = 1_000_000
+    rounds: int = 50
 
 
 @dataclass(frozen=True, slots=True)
 class IndexBench:
-    """Everything that was measured. ``bytes_per_block``: one block that one worker holds."""
+    """Everything that was measured."""
 
     load: IndexLoad
     measurements: tuple[Measurement, ...]
-    bytes_per_block: float
+
+    @property
+    def bytes_per_block(self) -> float | None:
+        """The most that a block which one worker holds takes; None if nothing was indexed."""
+        found = [cell.bytes_per_block for cell in self.measurements]
+        return max((size for size in found if size is not None), default=None)
 
 
 def measure_index(load: IndexLoad, tell: Tell) -> IndexBench:
     """Measure; ``tell`` hears which part runs."""
-    found: list[Measurement] = []
-    for blocks, workers in product(load.blocks, load.workers):
-        tell(f"{blocks} blocks, {workers} workers")
-        found += measure(blocks, workers, load.indexed, load.rounds)
-    tell("memory")
-    return IndexBench(load, tuple(found), _bytes_per_block(max(load.blocks)))
-
-
-def _bytes_per_block(blocks: int) -> float:
-    # Hashes as large as real ones, made before the counting starts.
-    hashes = [(n + 2) << 40 for n in range(blocks)]
-    tracemalloc.start()
-    try:
-        before, _ = tracemalloc.get_traced_memory()
-        index = PrefixIndex()
-        index.store(index.acquire(), _CHAIN_START, hashes)
-        after, _ = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    return (after - before) / blocks
+    found = [measure_hash(blocks, load.rounds) for blocks in load.blocks]
+    chains = ChainMaker()
+    for workers in load.workers:
+        tell(f"indexing {load.indexed} blocks of {workers} workers")
+        filled = fill(workers, load.indexed, chains)
+        for blocks in load.blocks:
+            tell(f"{blocks} blocks, {workers} workers")
+            found += measure(filled, blocks, load.rounds, chains)
+    return IndexBench(load, tuple(found))

@@ -36,10 +36,10 @@ _THREADS_HELP = "That compute a step; 0: by CPUs."
 
 @app.command(epilog="Example: penstock bench index --blocks 256,8192 --workers 64 --json")
 def index(
-    blocks: Annotated[str, typer.Option(help="Of a prompt, with commas.")] = "32,256,1024,8192",
-    workers: Annotated[str, typer.Option(help="Numbers of workers, with commas.")] = "2,16,64",
-    indexed: Annotated[int, typer.Option(min=0, help="Other blocks in the index.")] = 100_000,
-    rounds: Annotated[int, typer.Option(min=1, help="Repetitions of each.")] = 20,
+    blocks: Annotated[str, typer.Option(help="Of a prompt, with commas.")] = "16,256,2048,8192",
+    workers: Annotated[str, typer.Option(help="Numbers of workers, with commas.")] = "8,64,512",
+    indexed: Annotated[int, typer.Option(min=0, help="Other blocks in the index.")] = 1_000_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Repetitions of each.")] = 50,
     *,
     as_json: Json = False,
 ) -> None:
@@ -48,7 +48,8 @@ def index(
     with failures_told():
         bench = measure_index(load, _say)
     if as_json:
-        output.out(to_json(asdict(bench)), highlight=False)
+        rows = [asdict(cell) for cell in bench.measurements]
+        output.out(to_json(rows), highlight=False)
     else:
         output.print(index_view(bench))
 

@@ -73,18 +73,26 @@ def _speculation_table(rows: Sequence[SpeculationRow]) -> Table:
 
 def index_view(bench: IndexBench) -> RenderableType:
     """One row for each number of blocks and workers, one column for each operation."""
-    operations = list(dict.fromkeys(cell.op for cell in bench.measurements))
+    hashing = [cell for cell in bench.measurements if cell.workers is None]
+    cells = [cell for cell in bench.measurements if cell.workers is not None]
+    operations = list(dict.fromkeys(cell.op for cell in cells))
     table = Table(
         title=f"routing index with {bench.load.indexed} other blocks: microseconds, p50/p99 "
         f"of {bench.load.rounds}",
-        caption="workers hold a prompt to different depths; decide: hash, match and choose",
+        caption="workers hold a prompt to different depths; decide: hash, match, choose and record",
     )
     for name in ("blocks", "workers", *operations):
         table.add_column(name, justify="right")
-    rows: dict[tuple[int, int], list[str]] = {}
-    for cell in bench.measurements:
-        times = f"{cell.us_p50:.0f}/{cell.us_p99:.0f}"
+    rows: dict[tuple[int, int | None], list[str]] = {}
+    for cell in cells:
+        times = f"{cell.us_p50:.1f}/{cell.us_p99:.1f}"
         rows.setdefault((cell.blocks, cell.workers), []).append(times)
-    for (blocks, workers), cells in rows.items():
-        table.add_row(str(blocks), str(workers), *cells)
-    return Group(table, f"memory: {bench.bytes_per_block:.0f} bytes a block and worker")
+    for (blocks, workers), columns in rows.items():
+        table.add_row(str(blocks), str(workers), *columns)
+    speeds = (f"{cell.blocks} blocks {cell.us_p50:.0f}" for cell in hashing)
+    memory = bench.bytes_per_block
+    return Group(
+        table,
+        f"hash chain, microseconds: {', '.join(speeds)}",
+        "memory: " + ("not measured" if memory is None else f"{memory:.0f} bytes a block"),
+    )

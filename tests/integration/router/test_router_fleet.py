@@ -28,6 +28,7 @@ from penstock_testing.cluster import (
     running_cluster,
 )
 from penstock_testing.engine import FakeConfig, FakeEngine
+from penstock_testing.index_check import check_integrity
 from penstock_testing.models import write_byte_tokenizer
 from penstock_testing.redis import redis_server
 from penstock_testing.worker import DEFAULT_OPTIONS, running_worker
@@ -65,7 +66,7 @@ async def test_a_restarted_router_knows_at_once_what_workers_hold() -> None:
             async with asyncio.timeout(DEADLINE_S):
                 while len(second.picture.index) < len(cluster.router.picture.index):
                     await second.fleet.changes.wait(0.05)
-            second.picture.index.check_integrity()
+            check_integrity(second.picture.index)
 
 
 async def test_evictions_reach_the_index() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import xxhash
 
-from penstock_router.cost import CostParams, price, worth_waiting
+from penstock_router.cost import CostParams, Scene, price, scene, worth_waiting
 from penstock_router.facts import (
     NO_MATCH,
     Candidate,
@@ -42,20 +42,20 @@ def decide(
     refused = [_refused(w, request) for w in workers if _why_not(w, request)]
     if not open_to:
         return Decision(None, tuple(refused), "no worker can take it")
-    clock = (now, min((w.step_s for w in open_to if w.step_s), default=0.0))
+    at = scene(open_to, now, params)
     found = request.matches
     matches = {
-        w.worker_id: worth_waiting(w, found[w.worker_id], now, params)
+        w.worker_id: worth_waiting(w, found[w.worker_id], at, params)
         for w in open_to
         if w.worker_id in found
     }
     by_worker = [
-        price(w, matches.get(w.worker_id, NO_MATCH), request, clock, params) for w in open_to
+        price(w, matches.get(w.worker_id, NO_MATCH), request, at, params) for w in open_to
     ]
     priced = sorted(by_worker, key=lambda c: (c.total_s, c.worker_id))
     tied = _tied(priced, params)
     chosen = max(tied, key=lambda c: (c.matched_tokens, _rendezvous(c, request, seed)))
-    unaware = _without_affinity(open_to, by_worker, matches, (request, seed, clock, params))
+    unaware = _without_affinity(open_to, by_worker, matches, (request, seed, at, params))
     match = matches.get(chosen.worker_id, NO_MATCH)
     rest = [c for c in priced if c is not chosen]
     return Decision(
@@ -73,12 +73,12 @@ def _without_affinity(
     workers: Sequence[WorkerView],
     priced: Sequence[Candidate],
     matches: Mapping[str, Match],
-    inputs: tuple[RoutingRequest, int, tuple[float, float], CostParams],
+    inputs: tuple[RoutingRequest, int, Scene, CostParams],
 ) -> Candidate:
     """The candidate, at its true price, that would win if nobody held anything."""
-    request, seed, clock, params = inputs
+    request, seed, at, params = inputs
     blind = [  # where nothing is cached, the price is the same
-        price(w, NO_MATCH, request, clock, params) if w.worker_id in matches else c
+        price(w, NO_MATCH, request, at, params) if w.worker_id in matches else c
         for w, c in zip(workers, priced, strict=True)
     ]
     least = min(c.total_s for c in blind)

@@ -10,7 +10,7 @@ Pure: the caller brings the clock, looks prompts up, and does what a placement s
 for the next one.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Protocol
@@ -29,8 +29,11 @@ _LEAST_WAIT_S = 0.002
 class Lookup(Protocol):
     """What a round of placements asks about the present."""
 
+    def pool(self, ticket: Ticket) -> Hashable:
+        """Names the workers that may serve it: equal pools, equal workers."""
+
     def views(self, ticket: Ticket, now: float) -> Sequence[WorkerView]:
-        """The workers for a ticket; the very same objects while nothing has changed."""
+        """The workers for a ticket, as they are now."""
 
     def request(self, ticket: Ticket, now: float) -> RoutingRequest:
         """What each worker holds of it now."""
@@ -123,13 +126,18 @@ class AdmissionQueue:
     def _next(self, lookup: Lookup, now: float) -> Placement | None:
         """Walk along the queue to the first ticket that leaves it."""
         plans: dict[str, _Plan] = {}
+        closed: set[Hashable] = set()
         ordered = in_order(list(self._tickets.values()), self._shares, self.params, now)
         for ticket in islice(ordered, self.params.plan_limit):
             if ticket.deadline_s <= now:
                 return Placement(ticket, error=_too_late(now - ticket.deadline_s))
+            pool = lookup.pool(ticket)
+            if pool in closed:
+                continue
             views = lookup.views(ticket, now)
             if not self._any_open(views, now):
-                return None
+                closed.add(pool)
+                continue
             placement = self._consider(ticket, plans, views, lookup, now)
             if placement is not None:
                 return placement

@@ -54,7 +54,7 @@ class AdmissionParams:
 
     ahead_s: float = 0.05
     slo_s: Mapping[int, float] = field(default_factory=lambda: _by_class(1.0, 0.2, 0.2, 0.0))
-    aging: float = 0.2
+    aging: float = 1.0
     weights: Mapping[int, float] = field(default_factory=lambda: _by_class(1.0, 4.0, 2.0, 1.0))
     starvation_s: Mapping[int, float] = field(
         default_factory=lambda: _by_class(5.0, 30.0, 60.0, 120.0)

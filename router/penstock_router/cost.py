@@ -1,14 +1,16 @@
 """What it costs to run a request on a worker: ``J`` in seconds, least wins.
 
-    J = network + backlog + prefill(U) + pending        the request's own time to first token
+    J = network + backlog + prefill(U) + pending        the request's own time to first token, T
+      + lateness                                        what T costs beyond its seconds: late * T^2
       + externality                                     what its prefill costs everybody else
-      + tpot + kv pressure
+      + tpot + kv pressure - replication
 
-``externality = prefill(U) x (1 / (1 - utilisation) + kappa x (waiting + running))``: a second of
-prefill takes its share of each step from requests that wait or decode, and holds up those yet to
-come, the more of them the busier the worker is. At high load this is the rule "own uncached tokens
-+ 0.1 x queued prefill tokens"; on an idle fleet it is the least time to first token, with work
-counted twice.
+``prefill(U) = base + slope * U + pair * U * (N - U / 2)`` for U uncached of N prompt tokens: linear
+in what is computed, and each token attends to those before it.
+``externality = prefill(U) * (busy * rho / (1 - rho) + queued * waiting + shared * running)``: work is
+pooled, so a second of prefill anywhere delays those who come in a fleet of utilisation rho, and those
+who wait; on its own worker it slows those that decode. ``replication`` takes the externality back
+where a copy of a hot prefix is wanted.
 
 Pure. Each term has a weight, so that each can be switched off.
 """
@@ -26,8 +28,10 @@ class CostParams:
     """The policy's parameters.
 
     Attributes:
-        backlog, pending, externality, tpot, kv_pressure: weights of the terms; 0 switches one off.
-        shared: kappa, how much of a prefill's time another request on the worker loses.
+        backlog, pending, externality, tpot, kv_pressure, replication: weights of the terms; 0
+            switches one off.
+        lateness: cost of a squared second to the first token; 0.1 counts the 10th second twice more.
+        busy, queued, shared: parts of the externality, by requests to come, waiting and decoding.
         busiest: upper bound of ``1 / (1 - utilisation)``.
         kv_knee: occupancy at which memory begins to weigh; ``kv_scale_s`` how much.
         tie_s, tie_share: candidates this close to the best count as equal.
@@ -38,10 +42,12 @@ class CostParams:
     externality: float = 1.0
     tpot: float = 0.1
     kv_pressure: float = 1.0
-    busy: float = 1.0
+    replication: float = 1.0
+    lateness: float = 0.1
+    busy: float = 3.0
     queued: float = 0.1
-    shared: float = 0.0
-    busiest: float = 9.0
+    shared: float = 0.01
+    busiest: float = 4.0
     kv_knee: float = 0.8
     kv_scale_s: float = 0.05
     tie_s: float = 0.001
@@ -101,7 +107,11 @@ def price(
     slower = max(worker.step_s - best_step_s, 0.0) if worker.step_s else 0.0
     tpot_s = p.tpot * output * slower
     kv_s = p.kv_pressure * _kv_pressure(worker, hit.uncached + output, p)
-    total = worker.network_s + ahead_s + prefill_s + pending_s + externality_s + tpot_s + kv_s
+    ttft_s = worker.network_s + ahead_s + prefill_s + pending_s
+    lateness_s = p.lateness * ttft_s * ttft_s
+    wanted = worker.worker_id in request.replicas
+    replication_s = -p.replication * externality_s if wanted else 0.0
+    beside_s = lateness_s + externality_s + replication_s + tpot_s + kv_s
     return Candidate(
         worker.worker_id,
         worker.epoch,
@@ -117,8 +127,10 @@ def price(
         externality_s,
         tpot_s,
         kv_s,
-        total,
+        ttft_s + beside_s,
         worker.excluded_because,
+        lateness_s,
+        replication_s,
     )
 
 

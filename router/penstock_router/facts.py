@@ -74,6 +74,7 @@ class RoutingRequest:
     Attributes:
         divergent: hash of the first block that no candidate holds; None if there is none.
         max_tokens: most new tokens it may get.
+        replicas: workers that should hold a copy of its hot prefix.
     """
 
     request_id: str
@@ -84,6 +85,7 @@ class RoutingRequest:
     divergent: int | None = None
     max_tokens: int = 256
     excluded: frozenset[str] = frozenset()
+    replicas: frozenset[str] = frozenset()
 
 
 class Candidate(NamedTuple):
@@ -109,6 +111,8 @@ class Candidate(NamedTuple):
     kv_pressure_s: float
     total_s: float
     excluded_because: str = ""
+    lateness_s: float = 0.0
+    replication_s: float = 0.0
 
     @property
     def ttft_s(self) -> float:

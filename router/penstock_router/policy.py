@@ -140,6 +140,8 @@ def _advantage(chosen: Candidate, runner: Candidate) -> str:
         "prefill_s": "less to compute",
         "pending_s": "no wait for blocks under way",
         "externality_s": "less delay for others",
+        "lateness_s": "a first token that is not late",
+        "replication_s": "a copy that is wanted there",
         "tpot_s": "faster decoding",
         "kv_pressure_s": "more free KV memory",
         "network_s": "a shorter way",

@@ -91,7 +91,7 @@ class AtOnce(Board):
         super().__init__(models, seed, optimistic=optimistic)
         self._new: list[Job] = []
 
-    def choose(self, request: TraceRequest) -> int:
+    def choose(self, request: TraceRequest, now: float) -> int:
         """The worker for a request."""
         raise NotImplementedError
 
@@ -103,7 +103,7 @@ class AtOnce(Board):
         """All that came."""
         coming, self._new = self._new, []
         for job in coming:
-            worker = self.choose(job.request)
+            worker = self.choose(job.request, now)
             self.route(job, worker, self.uncached(job.request)[worker])
             yield job, worker
 

@@ -1,7 +1,8 @@
 """The rules of other routers, as far as their sources and papers tell, for comparison.
 
-Each sees what it would see in its own system, at once and without error, which flatters it: scrapes
-have no delay, events are never lost, counts are not split over replicas. All route at once.
+Each sees what it sees in its own system, without error, which flatters it: events come at once and
+are never lost, no count is split over replicas. What a router scrapes is as old as its scrapes are.
+All route at once and draw lots among equals.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ class RoundRobin(AtOnce):
 
     _next = -1
 
-    def choose(self, request: TraceRequest) -> int:
+    def choose(self, request: TraceRequest, now: float) -> int:
         """The next one."""
         self._next = (self._next + 1) % self.size
         return self._next
@@ -25,7 +26,7 @@ class RoundRobin(AtOnce):
 class Chance(AtOnce):
     """Any worker."""
 
-    def choose(self, request: TraceRequest) -> int:
+    def choose(self, request: TraceRequest, now: float) -> int:
         """Any."""
         return self.random.randrange(self.size)
 
@@ -33,7 +34,7 @@ class Chance(AtOnce):
 class LeastLoaded(AtOnce):
     """Fewest requests in flight."""
 
-    def choose(self, request: TraceRequest) -> int:
+    def choose(self, request: TraceRequest, now: float) -> int:
         """The one with the fewest."""
         return self.least(self.in_flight)
 
@@ -41,7 +42,7 @@ class LeastLoaded(AtOnce):
 class PowerOfTwo(AtOnce):
     """The less loaded of two drawn by chance."""
 
-    def choose(self, request: TraceRequest) -> int:
+    def choose(self, request: TraceRequest, now: float) -> int:
         """Of two."""
         pair = self.random.sample(range(self.size), min(2, self.size))
         return min(pair, key=lambda worker: self.in_flight[worker])
@@ -56,7 +57,7 @@ class SmgEvents(AtOnce):
     _ABSOLUTE = 64
     _RELATIVE = 1.5
 
-    def choose(self, request: TraceRequest) -> int:
+    def choose(self, request: TraceRequest, now: float) -> int:
         """The deepest overlap, or the shortest queue for all."""
         if self._is_unbalanced():
             return self.least(self.in_flight)
@@ -73,7 +74,7 @@ class SmgApproximate(SmgEvents):
 
     _MATCH_RATE = 0.3
 
-    def choose(self, request: TraceRequest) -> int:
+    def choose(self, request: TraceRequest, now: float) -> int:
         """The best match if it is good enough, else the shortest queue."""
         if not self._is_unbalanced():
             depths = self.depths(request)
@@ -89,7 +90,7 @@ class Dynamo(AtOnce):
     Source: ai-dynamo/dynamo, lib/kv-router/src/scheduling/selector.rs, default weights.
     """
 
-    def choose(self, request: TraceRequest) -> int:
+    def choose(self, request: TraceRequest, now: float) -> int:
         """The least sum."""
         size = self.models[0].block_tokens
         scores = []
@@ -103,19 +104,38 @@ class Dynamo(AtOnce):
 class LlmdScorers(AtOnce):
     """llm-d's weighted scorers: prefix 3, queue 2, KV use 2; with KV events if not optimistic.
 
+    Queue and KV use are the engines' metrics, scraped every 50 ms.
+
     Source: llm-d/llm-d-inference-scheduler, pkg/epp/config/loader/defaults.go.
     """
 
-    def choose(self, request: TraceRequest) -> int:
+    _SCRAPE_S = 0.05
+
+    def __init__(self, models: Sequence[EngineModel], seed: int, *, optimistic: bool) -> None:
+        super().__init__(models, seed, optimistic=optimistic)
+        self._scraped_at = -1.0
+        self._queues: list[int] = []
+        self._free: list[float] = []
+
+    def choose(self, request: TraceRequest, now: float) -> int:
         """The greatest weighted sum."""
-        most, least = max(self.waiting), min(self.waiting)
+        self._scrape(now)
+        queues = self._queues
+        most, least = max(queues), min(queues)
         blocks = max(len(request.blocks), 1)
         scores = []
         for worker, depth in enumerate(self.depths(request)):
-            queue = (most - self.waiting[worker]) / (most - least) if most > least else 1.0
-            used = len(self.used_blocks[worker]) / self.models[worker].cache_blocks
-            scores.append(-(3 * depth / blocks + 2 * queue + 2 * max(1 - used, 0.0)))
+            queue = (most - queues[worker]) / (most - least) if most > least else 1.0
+            scores.append(-(3 * depth / blocks + 2 * queue + 2 * self._free[worker]))
         return self.least(scores)
+
+    def _scrape(self, now: float) -> None:
+        if 0 <= self._scraped_at and now - self._scraped_at < self._SCRAPE_S:
+            return
+        self._scraped_at = now
+        self._queues = list(self.waiting)
+        used = zip(self.used_blocks, self.models, strict=True)
+        self._free = [max(1 - len(blocks) / m.cache_blocks, 0.0) for blocks, m in used]
 
 
 class LlmdSticky(AtOnce):
@@ -128,7 +148,7 @@ class LlmdSticky(AtOnce):
     _BREAK_S = 18.0
     _EXPLORE = 0.01
 
-    def choose(self, request: TraceRequest) -> int:
+    def choose(self, request: TraceRequest, now: float) -> int:
         """The least uncached tokens in flight, among the sticky ones while they keep up."""
         uncached = self.uncached(request)
         times = [
@@ -141,37 +161,43 @@ class LlmdSticky(AtOnce):
         if sticky and self.random.random() >= self._EXPLORE:
             gain = min(times[w] for w in sticky) - min((times[w] for w in others), default=1e9)
             pool = sticky if gain <= self._BREAK_S else pool
-        return pool[self._least_of([times[w] for w in pool])]
-
-    def _least_of(self, times: Sequence[float]) -> int:
-        return self.least(times)
+        return pool[self.least([times[w] for w in pool])]
 
 
 class LMetric(AtOnce):
-    """Tokens to be computed there times the batch: no parameter.
+    """Tokens this request would have to compute, times the batch: no parameter.
 
     Source: arXiv 2603.15202.
     """
 
-    def choose(self, request: TraceRequest) -> int:
+    def choose(self, request: TraceRequest, now: float) -> int:
         """The least product."""
         uncached = self.uncached(request)
-        return self.least(
-            [
-                (self.pending_tokens[w] + uncached[w]) * (self.in_flight[w] + 1)
-                for w in range(self.size)
-            ]
-        )
+        return self.least([tokens * n for tokens, n in zip(uncached, self.in_flight, strict=True)])
 
 
 class LeastPrefillWork(AtOnce):
     """Least prefill work left, this request's included: TTFT if all worked at one rate."""
 
-    def choose(self, request: TraceRequest) -> int:
+    def choose(self, request: TraceRequest, now: float) -> int:
         """The least sum."""
         uncached = self.uncached(request)
         return self.least([self.pending_tokens[w] + uncached[w] for w in range(self.size)])
 
 
-def smg(models: Sequence[EngineModel], seed: int) -> AtOnce:
-    return SmgEvents(models, seed, optimistic=False)
+class Oracle(AtOnce):
+    """Least true time to first token: knows the engines' rates, queues and caches to come."""
+
+    def __init__(self, models: Sequence[EngineModel], seed: int, *, optimistic: bool) -> None:
+        super().__init__(models, seed, optimistic=optimistic)
+        self._free_at = [0.0] * self.size
+
+    def choose(self, request: TraceRequest, now: float) -> int:
+        """The soonest."""
+        ends = []
+        for worker, uncached in enumerate(self.uncached(request)):
+            work_s = self.models[worker].prefill_s(uncached, request.prompt_tokens - uncached)
+            ends.append(max(self._free_at[worker], now) + work_s)
+        best = self.least(ends)
+        self._free_at[best] = ends[best]
+        return best

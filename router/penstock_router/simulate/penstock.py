@@ -92,6 +92,10 @@ class PenstockPolicy:
         """When a worker is foreseen to open."""
         return self._queue.wake_at()
 
+    def pool(self, ticket: Ticket) -> int:
+        """All serve all."""
+        return 0
+
     def views(self, ticket: Ticket, now: float) -> Sequence[WorkerView]:
         """Everybody."""
         if now != self._views_at:

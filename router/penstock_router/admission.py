@@ -17,7 +17,7 @@ from typing import Protocol
 
 from penstock_core.errors import Overloaded, PenstockError, QuotaExceeded
 from penstock_router.admission_order import Shares, in_order
-from penstock_router.admission_ticket import AdmissionParams, PriorityClass, Ticket
+from penstock_router.admission_ticket import ONLINE, AdmissionParams, PriorityClass, Ticket
 from penstock_router.cost import CostParams, backlog_s
 from penstock_router.facts import Candidate, Decision, RoutingRequest, WorkerView
 from penstock_router.policy import decide
@@ -47,6 +47,7 @@ class Placement:
     """A ticket leaves the queue: with a decision, or with the error that it ends with."""
 
     ticket: Ticket
+    now: float
     decision: Decision | None = None
     views: tuple[WorkerView, ...] = ()
     request: RoutingRequest | None = None
@@ -71,6 +72,7 @@ class AdmissionQueue:
         self._shares = Shares(params)
         self._tokens = self._bytes = 0
         self._wake_at = float("inf")
+        self._longest_slo_s = max(params.slo_s[k] for k in ONLINE[1:])
 
     def __len__(self) -> int:
         """Requests that wait."""
@@ -99,7 +101,7 @@ class AdmissionQueue:
         """
         self._check(ticket)
         self._shares.joins(ticket, self._tickets.values())
-        self._tickets[ticket.request_id] = ticket
+        self._tickets[ticket.ticket_id] = ticket
         self._tokens += ticket.prompt_tokens
         self._bytes += ticket.size_bytes
 
@@ -116,7 +118,7 @@ class AdmissionQueue:
         """Who goes now. Carry each one out before asking for the next."""
         self._wake_at = float("inf")
         while (placement := self._next(lookup, now)) is not None:
-            self.remove(placement.ticket.request_id)
+            self.remove(placement.ticket.ticket_id)
             yield placement
 
     def wake_at(self) -> float:
@@ -130,7 +132,7 @@ class AdmissionQueue:
         ordered = in_order(list(self._tickets.values()), self._shares, self.params, now)
         for ticket in islice(ordered, self.params.plan_limit):
             if ticket.deadline_s <= now:
-                return Placement(ticket, error=_too_late(now - ticket.deadline_s))
+                return Placement(ticket, now, error=_too_late(now - ticket.deadline_s))
             pool = lookup.pool(ticket)
             if pool in closed:
                 continue
@@ -148,7 +150,7 @@ class AdmissionQueue:
         least = min(
             (backlog_s(v, self._cost) for v in views if not v.excluded_because), default=0.0
         )
-        if least <= self.params.ahead_s:
+        if least <= max(self.params.ahead_s, self._longest_slo_s):
             return True
         self._wake_at = min(self._wake_at, now + max(least - self.params.ahead_s, _LEAST_WAIT_S))
         return False
@@ -166,14 +168,17 @@ class AdmissionQueue:
         decision = decide(seen, request, now, lookup.seed(ticket), self._cost)
         chosen = decision.chosen
         if chosen is None:
-            return Placement(ticket, decision, seen, request)
+            return Placement(ticket, now, decision, seen, request)
         self._learn(ticket, decision)
         view = next(v for v in seen if v.worker_id == chosen.worker_id)
-        if self._may_go(ticket, view, chosen) and not decision.waits_for:
+        held = decision.waits_for and now - ticket.arrived_s < self.params.longest_hold_s
+        if not held and self._may_go(ticket, view, chosen):
             self._shares.charge(ticket, chosen.prefill_s)
-            return Placement(ticket, decision, seen, request)
+            return Placement(ticket, now, decision, seen, request)
         if now + chosen.ttft_s > ticket.deadline_s:
-            return Placement(ticket, decision, seen, request, error=_too_late(chosen.backlog_s))
+            return Placement(
+                ticket, now, decision, seen, request, error=_too_late(chosen.backlog_s)
+            )
         plan = plans.setdefault(chosen.worker_id, _Plan())
         plan.seconds += chosen.prefill_s
         plan.requests += 1
@@ -183,15 +188,20 @@ class AdmissionQueue:
         """Whether the chosen worker takes it now."""
         if view.max_batch and view.running + view.waiting >= view.max_batch:
             return False
+        full = view.capacity_blocks * self.params.full_share
+        if view.capacity_blocks and view.running and view.used_blocks >= full:
+            return False
         if ticket.priority is PriorityClass.BATCH:
-            return view.waiting == 0 and view.planned == 0 and self._has_slack(view)
-        return chosen.backlog_s <= self.params.ahead_s
+            return self._has_slack(view) and chosen.backlog_s <= self.params.ahead_s
+        objective_s = self.params.slo_s[ticket.priority]
+        return chosen.backlog_s <= self.params.ahead_s or chosen.ttft_s <= objective_s
 
     def _has_slack(self, view: WorkerView) -> bool:
-        if view.max_batch and view.running >= self.params.batch_share * view.max_batch:
-            return False
-        full = view.capacity_blocks * self.params.full_share
-        return not view.capacity_blocks or view.used_blocks < full
+        """Whether what is left over of a worker is more than the others' reserve."""
+        return not (
+            view.planned
+            or (view.max_batch and view.running >= self.params.batch_share * view.max_batch)
+        )
 
     def _learn(self, ticket: Ticket, decision: Decision) -> None:
         least = min(

@@ -90,7 +90,7 @@ def _by_tenant(
         queues.setdefault(ticket.tenant, []).append(ticket)
     for queue in queues.values():
         # Reversed, to pop from the end. Waiting counts for all alike, so its start will do.
-        queue.sort(key=lambda t: (_aged(t, params), t.request_id), reverse=True)
+        queue.sort(key=lambda t: (_aged(t, params), t.ticket_id), reverse=True)
     served = {tenant: shares.tenant(kind, tenant) for tenant in queues}
     while queues:
         tenant = _next_tenant(queues, served, params) if len(queues) > 1 else next(iter(queues))

@@ -18,7 +18,9 @@ class PriorityClass(IntEnum):
 ONLINE = (PriorityClass.SYSTEM, PriorityClass.INTERACTIVE, PriorityClass.STANDARD)
 
 
-def _by_class(system: float, interactive: float, standard: float, batch: float) -> Mapping[int, float]:
+def _by_class(
+    system: float, interactive: float, standard: float, batch: float
+) -> Mapping[int, float]:
     values = (system, interactive, standard, batch)
     return MappingProxyType(dict(zip(PriorityClass, values, strict=True)))
 
@@ -49,11 +51,12 @@ class AdmissionParams:
         hot_share: share of a prompt that must be cached for that.
         plan_limit: requests, in their order, that a round of placements looks at.
         full_share: KV occupancy above which a worker takes no more.
+        longest_hold_s: how long blocks that another request computes are waited for.
         batch_share: share of a worker's batch that BATCH may fill.
     """
 
     ahead_s: float = 0.05
-    slo_s: Mapping[int, float] = field(default_factory=lambda: _by_class(1.0, 0.2, 0.2, 0.0))
+    slo_s: Mapping[int, float] = field(default_factory=lambda: _by_class(1.0, 0.25, 0.5, 0.0))
     aging: float = 1.0
     weights: Mapping[int, float] = field(default_factory=lambda: _by_class(1.0, 4.0, 2.0, 1.0))
     starvation_s: Mapping[int, float] = field(
@@ -63,6 +66,7 @@ class AdmissionParams:
     hot_share: float = 0.5
     plan_limit: int = 64
     full_share: float = 0.95
+    longest_hold_s: float = 10.0
     batch_share: float = 0.75
     bounds: Bounds = Bounds()
 
@@ -72,6 +76,7 @@ class Ticket:
     """One waiting request.
 
     Attributes:
+        ticket_id: unique in the queue, unlike the caller's request id.
         priority: its class.
         arrived_s, deadline_s: clock times; no first token is of use after the deadline.
         work_s: predicted prefill seconds where most of it is cached.
@@ -79,7 +84,7 @@ class Ticket:
         expected_ttft_s: seconds to the first token from now on, as last predicted.
     """
 
-    request_id: str
+    ticket_id: str
     tenant: str
     priority: PriorityClass
     prompt_tokens: int

@@ -16,6 +16,7 @@ Pure. Each term has a weight, so that each can be switched off.
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from typing import NamedTuple
@@ -30,7 +31,7 @@ class CostParams:
     Attributes:
         backlog, pending, externality, tpot, kv_pressure, replication: weights of the terms; 0
             switches one off.
-        lateness: cost of a squared second to the first token; 0.1 counts the 10th second twice more.
+        lateness: cost of a squared second to the first token; at 0.2 the 5th second costs three times the first.
         busy, queued, shared: parts of the externality, by requests to come, waiting and decoding.
         busiest: upper bound of ``1 / (1 - utilisation)``.
         kv_knee: occupancy at which memory begins to weigh; ``kv_scale_s`` how much.
@@ -43,8 +44,8 @@ class CostParams:
     tpot: float = 0.1
     kv_pressure: float = 1.0
     replication: float = 1.0
-    lateness: float = 0.1
-    busy: float = 3.0
+    lateness: float = 0.2
+    busy: float = 5.0
     queued: float = 0.1
     shared: float = 0.01
     busiest: float = 4.0
@@ -77,7 +78,7 @@ def scene(workers: Sequence[WorkerView], now: float, p: CostParams) -> Scene:
     worker delays ``rho / (1 - rho)`` requests to come, with rho the fleet's utilisation, and its
     share of those that wait now.
     """
-    busy = min(sum(w.utilisation for w in workers) / len(workers), 1 - 1 / p.busiest)
+    busy = min(math.fsum(w.utilisation for w in workers) / len(workers), 1 - 1 / p.busiest)
     waiting = sum(w.waiting + w.planned for w in workers) / len(workers)
     steps = (w.step_s for w in workers if w.step_s)
     delayed = p.busy * busy / (1 - busy) + p.queued * waiting

@@ -49,9 +49,7 @@ def decide(
         for w in open_to
         if w.worker_id in found
     }
-    by_worker = [
-        price(w, matches.get(w.worker_id, NO_MATCH), request, at, params) for w in open_to
-    ]
+    by_worker = [price(w, matches.get(w.worker_id, NO_MATCH), request, at, params) for w in open_to]
     priced = sorted(by_worker, key=lambda c: (c.total_s, c.worker_id))
     tied = _tied(priced, params)
     chosen = max(tied, key=lambda c: (c.matched_tokens, _rendezvous(c, request, seed)))

@@ -79,7 +79,7 @@ async def running_router(settings: RouterSettings) -> AsyncIterator[RunningRoute
     forwarder = Forwarder(router, fleet, picture.metrics, picture.clock)
     server = _server(keys, RouterInference(preparer, forwarder, fleet, texts), routing)
     port = server.bind(settings.listen)
-    work = [fleet.run()]
+    work = [fleet.run(), router.room.run()]
     if settings.decision_log:
         work.append(write_decisions(picture.book, Path(settings.decision_log)))
     endpoint = _endpoint(settings.listen, port)

@@ -27,8 +27,8 @@ CONFIDENCE = {SyncState.LIVE: 1.0, SyncState.SYNCING: 0.7, SyncState.STALE: 0.3}
 # Engines tell of a first token and of the blocks behind it on two ways.
 _SETTLE_S = 0.25
 _ADMITTED_TTL_S = 120.0
-# Its utilisation fades with time alone.
-_VIEW_AGE_S = 0.1
+# Its utilisation fades, and its backlog shrinks, with time alone.
+_VIEW_AGE_S = 0.01
 
 
 class Picture:
@@ -99,7 +99,7 @@ class TrackedWorker:
             sync_state=state.value,
             confidence=CONFIDENCE.get(state, 0.0),
             trust=load.trust_factor,
-            backlog_tokens=load.backlog_tokens(),
+            backlog_tokens=max(int(load.backlog_tokens() - load.worked_tokens(now)), 0),
             running=load.running(),
             waiting=load.waiting(),
             base_s=base_s,
@@ -107,6 +107,7 @@ class TrackedWorker:
             utilisation=load.utilisation(now),
             step_s=report.step_s / max(report.tokens_per_step, 1.0),
             output_tokens=load.output_tokens.value,
+            max_batch=facts.max_batch if facts else 0,
             used_blocks=report.used_blocks,
             capacity_blocks=facts.capacity_blocks if facts else 0,
             block_tokens=facts.block_tokens if facts else 1,

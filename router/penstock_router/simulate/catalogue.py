@@ -1,7 +1,7 @@
 """Policies by name."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 
 from penstock_core.errors import InvalidRequest
 from penstock_router.admission_ticket import AdmissionParams
@@ -50,8 +50,8 @@ class Setup:
 
     models: tuple[EngineModel, ...]
     seed: int = 0
-    cost: CostParams = CostParams()
-    admission: AdmissionParams = AdmissionParams()
+    cost: CostParams = field(default_factory=CostParams)
+    admission: AdmissionParams = field(default_factory=AdmissionParams)
 
 
 def build(name: str, setup: Setup) -> Policy:
@@ -76,10 +76,14 @@ def canonical(name: str) -> str:
     return plain
 
 
+def check_terms(terms: Sequence[str]) -> None:
+    """Raises InvalidRequest if one is no term of the cost."""
+    for term in terms:
+        if term not in TERMS:
+            raise InvalidRequest(f"no term {term!r}; there are {', '.join(TERMS)}", field="ablate")
+
+
 def without(cost: CostParams, terms: Sequence[str]) -> CostParams:
     """The cost with some terms switched off. Raises InvalidRequest for an unknown one."""
-    known = {f.name for f in fields(cost)}
-    for term in terms:
-        if term not in TERMS or term not in known:
-            raise InvalidRequest(f"no term {term!r}; there are {', '.join(TERMS)}", field="ablate")
+    check_terms(terms)
     return replace(cost, **dict.fromkeys(terms, 0.0))

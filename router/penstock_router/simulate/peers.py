@@ -130,7 +130,7 @@ class LlmdScorers(AtOnce):
         return self.least(scores)
 
     def _scrape(self, now: float) -> None:
-        if 0 <= self._scraped_at and now - self._scraped_at < self._SCRAPE_S:
+        if self._scraped_at >= 0 and now - self._scraped_at < self._SCRAPE_S:
             return
         self._scraped_at = now
         self._queues = list(self.waiting)
@@ -151,9 +151,7 @@ class LlmdSticky(AtOnce):
     def choose(self, request: TraceRequest, now: float) -> int:
         """The least uncached tokens in flight, among the sticky ones while they keep up."""
         uncached = self.uncached(request)
-        times = [
-            self.pending_tokens[w] / self.models[w].prefill_rate for w in range(self.size)
-        ]
+        times = [self.pending_tokens[w] / self.models[w].prefill_rate for w in range(self.size)]
         limit = (1 - self._STICKY_SHARE) * request.prompt_tokens
         sticky = [w for w in range(self.size) if uncached[w] <= limit]
         others = [w for w in range(self.size) if uncached[w] > limit]

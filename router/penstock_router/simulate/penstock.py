@@ -4,7 +4,6 @@ Only the clock and the wire are replaced: what a worker's state stream would say
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 from penstock_router.admission import AdmissionQueue
 from penstock_router.admission_ticket import AdmissionParams, PriorityClass, Ticket
@@ -51,7 +50,7 @@ class PenstockPolicy:
         """It waits until a worker is open."""
         asked = job.request
         ticket = Ticket(
-            request_id=asked.request_id,
+            ticket_id=asked.request_id,
             tenant=asked.tenant,
             priority=PriorityClass[asked.priority.upper()],
             prompt_tokens=asked.prompt_tokens,
@@ -67,7 +66,7 @@ class PenstockPolicy:
         if not len(self._queue):
             return
         for placement in self._queue.placements(self, now):
-            job = self._jobs.pop(placement.ticket.request_id)
+            job = self._jobs.pop(placement.ticket.ticket_id)
             if placement.error is not None or placement.decision is None:
                 job.rejected = True
                 continue
@@ -108,7 +107,7 @@ class PenstockPolicy:
 
     def request(self, ticket: Ticket, now: float) -> RoutingRequest:
         """What each worker holds and computes of it."""
-        asked = self._jobs[ticket.request_id].request
+        asked = self._jobs[ticket.ticket_id].request
         matches = self._matches(asked.blocks)
         return RoutingRequest(
             request_id=asked.request_id,
@@ -156,7 +155,7 @@ class PenstockPolicy:
 
     def finished(self, job: Job, now: float) -> None:
         """A last token is there."""
-        event = Finished(job.request.request_id, job.request.output_tokens)
+        event = Finished(job.request.ticket_id, job.request.output_tokens)
         self._loads[job.worker].apply(event, now)
 
     def _least_work_s(self, job: Job) -> float:
@@ -179,7 +178,7 @@ class PenstockPolicy:
                 extent = self._pending.extent(name, blocks, depth)
                 if extent.blocks:
                     found[name] = Match(
-                        depth * size, extent.blocks * size, extent.eta, extent.request_ids
+                        depth * size, extent.blocks * size, extent.eta, extent.ticket_ids
                     )
         return found
 

@@ -172,13 +172,13 @@ class AdmissionQueue:
         self._learn(ticket, decision)
         view = next(v for v in seen if v.worker_id == chosen.worker_id)
         held = decision.waits_for and now - ticket.arrived_s < self.params.longest_hold_s
-        if not held and self._may_go(ticket, view, chosen):
+        may_go = not held and self._may_go(ticket, view, chosen)
+        # Who finds a worker open on arrival goes, whatever is foretold: the deadline will tell.
+        if now + chosen.ttft_s > ticket.deadline_s and not (may_go and now <= ticket.arrived_s):
+            return Placement(ticket, now, decision, seen, request, _too_late(chosen.backlog_s))
+        if may_go:
             self._shares.charge(ticket, chosen.prefill_s)
             return Placement(ticket, now, decision, seen, request)
-        if now + chosen.ttft_s > ticket.deadline_s:
-            return Placement(
-                ticket, now, decision, seen, request, error=_too_late(chosen.backlog_s)
-            )
         plan = plans.setdefault(chosen.worker_id, _Plan())
         plan.seconds += chosen.prefill_s
         plan.requests += 1

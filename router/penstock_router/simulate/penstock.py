@@ -155,7 +155,7 @@ class PenstockPolicy:
 
     def finished(self, job: Job, now: float) -> None:
         """A last token is there."""
-        event = Finished(job.request.ticket_id, job.request.output_tokens)
+        event = Finished(job.request.request_id, job.request.output_tokens)
         self._loads[job.worker].apply(event, now)
 
     def _least_work_s(self, job: Job) -> float:
@@ -178,7 +178,7 @@ class PenstockPolicy:
                 extent = self._pending.extent(name, blocks, depth)
                 if extent.blocks:
                     found[name] = Match(
-                        depth * size, extent.blocks * size, extent.eta, extent.ticket_ids
+                        depth * size, extent.blocks * size, extent.eta, extent.request_ids
                     )
         return found
 

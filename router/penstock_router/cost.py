@@ -18,8 +18,8 @@ Pure. Each term has a weight, so that each can be switched off.
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
-from typing import NamedTuple
+from dataclasses import astuple, dataclass, fields, replace
+from typing import NamedTuple, Self
 
 from penstock_router.facts import Candidate, Match, RoutingRequest, WorkerView
 
@@ -53,6 +53,18 @@ class CostParams:
     kv_scale_s: float = 0.05
     tie_s: float = 0.001
     tie_share: float = 0.02
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The defaults with what ``name=value,name=value`` says. Raises ValueError for nonsense."""
+        known = {f.name for f in fields(cls)}
+        changes: dict[str, float] = {}
+        for part in filter(None, (p.strip() for p in text.split(","))):
+            name, sign, value = part.partition("=")
+            if not sign or name.strip() not in known:
+                raise ValueError(f"{part!r} sets none of {', '.join(sorted(known))}")
+            changes[name.strip()] = float(value)
+        return replace(cls(), **changes)
 
     def digest(self) -> str:
         """Names these parameters in decision records."""

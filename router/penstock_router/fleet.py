@@ -119,6 +119,11 @@ class Fleet:
         now = self._picture.clock()
         return Counter(w.sync.state(now).value for w in self.workers())
 
+    def calibration(self) -> Mapping[str, tuple[float, float]]:
+        """Each worker's smoothed TTFT error in seconds and its trust factor."""
+        known = (w for w in self.workers() if w.worker_id)
+        return {w.worker_id: (w.load.ttft_error.value, w.load.trust_factor) for w in known}
+
     def divergences(self) -> int:
         """Times that the index was found to be wrong, over all workers there were."""
         return self._gone_divergences + sum(w.sync.divergences for w in self.workers())

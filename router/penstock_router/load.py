@@ -55,6 +55,7 @@ class WorkerLoad:
         self.prefill = LineFit(_PRIOR_BASE_S, _PRIOR_SLOPE_S)
         self.trust = Ewma(1.0, 0.05)
         self.output_tokens = Ewma(_PRIOR_OUTPUT_TOKENS)
+        self.ttft_error = Ewma(0.0)
         self._utilisation = Utilisation(_UTILISATION_WINDOW_S)
         self._entries: dict[str, _Entry] = {}
         self._reported_tokens = 0
@@ -126,6 +127,10 @@ class WorkerLoad:
         self.version += 1
         if predicted > 0:
             self.trust.add(min(actual / predicted, 1.0))
+
+    def observe_ttft(self, predicted_s: float, actual_s: float) -> None:
+        """What was foretold against what was measured."""
+        self.ttft_error.add(abs(actual_s - predicted_s))
 
     @property
     def trust_factor(self) -> float:

@@ -57,7 +57,7 @@ async def running_router(settings: RouterSettings) -> AsyncIterator[RunningRoute
 
     Raises:
         SettingsError: there is neither a registry nor a list of workers, or the registry's URL or
-            the key file is malformed.
+            the key file or a policy is malformed.
         OSError: the address cannot be bound, or the key file not be read.
     """
     if not settings.registry_url and not settings.endpoints():
@@ -66,6 +66,7 @@ async def running_router(settings: RouterSettings) -> AsyncIterator[RunningRoute
     try:
         if settings.keys_file:
             keys = await asyncio.to_thread(KeyRing.load, Path(settings.keys_file))
+        policies = settings.policies()
         registry = open_registry(settings.registry_url, settings.endpoints())
     except ValueError as error:
         raise SettingsError(str(error)) from error
@@ -74,7 +75,9 @@ async def running_router(settings: RouterSettings) -> AsyncIterator[RunningRoute
     fleet = Fleet(registry, picture, texts, Changes())
     picture.metrics.watch_fleet(fleet.states, lambda: len(picture.index), fleet.divergences)
     preparer = Preparer(fleet, texts, settings.cache_secret.encode() or secrets.token_bytes(32))
-    router = Router(picture, fleet.changes, settings.lease_secret.encode())
+    router = Router(picture, fleet.changes, settings.lease_secret.encode(), policies)
+    picture.metrics.watch_queue(router.waiting)
+    picture.metrics.watch_calibration(fleet.calibration)
     routing = RouterRouting(preparer, router, fleet, picture.book)
     forwarder = Forwarder(router, fleet, picture.metrics, picture.clock)
     server = _server(keys, RouterInference(preparer, forwarder, fleet, texts), routing)

@@ -13,7 +13,7 @@ from opentelemetry import trace
 
 from penstock.common.v1 import lease_pb2
 from penstock_core import leases, semconv, tracing
-from penstock_core.errors import NoWorker
+from penstock_core.errors import NoWorker, Rejected
 from penstock_core.ids import new_id
 from penstock_router.admission import AdmissionQueue, Placement
 from penstock_router.admission_ticket import AdmissionParams, PriorityClass, Ticket
@@ -112,7 +112,13 @@ class Router:
                 deadline_s=attempt.deadline,
             )
             visitor = _Visitor(self, prepared, attempt, span)
-            routed = await self.room.place(ticket, visitor, self._undo)
+            kind, metrics = ticket.priority.name.lower(), self.picture.metrics
+            try:
+                routed = await self.room.place(ticket, visitor, self._undo)
+            except Rejected as error:
+                metrics.refused(error.slug, kind)
+                raise
+            metrics.queued(routed.record.queued_s, kind)
             return routed, tracing.outgoing()
 
     def release(self, routed: Routed, *, status: str = "", settle_s: float = 0.0) -> None:
@@ -132,6 +138,9 @@ class Router:
         """Reserve what was decided. Raises NoWorker if there is nobody."""
         self.picture.book.add(record)
         self.picture.metrics.decided(record.decision_us / 1e6)
+        if self.policies.shadow is not None:
+            agrees = record.shadow_worker_id == record.worker_id
+            self.picture.metrics.shadowed(agrees=agrees)
         chosen = record.decision.chosen
         if chosen is None:
             raise NoWorker(_nobody(record), retry_after_s=RETRY_AFTER_S)
@@ -146,6 +155,10 @@ class Router:
         views, request = inputs.views, inputs.request
         chosen = decide(views, request, inputs.now, seed, self.policies.shadow).chosen
         return chosen.worker_id if chosen else ""
+
+    def waiting(self) -> dict[str, int]:
+        """Requests in the queue, by class."""
+        return {kind.name.lower(): self.room.queue.waiting(kind) for kind in PriorityClass}
 
     def seed(self) -> int:
         """A fresh seed."""

@@ -146,4 +146,5 @@ class TrackedWorker:
         if outcome is not None and isinstance(event, PrefillDone):
             predicted = outcome.predicted_cached_tokens
             self.load.observe_hit(predicted, event.cached_tokens)
+            self.load.observe_ttft(outcome.predicted_ttft_s, event.ttft_s)
             self._picture.metrics.hit(self.worker_id, predicted, event.cached_tokens)

@@ -73,12 +73,12 @@ def in_order(
     heapq.heapify(heap)
     while heap:
         _, served, kind = heapq.heappop(heap)
-        ticket = next(streams[kind], None)
-        if ticket is not None:
+        head = next(streams[kind], None)
+        if head is not None:
             # Only the first of a starving class is favoured; then it shares again.
-            entry = (True, served + ticket.work_s / params.weights[kind], kind)
+            entry = (True, served + head.work_s / params.weights[kind], kind)
             heapq.heappush(heap, entry)
-            yield ticket
+            yield head
     yield from last
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from penstock_router.fit import Ewma, LineFit, Utilisation
+from penstock_router.fit import Ewma, PrefillFit, Utilisation
 from penstock_router.frames import (
     Admitted,
     Finished,
@@ -52,7 +52,7 @@ class WorkerLoad:
 
     def __init__(self) -> None:
         self.report = LoadReport()
-        self.prefill = LineFit(_PRIOR_BASE_S, _PRIOR_SLOPE_S)
+        self.prefill = PrefillFit(_PRIOR_BASE_S, _PRIOR_SLOPE_S)
         self.trust = Ewma(1.0, 0.05)
         self.output_tokens = Ewma(_PRIOR_OUTPUT_TOKENS)
         self.ttft_error = Ewma(0.0)
@@ -191,7 +191,7 @@ class WorkerLoad:
         self._working_since = now
         entry.phase, entry.expires = _Phase.DECODING, float("inf")
         if event.computed_tokens > 0 and event.prefill_s > 0:
-            self.prefill.add(event.computed_tokens, event.prefill_s)
+            self.prefill.add(event.computed_tokens, event.cached_tokens, event.prefill_s)
             self._utilisation.add(event.prefill_s, now)
 
     def _leaves_backlog(self, entry: _Entry) -> None:

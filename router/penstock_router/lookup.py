@@ -1,6 +1,7 @@
 """What the index and the pending table say about a prompt, worker by worker."""
 
 from penstock_core import blocks
+from penstock_router.demand import deepest
 from penstock_router.facts import Match, RoutingRequest
 from penstock_router.index import slots_of
 from penstock_router.policy import first_divergent
@@ -19,6 +20,7 @@ def look_up(
             groups.setdefault(key, []).append(worker)
     matches: dict[str, Match] = {}
     num_blocks, divergent = 0, None
+    replicas: frozenset[str] = frozenset()
     for (_, block_tokens), members in groups.items():
         facts = members[0].facts
         assert facts is not None
@@ -29,6 +31,9 @@ def look_up(
         if len(hashes) > num_blocks:
             num_blocks = len(hashes)
             divergent = first_divergent(hashes, list(found.values()), block_tokens)
+            key, holders = deepest(hashes, found, block_tokens)
+            names = [w.worker_id for w in members]
+            replicas = picture.demand.replicas(key, holders, names, picture.clock())
     return RoutingRequest(
         request_id=prepared.request.request_id,
         model=prepared.request.model,
@@ -38,7 +43,27 @@ def look_up(
         divergent=divergent,
         max_tokens=prepared.max_tokens,
         excluded=excluded,
+        replicas=replicas,
     )
+
+
+def observe_demand(picture: Picture, prepared: PreparedRequest) -> None:
+    """A request came: its prefix is asked for, and will cost its holders what nobody holds."""
+    members = [w for w in prepared.workers if w.facts is not None]
+    if not members or members[0].facts is None:
+        return
+    facts = members[0].facts
+    usable = blocks.reusable_blocks(prepared.prefix_tokens, facts.block_tokens)
+    hashes = prepared.hashes(facts)[:usable]
+    key, holders = deepest(
+        hashes, _match(picture, members, hashes, facts.block_tokens), facts.block_tokens
+    )
+    holder = next((w for w in members if w.worker_id in holders), None)
+    if key is not None and holder is not None:
+        held = (hashes.index(key) + 1) * facts.block_tokens
+        base_s, slope_s = holder.load.prefill_line()
+        work_s = base_s + slope_s * (prepared.prefix_tokens - held)
+        picture.demand.observe(key, work_s, picture.clock())
 
 
 def _match(

@@ -5,11 +5,12 @@ hash of the first block nobody holds. Routers that know the same therefore choos
 second request with a new prefix goes where the first one went, whichever router took it.
 """
 
+import heapq
 from collections.abc import Mapping, Sequence
 
 import xxhash
 
-from penstock_router.cost import CostParams, Scene, price, scene, worth_waiting
+from penstock_router.cost import CostParams, Scene, backlog_s, price, scene, worth_waiting
 from penstock_router.facts import (
     NO_MATCH,
     Candidate,
@@ -19,6 +20,9 @@ from penstock_router.facts import (
     WorkerView,
 )
 
+# Above so many workers only those are priced that hold most or have least to do.
+_PRICE_ALL = 256
+_SHORTLIST = 32
 _EXCLUDED_BY_CALLER = "it just failed this request"
 
 
@@ -44,6 +48,7 @@ def decide(
         return Decision(None, tuple(refused), "no worker can take it")
     at = scene(open_to, now, params)
     found = request.matches
+    open_to = _shortlist(open_to, found, params)
     matches = {
         w.worker_id: worth_waiting(w, found[w.worker_id], at, params)
         for w in open_to
@@ -65,6 +70,23 @@ def decide(
         counterfactual_loss_s=max(unaware.total_s - chosen.total_s, 0.0),
         waits_for=match.pending_requests,
     )
+
+
+def _shortlist(
+    workers: list[WorkerView], matches: Mapping[str, Match], params: CostParams
+) -> list[WorkerView]:
+    """Everybody in a small fleet; in a large one those that can win, in the order given."""
+    if len(workers) <= _PRICE_ALL:
+        return workers
+
+    def held(worker: WorkerView) -> int:
+        match = matches.get(worker.worker_id, NO_MATCH)
+        return match.matched_tokens + match.pending_tokens
+
+    holders = heapq.nlargest(_SHORTLIST, workers, key=held)
+    idle = heapq.nsmallest(_SHORTLIST, workers, key=lambda w: backlog_s(w, params))
+    chosen = {w.worker_id for w in (*holders, *idle)}
+    return [w for w in workers if w.worker_id in chosen]
 
 
 def _without_affinity(

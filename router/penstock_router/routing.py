@@ -22,7 +22,7 @@ from penstock_router.cost import CostParams
 from penstock_router.decisions import DecisionRecord, Inputs
 from penstock_router.facts import Candidate, RoutingRequest, WorkerView
 from penstock_router.fleet import RETRY_AFTER_S
-from penstock_router.lookup import look_up
+from penstock_router.lookup import look_up, observe_demand
 from penstock_router.policy import decide
 from penstock_router.prompts import PreparedRequest
 from penstock_router.tracked import Picture, TrackedWorker
@@ -111,6 +111,7 @@ class Router:
                 size_bytes=prepared.request.ByteSize(),
                 deadline_s=attempt.deadline,
             )
+            observe_demand(self.picture, prepared)
             visitor = _Visitor(self, prepared, attempt, span)
             kind, metrics = ticket.priority.name.lower(), self.picture.metrics
             try:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from penstock_router.breaker import Breaker
 from penstock_router.decisions import DecisionBook
+from penstock_router.demand import PrefixDemand
 from penstock_router.facts import WorkerView
 from penstock_router.frames import (
     Admitted,
@@ -39,6 +40,7 @@ class Picture:
     ) -> None:
         self.index = PrefixIndex()
         self.pending = PendingTable()
+        self.demand = PrefixDemand()
         self.book = book
         self.metrics = metrics
         self.clock = clock
@@ -104,6 +106,7 @@ class TrackedWorker:
             waiting=load.waiting(),
             base_s=base_s,
             slope_s=slope_s,
+            pair_s=load.prefill.pair_s,
             utilisation=load.utilisation(now),
             step_s=report.step_s / max(report.tokens_per_step, 1.0),
             output_tokens=load.output_tokens.value,

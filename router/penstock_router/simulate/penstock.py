@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from penstock_router.admission import AdmissionQueue
 from penstock_router.admission_ticket import AdmissionParams, PriorityClass, Ticket
 from penstock_router.cost import CostParams
+from penstock_router.demand import PrefixDemand, deepest
 from penstock_router.facts import Match, RoutingRequest, WorkerView
 from penstock_router.frames import Admitted, Finished, LoadReport, PrefillDone
 from penstock_router.index import PrefixIndex, slots_of
@@ -38,6 +39,7 @@ class PenstockPolicy:
         self._index = PrefixIndex()
         self._everybody = sum(1 << self._index.acquire() for _ in models)
         self._pending = PendingTable()
+        self._demand = PrefixDemand()
         self._queue = AdmissionQueue(admission or AdmissionParams(), cost or CostParams())
         self._jobs: dict[str, Job] = {}
         self._views: list[WorkerView | None] = [None] * len(models)
@@ -57,7 +59,7 @@ class PenstockPolicy:
             arrived_s=now,
             deadline_s=now + asked.deadline_s,
         )
-        ticket.work_s = self._least_work_s(job)
+        ticket.work_s = self._least_work_s(job, now)
         self._jobs[asked.request_id] = job
         self._queue.offer(ticket)
 
@@ -108,7 +110,8 @@ class PenstockPolicy:
     def request(self, ticket: Ticket, now: float) -> RoutingRequest:
         """What each worker holds and computes of it."""
         asked = self._jobs[ticket.ticket_id].request
-        matches = self._matches(asked.blocks)
+        matches, size = self._matches(asked.blocks), self._models[0].block_tokens
+        key, holders = deepest(asked.blocks, matches, size)
         return RoutingRequest(
             request_id=asked.request_id,
             model="",
@@ -118,6 +121,7 @@ class PenstockPolicy:
             divergent=first_divergent(
                 asked.blocks, list(matches.values()), self._models[0].block_tokens
             ),
+            replicas=self._demand.replicas(key, holders, self._names, now),
         )
 
     def seed(self, ticket: Ticket) -> int:
@@ -158,11 +162,16 @@ class PenstockPolicy:
         event = Finished(job.request.request_id, job.request.output_tokens)
         self._loads[job.worker].apply(event, now)
 
-    def _least_work_s(self, job: Job) -> float:
-        matches = self._matches(job.request.blocks).values()
-        held = max((m.matched_tokens for m in matches), default=0)
+    def _least_work_s(self, job: Job, now: float) -> float:
+        asked = job.request
+        matches = self._matches(asked.blocks)
+        held = max((m.matched_tokens for m in matches.values()), default=0)
         _, slope_s = self._loads[0].prefill_line()
-        return slope_s * (job.request.prompt_tokens - held)
+        work_s = slope_s * (asked.prompt_tokens - held)
+        key, _ = deepest(asked.blocks, matches, self._models[0].block_tokens)
+        if key is not None:
+            self._demand.observe(key, work_s, now)
+        return work_s
 
     def _matches(self, blocks: Sequence[int]) -> dict[str, Match]:
         size = self._models[0].block_tokens
@@ -194,6 +203,7 @@ class PenstockPolicy:
             waiting=load.waiting(),
             base_s=base_s,
             slope_s=slope_s,
+            pair_s=load.prefill.pair_s,
             utilisation=load.utilisation(now),
             output_tokens=load.output_tokens.value,
             max_batch=model.max_active,

@@ -14,5 +14,7 @@ echo "Installing PyTorch (a CPU build where pip finds one) ..."
 $pip install -q torch==2.13.0
 echo "Installing Penstock with its tools ..."
 $pip install -q -c constraints.txt -e '.[dev]'
+# Without a compiler this says so, and PyTorch's own kernels serve.
+.venv/bin/python -m penstock_engine.native.fused.build
 touch .venv/.ready
 echo "Ready: .venv/bin/penstock --help"

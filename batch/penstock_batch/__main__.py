@@ -1,9 +1,10 @@
-"""``python -m penstock_batch serve`` and ``python -m penstock_batch work``."""
+"""``python -m penstock_batch serve``, ``work`` and ``flower``."""
 
 import asyncio
 import logging
 import sys
 
+from penstock_batch.flower import flower
 from penstock_batch.serve import serve
 from penstock_batch.settings import BatchSettings
 from penstock_batch.work import work
@@ -12,21 +13,22 @@ from penstock_core.settings import SettingsError
 
 logger = logging.getLogger(__name__)
 
-USAGE = """usage: python -m penstock_batch {serve,work}
+USAGE = """usage: python -m penstock_batch {serve,work,flower}
 
 serve  BatchService over gRPC, and the reconciler
 work   runs plans and shards from Celery's queue
+flower shows that queue in a browser (needs the flower extra)
 
 Settings (environment):
 """
 
 
 def main(arguments: list[str]) -> int:
-    """Run one of the two processes; its exit status."""
+    """Run one of the processes; its exit status."""
     if arguments in (["--help"], ["-h"]):
         sys.stdout.write(f"{USAGE}{BatchSettings.describe()}\n")
         return 0
-    if arguments not in (["serve"], ["work"]):
+    if arguments not in (["serve"], ["work"], ["flower"]):
         return lifecycle.fail(USAGE.splitlines()[0])
     try:
         settings = BatchSettings.from_environment()
@@ -35,6 +37,8 @@ def main(arguments: list[str]) -> int:
     logs.configure("penstock-batch", settings.log_level)
     if arguments == ["work"]:
         return work(settings)
+    if arguments == ["flower"]:
+        return flower(settings)
 
     async def run(stop: asyncio.Event) -> None:
         await serve(settings, stop)

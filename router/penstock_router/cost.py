@@ -45,7 +45,7 @@ class CostParams:
     kv_pressure: float = 1.0
     replication: float = 1.0
     lateness: float = 0.2
-    busy: float = 5.0
+    busy: float = 6.0
     queued: float = 0.1
     shared: float = 0.01
     busiest: float = 4.0

@@ -62,14 +62,15 @@ class WaitingRoom(Generic[_T]):
             DeadlineExceeded: the deadline passed.
             PenstockError: what carrying it out raised.
         """
-        seat = _Seat(visitor, asyncio.get_running_loop().create_future())
+        seat: _Seat[_T] = _Seat(visitor, asyncio.get_running_loop().create_future())
         left = ticket.deadline_s - self._clock()
         self.queue.offer(ticket)
         self._seats[ticket.ticket_id] = seat
         try:
             self.pump()
             if seat.result.done():
-                return seat.result.result()
+                placed: _T = seat.result.result()
+                return placed
             self._changes.notify()
             async with asyncio.timeout(min(left, _LONGEST_WAIT_S)):
                 return await asyncio.shield(seat.result)

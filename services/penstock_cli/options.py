@@ -1,5 +1,6 @@
 """Command-line options that several commands share."""
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -10,6 +11,17 @@ ROUTER_PORT = 50051
 BATCH_PORT = 50052
 GATEWAY_PORT = 8000
 
+
+class Weights(StrEnum):
+    """How weights are kept."""
+
+    NONE = "none"
+    INT8 = "int8"
+
+
+Quantization = Annotated[
+    Weights, typer.Option("--quantization", help="int8 keeps each weight as a byte.")
+]
 Target = Annotated[
     str,
     typer.Option("--target", envvar="PENSTOCK_TARGET", help="host:port of the router."),

@@ -24,6 +24,10 @@ _CLIENT = (
     ("grpc.max_reconnect_backoff_ms", 2_000),
     # Retries are ours: only the router knows whether a token was already sent.
     ("grpc.enable_retries", 0),
+    # A name that stands for several servers is served by all of them, and one that comes back under
+    # another address is found within seconds.
+    ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
+    ("grpc.dns_min_time_between_resolutions_ms", 1_000),
     # Each client owns its connections; a shared pool would outlive the channel that opened it.
     ("grpc.use_local_subchannel_pool", 1),
 )

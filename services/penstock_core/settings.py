@@ -1,15 +1,20 @@
 """The base of each process's settings: environment only, typed, frozen, strict.
 
 A variable that carries the process's prefix but no known name is an error: a typo must not
-silently mean the default.
+silently mean the default. What must not stand in an environment (it shows in process lists and
+crash reports) may come as a file instead: ``PENSTOCK_SECRETS_DIR`` names a folder whose files are
+called as the variables are, in small letters, as Docker's and Kubernetes' secrets are mounted.
 """
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Self
 
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+SECRETS_DIR = "PENSTOCK_SECRETS_DIR"
 
 
 class SettingsError(ValueError):
@@ -26,7 +31,8 @@ class ProcessSettings(BaseSettings):
         """Read the settings once, at start.
 
         Raises:
-            SettingsError: an unknown variable with our prefix, or a value that does not parse.
+            SettingsError: an unknown variable with our prefix, a value that does not parse, or no
+                folder of secrets where one is named.
         """
         prefix = cls.model_config.get("env_prefix", "")
         names = os.environ if environ is None else environ
@@ -36,8 +42,11 @@ class ProcessSettings(BaseSettings):
             raise SettingsError(
                 f"unknown setting {', '.join(unknown)}; known are {', '.join(sorted(known))}"
             )
+        folder = os.environ.get(SECRETS_DIR) or None
+        if folder is not None and not Path(folder).is_dir():
+            raise SettingsError(f"{SECRETS_DIR} names {folder}, and no such folder is there")
         try:
-            return cls()
+            return cls(_secrets_dir=folder)
         except ValidationError as error:
             lines = [
                 f"{prefix}{'.'.join(map(str, item['loc'])).upper()}: {item['msg']}"

@@ -108,6 +108,8 @@ def _load(settings: WorkerSettings) -> tuple[Engine, Text]:
         speculation=settings.speculation,
         draft_model=resolve_model(draft, weights=True) if drafts else None,
         max_draft_tokens=settings.max_draft_tokens,
+        kernel=settings.kernel,
+        quantization=settings.quantization,
     )
     tokenizer = text.tokenizer
     tokens = [tokenizer.text_bytes(i) for i in range(tokenizer.vocab_size)]

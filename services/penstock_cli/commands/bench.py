@@ -2,7 +2,7 @@
 
 import os
 from contextlib import AsyncExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,7 +17,7 @@ from penstock_cli.bench.speculation import (
     measure_speculation,
 )
 from penstock_cli.execution import failures_told, notes, output, run
-from penstock_cli.options import Json
+from penstock_cli.options import Json, Quantization, Weights
 from penstock_cli.views.benches import engine_view, index_view
 from penstock_cli.views.documents import to_json
 from penstock_engine.api import Engine
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Measure the parts, each alone.", no_args_is_help=True)
 
 _DRAFT_HELP = "Small model with the same tokenizer; the demo model brings one."
-_THREADS_HELP = "Of one torch operation; 0 leaves torch's own choice."
+_THREADS_HELP = "That compute a step; 0: by CPUs."
 
 
 @app.command(epilog="Example: penstock bench index --blocks 256,8192 --workers 64 --json")
@@ -60,13 +60,17 @@ def engine(
     new_tokens: Annotated[int, typer.Option(min=2, help="Of each answer.")] = 64,
     repeats: Annotated[int, typer.Option(min=1, help="Medians are taken over these.")] = 3,
     threads: Annotated[int, typer.Option(min=0, help=_THREADS_HELP)] = 0,
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    quantization: Quantization = Weights.NONE,
+    kernel: Annotated[str, typer.Option(help="auto, fused or eager.")] = "auto",
     *,
     draft_model: Annotated[str, typer.Option(help=_DRAFT_HELP)] = "",
     as_json: Json = False,
 ) -> None:
     """Measure TTFT, TPOT and tokens a second by batch; prefix cache and speculation on and off."""
     load = EngineLoad(_numbers(batches), prompt_tokens, new_tokens, repeats)
-    bench = run(_measured(model, draft_model or own_draft(model), threads, load))
+    chosen = _Chosen(threads or None, dtype, quantization, kernel)
+    bench = run(_measured(model, draft_model or own_draft(model), chosen, load))
     if as_json:
         document = asdict(bench)
         document["cache"]["speedup"] = bench.cache.speedup
@@ -75,7 +79,17 @@ def engine(
         output.print(engine_view(bench))
 
 
-async def _measured(model: str, draft: str, threads: int, load: EngineLoad) -> EngineBench:
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """Settings of the engine that a benchmark's options name."""
+
+    threads: int | None
+    dtype: str
+    quantization: str
+    kernel: str
+
+
+async def _measured(model: str, draft: str, chosen: _Chosen, load: EngineLoad) -> EngineBench:
     path = resolve_model(model, weights=True)
     # Threads that spin at barriers starve the neighbours; torch reads this when it is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -85,7 +99,13 @@ async def _measured(model: str, draft: str, threads: int, load: EngineLoad) -> E
     from penstock_engine.native.settings import NativeSettings  # noqa: PLC0415
 
     settings = NativeSettings(
-        path, max_batch=max(load.batches), threads=threads or None, max_waiting=max(load.batches)
+        path,
+        max_batch=max(load.batches),
+        max_waiting=max(load.batches),
+        threads=chosen.threads,
+        dtype=chosen.dtype,
+        quantization=chosen.quantization,
+        kernel=chosen.kernel,
     )
     measured = NativeEngine(settings)
     await measured.start()

@@ -28,7 +28,7 @@ from penstock_client.results import Collector
 EPILOG = "Example: penstock generate 'def fibonacci(n):' --max-tokens 64 --temperature 0"
 
 
-def generate(  # noqa: PLR0913 - one for each option
+def generate(
     prompt: Annotated[str, typer.Argument(help="Text to continue; '-' reads standard input.")],
     target: Target = DEFAULT_TARGET,
     api_key: ApiKey = "",

@@ -13,8 +13,8 @@ import typer
 from rich.table import Table
 
 from penstock_cli.execution import notes, output, run
-from penstock_cli.options import BATCH_PORT, GATEWAY_PORT, ROUTER_PORT
-from penstock_cli.supervisor.environment import Addresses, Drafting
+from penstock_cli.options import BATCH_PORT, GATEWAY_PORT, ROUTER_PORT, Quantization, Weights
+from penstock_cli.supervisor.environment import Addresses, EngineChoice
 from penstock_cli.supervisor.platform import Platform, PlatformOptions, running_platform
 
 EPILOG = "Example: penstock up --workers 2 --model Qwen/Qwen3-0.6B --port 8000"
@@ -38,7 +38,7 @@ class Speculation(StrEnum):
     AUTO = "auto"
 
 
-def up(  # noqa: PLR0913, PLR0917 - a command has an argument for each of its options
+def up(
     workers: Annotated[int, typer.Option(min=1, max=64, help="Decode workers.")] = 2,
     model: Annotated[str, typer.Option(help="'demo', a directory or a Hugging Face id.")] = "demo",
     speculation: Annotated[
@@ -55,6 +55,7 @@ def up(  # noqa: PLR0913, PLR0917 - a command has an argument for each of its op
     batch_port: Annotated[int, typer.Option(min=0, max=65535, help="0: any.")] = BATCH_PORT,
     data_dir: Annotated[Path, typer.Option(help="Redis' file, batches and logs.")] = _DATA_DIR,
     keys: Keys = "",
+    quantization: Quantization = Weights.NONE,
 ) -> None:
     """Serve until Ctrl-C: Redis, router, workers, batch service and gateway.
 
@@ -64,7 +65,7 @@ def up(  # noqa: PLR0913, PLR0917 - a command has an argument for each of its op
         data_dir=data_dir,
         workers=workers,
         model=model,
-        drafting=Drafting(speculation.value, draft_model),
+        engine=EngineChoice(speculation.value, draft_model, quantization.value),
         host=host,
         gateway_port=port,
         router_port=router_port,

@@ -35,11 +35,18 @@ class Addresses:
 
 
 @dataclass(frozen=True, slots=True)
-class Drafting:
-    """How workers speculate: ``none``, ``ngram``, ``draft`` or ``auto``, and with which draft model."""
+class EngineChoice:
+    """How workers compute.
+
+    Attributes:
+        speculation: ``none``, ``ngram``, ``draft`` or ``auto``.
+        draft_model: what drafts; empty for the one that the model brings.
+        quantization: of the weights: ``none`` or ``int8``.
+    """
 
     speculation: str = "none"
     draft_model: str = ""
+    quantization: str = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +57,7 @@ class Site:
     data_dir: Path
     addresses: Addresses
     keys: Keys
-    drafting: Drafting = Drafting()
+    engine: EngineChoice = EngineChoice()
 
     @property
     def redis_url(self) -> str:
@@ -82,8 +89,9 @@ def _worker(site: Site, number: int, lease_secret: str) -> Spec:
         "LISTEN": addresses.workers[number],
         "ID": name,
         "MODEL": site.model,
-        "SPECULATION": site.drafting.speculation,
-        "DRAFT_MODEL": site.drafting.draft_model,
+        "SPECULATION": site.engine.speculation,
+        "DRAFT_MODEL": site.engine.draft_model,
+        "QUANTIZATION": site.engine.quantization,
         "REGISTRY_URL": site.redis_url,
         "LEASE_SECRET": lease_secret,
         "METRICS_LISTEN": addresses.metrics[name],

@@ -10,7 +10,7 @@ from penstock.routing.v1 import routing_service_pb2
 from penstock_cli.failures import CommandFailed
 from penstock_cli.supervisor.environment import (
     Addresses,
-    Drafting,
+    EngineChoice,
     Site,
     metered_names,
     platform_specs,
@@ -33,7 +33,7 @@ class PlatformOptions:
         data_dir: holds Redis' file, batch files and logs; survives.
         workers: decode workers.
         model: ``demo``, a directory or a hub id.
-        drafting: how its workers speculate.
+        engine: how its workers compute.
         host: address that everything listens on.
         require_key: whether callers must show an API key.
         keys_file: whose keys admit callers; None with ``require_key`` makes one.
@@ -42,7 +42,7 @@ class PlatformOptions:
     data_dir: Path
     workers: int = 2
     model: str = "demo"
-    drafting: Drafting = field(default_factory=Drafting)
+    engine: EngineChoice = field(default_factory=EngineChoice)
     host: str = "127.0.0.1"
     gateway_port: int = 8000
     router_port: int = 50051
@@ -72,7 +72,7 @@ async def running_platform(options: PlatformOptions, say: Say) -> AsyncIterator[
     with owned(data_dir), socket_dir(data_dir) as sockets:
         keys = _keys(options, data_dir)
         addresses = _addresses(options, sockets / "redis.sock", keys)
-        site = Site(options.model, data_dir, addresses, keys, options.drafting)
+        site = Site(options.model, data_dir, addresses, keys, options.engine)
         async with Supervisor(data_dir / "logs", say) as supervisor:
             say("starting Redis")
             redis = redis_spec(find_server(), data_dir / "redis", sockets / "redis.sock")

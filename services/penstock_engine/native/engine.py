@@ -236,6 +236,5 @@ def _settle(ready: asyncio.Future[None], error: Exception | None) -> None:
 
 def _load(blueprint: Blueprint, masks: Masks) -> Machine:
     """Runs in the step thread, whose OpenMP team is the one that computes."""
-    if blueprint.settings.threads is not None:
-        torch.set_num_threads(blueprint.settings.threads)
+    torch.set_num_threads(blueprint.compute.threads)
     return load_machine(blueprint, masks)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from penstock_engine.native import hugepages
 from penstock_engine.native.models.config import ModelConfig
 
 
@@ -48,10 +49,18 @@ class KvTensors:
         size = (shape.num_layers, num_pages, shape.block_tokens, 2, heads, dim)
         # Zeros, not empty: masked positions of a half-filled page are multiplied by zero, and
         # zero times what happened to lie in memory may be NaN.
-        self._pages = torch.zeros(size, dtype=dtype, device=device)
+        if device.type == "cpu":
+            self._pages = hugepages.zeros(size, dtype)
+        else:
+            self._pages = torch.zeros(size, dtype=dtype, device=device)
         self._slots = self._pages.view(
             shape.num_layers, num_pages * shape.block_tokens, 2, heads, dim
         )
+
+    @property
+    def pages(self) -> Tensor:
+        """All of it, ``(layers, pages, block, 2, kv_heads, head_dim)``, without gaps."""
+        return self._pages
 
     def write(self, layer: int, slots: Tensor, keys_values: Tensor) -> None:
         """Store ``(tokens, 2, kv_heads, head_dim)`` at flat slots: page times block plus offset."""

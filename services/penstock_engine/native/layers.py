@@ -65,9 +65,3 @@ def gated(gate_up: Tensor) -> Tensor:
     """``silu(gate) * up`` of ``(tokens, 2 * intermediate)``."""
     gate, up = gate_up.chunk(2, dim=-1)
     return functional.silu(gate).mul_(up)
-
-
-def add_linear(residual: Tensor, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``residual + rows @ weight.T + bias`` in one product."""
-    total = torch.addmm(residual, rows, weight.t())
-    return total if bias is None else total.add_(bias)

@@ -1,15 +1,16 @@
 """From settings to a runner: reads the checkpoint and allocates the KV cache.
 
-Owns the choices left to "auto" and the refusals before anything is loaded.
+Owns the refusals before anything is loaded and the account of what the weights take.
 """
 
+import logging
 from dataclasses import dataclass, replace
-
-import torch
 
 from penstock_core.errors import InvalidRequest, NotSupported
 from penstock_engine.api import EngineInfo
 from penstock_engine.native.batching import BatchShape
+from penstock_engine.native.compute import Compute, choose
+from penstock_engine.native.fused.decoder import FusedDecoder, FusedOptions
 from penstock_engine.native.kv_tensors import KvShape, KvTensors
 from penstock_engine.native.layers import RopeTable
 from penstock_engine.native.masks import Masks
@@ -17,16 +18,18 @@ from penstock_engine.native.models import read_config, read_eos
 from penstock_engine.native.models.config import ModelConfig
 from penstock_engine.native.models.decoder import Decoder
 from penstock_engine.native.revision import model_revision
-from penstock_engine.native.runner import Runner
+from penstock_engine.native.runner import EagerDecoder, Runner
 from penstock_engine.native.settings import NativeSettings
 from penstock_engine.native.step_loop import Machine
-from penstock_engine.native.weights import load_weights, shard_paths
+from penstock_engine.native.weights import Checkpoint, WeightSource, load_weights, shard_paths
 from penstock_engine.speculative.draft import DraftLimits, DraftModel
 from penstock_engine.speculative.pairing import check_pair
 from penstock_engine.speculative.speculator import Speculator
 
+logger = logging.getLogger(__name__)
+
 _SPECULATION = ("none", "ngram", "draft", "auto")
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +38,14 @@ class Blueprint:
 
     settings: NativeSettings
     config: ModelConfig
-    dtype: torch.dtype
-    device: torch.device
+    compute: Compute
     kv: KvShape
     info: EngineInfo
     draft: "Blueprint | None" = None
 
 
 def draw_up(settings: NativeSettings) -> Blueprint:
-    """Decide dtype, device, context and number of pages.
+    """Decide what computes, the context and the number of pages.
 
     Raises:
         InvalidRequest: the directory or a setting is no good.
@@ -51,9 +53,8 @@ def draw_up(settings: NativeSettings) -> Blueprint:
     """
     config = read_config(settings.model)
     shard_paths(settings.model)
-    device = _device(settings.device)
-    dtype = _dtype(settings.dtype, config, device)
-    kv = KvShape.of(config, settings.block_tokens, dtype.itemsize)
+    compute = choose(settings, config)
+    kv = KvShape.of(config, settings.block_tokens, compute.dtype.itemsize)
     draft = _draft(settings, config)
     page_bytes = kv.page_bytes + (draft.kv.page_bytes if draft is not None else 0)
     num_pages = settings.kv_blocks or settings.kv_memory_bytes // page_bytes
@@ -65,7 +66,7 @@ def draw_up(settings: NativeSettings) -> Blueprint:
     info = EngineInfo(
         engine="native",
         model_revision=model_revision(settings.model),
-        device=str(device),
+        device=str(compute),
         block_tokens=settings.block_tokens,
         capacity_blocks=num_pages,
         max_context_tokens=_context(settings, config),
@@ -74,7 +75,7 @@ def draw_up(settings: NativeSettings) -> Blueprint:
         eos_token_ids=read_eos(settings.model),
         speculation=_kinds(settings, draft),
     )
-    return Blueprint(settings, config, dtype, device, kv, info, draft)
+    return Blueprint(settings, config, compute, kv, info, draft)
 
 
 def load_machine(plan: Blueprint, masks: Masks) -> Machine:
@@ -95,14 +96,23 @@ def load_machine(plan: Blueprint, masks: Masks) -> Machine:
 
 def load_runner(plan: Blueprint, masks: Masks | None = None) -> Runner:
     """Read the weights and allocate the pages. Raises InvalidRequest if they do not fit the config."""
-    config, dtype, device = plan.config, plan.dtype, plan.device
-    weights = load_weights(plan.settings.model, config, dtype, device)
-    length = plan.info.max_context_tokens
-    rope = RopeTable(config.rope, config.head_dim, length, dtype, device)
-    kv = KvTensors(plan.kv, plan.info.capacity_blocks, dtype, device)
-    decoder = Decoder(config, weights, rope, kv)
-    heads = config.num_heads // config.num_kv_heads
-    return Runner(decoder, kv, BatchShape(plan.kv.block_tokens, heads, dtype, device), masks)
+    model, compute = plan.settings.model, plan.compute
+    kv = KvTensors(plan.kv, plan.info.capacity_blocks, compute.dtype, compute.device)
+    with Checkpoint(model, compute.dtype, compute.device) as checkpoint:
+        source = WeightSource(checkpoint, plan.config)
+        decoder = _fused(plan, source, kv) if compute.library else _eager(plan, source, kv)
+    stored = sum(path.stat().st_size for path in shard_paths(model))
+    logger.info(
+        "%s computes on %s with %d threads: weights take %.1f MiB (%.1f MiB in the checkpoint), "
+        "the KV cache %.1f MiB",
+        model.name,
+        compute,
+        compute.threads,
+        decoder.weight_bytes / _MIB,
+        stored / _MIB,
+        plan.info.capacity_blocks * plan.kv.page_bytes / _MIB,
+    )
+    return Runner(decoder, kv, masks)
 
 
 def _draft(settings: NativeSettings, config: ModelConfig) -> Blueprint | None:
@@ -131,26 +141,20 @@ def _kinds(settings: NativeSettings, draft: Blueprint | None) -> str:
     return settings.speculation
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InvalidRequest(f"device {name!r} is unknown to torch", field="device") from error
-    if device.type not in {"cpu", "cuda"}:
-        raise NotSupported(f"device {name!r} is not supported (cpu and cuda are)")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InvalidRequest(f"device {name!r} was asked for and no GPU is there", field="device")
-    return device
+def _fused(plan: Blueprint, source: WeightSource, kv: KvTensors) -> FusedDecoder:
+    compute = plan.compute
+    assert compute.library is not None, "there is no kernel"
+    options = FusedOptions(compute.int8, compute.threads, plan.info.max_context_tokens)
+    return FusedDecoder(compute.library, plan.config, source, kv, options)
 
 
-def _dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        name = config.dtype if device.type == "cuda" else "float32"
-    if name not in _DTYPES:
-        raise NotSupported(f"dtype {name!r} is not supported ({', '.join(_DTYPES)} are)")
-    return _DTYPES[name]
+def _eager(plan: Blueprint, source: WeightSource, kv: KvTensors) -> EagerDecoder:
+    config, compute = plan.config, plan.compute
+    dtype, device = compute.dtype, compute.device
+    weights = load_weights(source, config.num_layers, int8=compute.int8)
+    rope = RopeTable(config.rope, config.head_dim, plan.info.max_context_tokens, dtype, device)
+    shape = BatchShape(plan.kv.block_tokens, config.num_heads // config.num_kv_heads, dtype, device)
+    return EagerDecoder(Decoder(config, weights, rope, kv), shape, weights.num_bytes)
 
 
 def _context(settings: NativeSettings, config: ModelConfig) -> int:

@@ -1,10 +1,12 @@
 """Runs one step plan on the model: copies, forward pass, draws, the check of drafts.
 
-Owns the order of these and nothing that outlives a step. Knows no time but its own duration.
+Owns the order of these and nothing that outlives a step. Knows no time but its own duration, and not
+whether PyTorch or the fused kernel computes.
 """
 
 import time
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,15 +24,43 @@ _NOTHING = -1
 """Drawn where a constraint leaves nothing; equals no draft."""
 
 
+class PlanDecoder(Protocol):
+    """A loaded model over its KV pages."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory its matrices take."""
+        ...
+
+    def logits(self, plan: StepPlan) -> Tensor:
+        """Compute the chunks; float32 logits ``(wanted positions, vocab)`` in plan order."""
+        ...
+
+
+class EagerDecoder:
+    """PyTorch's operators, on any device."""
+
+    def __init__(self, decoder: Decoder, shape: BatchShape, weight_bytes: int) -> None:
+        self._decoder = decoder
+        self._shape = shape
+        self._weight_bytes = weight_bytes
+
+    @property
+    def weight_bytes(self) -> int:
+        """See ``PlanDecoder.weight_bytes``."""
+        return self._weight_bytes
+
+    def logits(self, plan: StepPlan) -> Tensor:
+        """See ``PlanDecoder.logits``."""
+        return self._decoder.forward(build_batch(plan, self._shape))
+
+
 class Runner:
     """A loaded model with its KV tensors."""
 
-    def __init__(
-        self, decoder: Decoder, kv: KvTensors, shape: BatchShape, masks: Masks | None = None
-    ) -> None:
+    def __init__(self, decoder: PlanDecoder, kv: KvTensors, masks: Masks | None = None) -> None:
         self._decoder = decoder
         self._kv = kv
-        self._shape = shape
         self._masks = masks
         self._sampler = Sampler()
 
@@ -51,7 +81,7 @@ class Runner:
     def logits(self, plan: StepPlan) -> Tensor:
         """Copy pages, compute the chunks, and return ``(wanted positions, vocab)`` in plan order."""
         self._kv.copy(plan.copies)
-        return self._decoder.forward(build_batch(plan, self._shape))
+        return self._decoder.logits(plan)
 
 
 def _drawers(chunk: Chunk) -> Sequence[Drawer]:

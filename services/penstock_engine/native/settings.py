@@ -16,8 +16,8 @@ class NativeSettings:
 
     Attributes:
         model: a local Hugging Face directory with ``config.json`` and safetensors.
-        dtype: auto, float32 or bfloat16; auto computes in float32 on a CPU (exact for bfloat16
-            weights, and the same alone as in a batch) and in the checkpoint's type on a GPU.
+        dtype: auto, float32 or bfloat16. Auto is the checkpoint's type, but float32 on a CPU without
+            the fused kernel: only that and float32 give the same tokens alone as in a batch.
         device: cpu, cuda or cuda:N; auto takes a GPU if there is one.
         kv_memory_bytes: budget of the KV cache, unless ``kv_blocks`` says how many pages there are.
         block_tokens: tokens of a KV page, which is one block of the hash chain.
@@ -30,6 +30,9 @@ class NativeSettings:
             what there is. Any kind is used as far as it is measured to help, and changes no output.
         draft_model: directory of a small model with the same tokenizer; its KV shares the budget.
         max_draft_tokens: most tokens drafted for one sequence in one step.
+        threads: that compute; None for all CPUs, less one for the event loop if there are over two.
+        kernel: auto, fused or eager; auto takes the fused CPU kernel wherever it can be compiled.
+        quantization: none or int8; int8 keeps each weight as a byte and computes in ``dtype``.
     """
 
     model: Path
@@ -46,3 +49,5 @@ class NativeSettings:
     speculation: str = "none"
     draft_model: Path | None = None
     max_draft_tokens: int = 7
+    kernel: str = "auto"
+    quantization: str = "none"

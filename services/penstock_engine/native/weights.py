@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,23 +16,26 @@ from torch import Tensor
 
 from penstock_core.errors import InvalidRequest
 from penstock_engine.native.models.config import ModelConfig
+from penstock_engine.native.quantization import Matrix, num_bytes, quantize
+
+Matrix_co = TypeVar("Matrix_co", bound=Matrix, covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
-class LayerWeights:
+class LayerWeights(Generic[Matrix_co]):
     """One block. Matrices are ``(out, in)``; ``qkv`` and ``gate_up`` are stacked along ``out``."""
 
     attention_norm: Tensor
-    qkv: Tensor
+    qkv: Matrix_co
     qkv_bias: Tensor | None
     query_norm: Tensor | None
     key_norm: Tensor | None
-    output: Tensor
+    output: Matrix_co
     output_bias: Tensor | None
     mlp_norm: Tensor
-    gate_up: Tensor
+    gate_up: Matrix_co
     gate_up_bias: Tensor | None
-    down: Tensor
+    down: Matrix_co
     down_bias: Tensor | None
 
 
@@ -41,9 +44,15 @@ class DecoderWeights:
     """A whole decoder; ``head`` is the embedding itself if they are tied."""
 
     embedding: Tensor
-    layers: tuple[LayerWeights, ...]
+    layers: tuple[LayerWeights[Matrix], ...]
     norm: Tensor
-    head: Tensor
+    head: Matrix
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the matrices; a tied embedding counts once."""
+        own_head = 0 if self.head is self.embedding else num_bytes(self.head)
+        return self.embedding.nbytes + own_head + sum(map(_layer_bytes, self.layers))
 
 
 class TensorFile(Protocol):
@@ -109,23 +118,67 @@ def shard_paths(model: Path) -> list[Path]:
     return paths
 
 
-def load_weights(
-    model: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device
-) -> DecoderWeights:
-    """Read and pack a checkpoint. Raises InvalidRequest if it does not fit its config."""
-    table = (config.vocab_size, config.hidden_size)
-    with Checkpoint(model, dtype, device) as checkpoint:
-        embedding = checkpoint.tensor("model.embed_tokens.weight", table)
-        head = embedding if config.tied_embeddings else checkpoint.tensor("lm_head.weight", table)
-        return DecoderWeights(
-            embedding=embedding,
-            layers=tuple(_layer(checkpoint, config, i) for i in range(config.num_layers)),
-            norm=checkpoint.tensor("model.norm.weight", (config.hidden_size,)),
-            head=head,
-        )
+class WeightSource:
+    """A checkpoint's weights part by part, so that whoever packs them holds few of them twice."""
+
+    def __init__(self, checkpoint: Checkpoint, config: ModelConfig) -> None:
+        self._checkpoint = checkpoint
+        self._config = config
+        self._table = (config.vocab_size, config.hidden_size)
+
+    def embedding(self) -> Tensor:
+        """``(vocab, hidden)``."""
+        return self._checkpoint.tensor("model.embed_tokens.weight", self._table)
+
+    def layer(self, index: int) -> LayerWeights[Tensor]:
+        """One block, counted from 0."""
+        return _layer(self._checkpoint, self._config, index)
+
+    def norm(self) -> Tensor:
+        """The last norm's weights."""
+        return self._checkpoint.tensor("model.norm.weight", (self._config.hidden_size,))
+
+    def head(self, embedding: Tensor) -> Tensor:
+        """``(vocab, hidden)``; the embedding itself if they are tied."""
+        tied = self._config.tied_embeddings
+        return embedding if tied else self._checkpoint.tensor("lm_head.weight", self._table)
 
 
-def _layer(checkpoint: Checkpoint, config: ModelConfig, index: int) -> LayerWeights:
+def load_weights(source: WeightSource, num_layers: int, *, int8: bool) -> DecoderWeights:
+    """Read a whole checkpoint. Raises InvalidRequest if it does not fit its config."""
+    embedding = source.embedding()
+    layers = (source.layer(index) for index in range(num_layers))
+    head = source.head(embedding)
+    return DecoderWeights(
+        embedding=embedding,
+        layers=tuple(_quantized(layer) if int8 else layer for layer in layers),
+        norm=source.norm(),
+        head=quantize(head) if int8 else head,
+    )
+
+
+def _quantized(layer: LayerWeights[Tensor]) -> LayerWeights[Matrix]:
+    return LayerWeights(
+        attention_norm=layer.attention_norm,
+        qkv=quantize(layer.qkv),
+        qkv_bias=layer.qkv_bias,
+        query_norm=layer.query_norm,
+        key_norm=layer.key_norm,
+        output=quantize(layer.output),
+        output_bias=layer.output_bias,
+        mlp_norm=layer.mlp_norm,
+        gate_up=quantize(layer.gate_up),
+        gate_up_bias=layer.gate_up_bias,
+        down=quantize(layer.down),
+        down_bias=layer.down_bias,
+    )
+
+
+def _layer_bytes(layer: LayerWeights[Matrix]) -> int:
+    return sum(map(num_bytes, (layer.qkv, layer.output, layer.gate_up, layer.down)))
+
+
+def _layer(checkpoint: Checkpoint, config: ModelConfig, index: int) -> LayerWeights[Tensor]:
     prefix = f"model.layers.{index}."
     hidden, inner = config.hidden_size, config.intermediate_size
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim

@@ -111,13 +111,23 @@ async def continue_all(
     return [tokens for tokens, _ in done], [cached for _, cached in done]
 
 
-async def test_greedy_output_equals_transformers(checkpoint: tuple[Path, Reference]) -> None:
+@pytest.mark.parametrize("kernel", ["auto", "eager"])
+async def test_greedy_output_equals_transformers(
+    checkpoint: tuple[Path, Reference], kernel: str
+) -> None:
     path, reference = checkpoint
     asked = prompts()
     expected = [reference.generate(prompt) for prompt in asked]
     # 27 tokens a step cut the prompts at places that are no multiple of anything.
     settings = NativeSettings(
-        path, device="cpu", kv_blocks=96, max_batch=16, max_batched_tokens=27, threads=1
+        path,
+        dtype="float32",
+        device="cpu",
+        kv_blocks=96,
+        max_batch=16,
+        max_batched_tokens=27,
+        threads=2,
+        kernel=kernel,
     )
     engine = NativeEngine(settings)
     await engine.start()
@@ -139,7 +149,8 @@ async def test_greedy_output_survives_whole_prompt_prefill(
 ) -> None:
     path, reference = checkpoint
     asked = prompts()[6:]
-    engine = NativeEngine(NativeSettings(path, device="cpu", kv_blocks=96, threads=1))
+    settings = NativeSettings(path, dtype="float32", device="cpu", kv_blocks=96, threads=1)
+    engine = NativeEngine(settings)
     await engine.start()
     try:
         cold = [(await continue_all(engine, [p], f"cold{i}"))[0][0] for i, p in enumerate(asked)]
@@ -147,6 +158,28 @@ async def test_greedy_output_survives_whole_prompt_prefill(
         await engine.close()
 
     assert cold == [reference.generate(prompt) for prompt in asked]
+
+
+async def test_bfloat16_output_is_the_same_alone_as_in_a_batch(
+    checkpoint: tuple[Path, Reference],
+) -> None:
+    """Only of the fused kernel: PyTorch's bfloat16 products depend on the number of rows."""
+    path, _ = checkpoint
+    asked = prompts()
+    settings = NativeSettings(
+        path, dtype="bfloat16", device="cpu", kv_blocks=96, max_batched_tokens=39, threads=2
+    )
+    engine = NativeEngine(settings)
+    if "fused" not in engine.info().device:
+        pytest.skip("the kernel cannot be compiled here")
+    await engine.start()
+    try:
+        together, _ = await continue_all(engine, asked, "together")
+        alone = [(await continue_all(engine, [p], f"alone{i}"))[0][0] for i, p in enumerate(asked)]
+    finally:
+        await engine.close()
+
+    assert together == alone
 
 
 @pytest.mark.gpu

@@ -1,20 +1,13 @@
 """Probes and metrics tell what is so, with and without API keys."""
 
-import socket
-
 import httpx
 import pytest
 
 from penstock_core.auth import KeyRing, Principal, digest
 from penstock_testing.gateway import running_gateway
 from penstock_testing.memory_batches import Stored, running_batches
+from penstock_testing.ports import free_port
 from penstock_testing.scripted_router import MODEL, Script, running_router
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
 
 
 async def test_without_a_router_it_is_alive_but_not_ready() -> None:

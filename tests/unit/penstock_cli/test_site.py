@@ -11,7 +11,7 @@ from penstock_cli.failures import CommandFailed
 from penstock_cli.supervisor import redis
 from penstock_cli.supervisor.environment import (
     Addresses,
-    Drafting,
+    EngineChoice,
     Site,
     metered_names,
     platform_specs,
@@ -140,13 +140,14 @@ def test_processes_find_one_another(tmp_path: Path) -> None:
     assert specs["batch-worker"].argv[-2:] == ("penstock_batch", "work")
 
 
-def test_workers_speculate_as_told(tmp_path: Path) -> None:
-    told = replace(site(tmp_path, 1), drafting=Drafting("auto", "org/small"))
+def test_workers_compute_as_told(tmp_path: Path) -> None:
+    told = replace(site(tmp_path, 1), engine=EngineChoice("auto", "org/small", "int8"))
 
     worker = platform_specs(told)[0].env
 
     assert worker["PENSTOCK_WORKER_SPECULATION"] == "auto"
     assert worker["PENSTOCK_WORKER_DRAFT_MODEL"] == "org/small"
+    assert worker["PENSTOCK_WORKER_QUANTIZATION"] == "int8"
     assert platform_specs(site(tmp_path, 1))[0].env["PENSTOCK_WORKER_SPECULATION"] == "none"
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from pathlib import Path
 
 import pytest
 from pydantic import Field
@@ -38,6 +39,25 @@ def test_a_bad_value_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("PENSTOCK_EXAMPLE_GRACE_S", "soon")
 
     with pytest.raises(SettingsError, match="PENSTOCK_EXAMPLE_GRACE_S"):
+        Example.from_environment()
+
+
+def test_a_secret_comes_as_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "penstock_example_listen").write_text("h:2\n")
+    monkeypatch.setenv("PENSTOCK_SECRETS_DIR", str(tmp_path))
+
+    assert Example.from_environment().listen == "h:2"
+
+    monkeypatch.setenv("PENSTOCK_EXAMPLE_LISTEN", "h:3")
+    assert Example.from_environment().listen == "h:3"
+
+
+def test_a_folder_of_secrets_that_is_not_there_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PENSTOCK_SECRETS_DIR", str(tmp_path / "none"))
+
+    with pytest.raises(SettingsError, match="PENSTOCK_SECRETS_DIR"):
         Example.from_environment()
 
 

@@ -12,8 +12,9 @@ from torch.nn import functional
 
 from penstock_engine.native.attention import AttentionGroup, PagedAttention
 from penstock_engine.native.kv_tensors import KvTensors
-from penstock_engine.native.layers import RopeTable, add_linear, gated, rotate
+from penstock_engine.native.layers import RopeTable, gated, rotate
 from penstock_engine.native.models.config import ModelConfig
+from penstock_engine.native.quantization import Matrix, add_linear, linear
 from penstock_engine.native.weights import DecoderWeights, LayerWeights
 
 
@@ -57,19 +58,17 @@ class Decoder:
             hidden = self._layer(index, layer, hidden, batch, rope)
         hidden = hidden[batch.logit_rows]
         hidden = self._norm(hidden, self._weights.norm)
-        return functional.linear(hidden, self._weights.head).float()
+        return linear(hidden, self._weights.head).float()
 
     def _layer(
         self,
         index: int,
-        layer: LayerWeights,
+        layer: LayerWeights[Matrix],
         hidden: Tensor,
         batch: Batch,
         rope: tuple[Tensor, Tensor],
     ) -> Tensor:
-        rows = functional.linear(
-            self._norm(hidden, layer.attention_norm), layer.qkv, layer.qkv_bias
-        )
+        rows = linear(self._norm(hidden, layer.attention_norm), layer.qkv, layer.qkv_bias)
         queries, new = self._heads(layer, rows, rope)
         self._kv.write(index, batch.slots, new)
         parts = [
@@ -80,13 +79,11 @@ class Decoder:
         ]
         attended = parts[0] if len(parts) == 1 else torch.cat(parts)
         hidden = add_linear(hidden, attended, layer.output, layer.output_bias)
-        rows = functional.linear(
-            self._norm(hidden, layer.mlp_norm), layer.gate_up, layer.gate_up_bias
-        )
+        rows = linear(self._norm(hidden, layer.mlp_norm), layer.gate_up, layer.gate_up_bias)
         return add_linear(hidden, gated(rows), layer.down, layer.down_bias)
 
     def _heads(
-        self, layer: LayerWeights, rows: Tensor, rope: tuple[Tensor, Tensor]
+        self, layer: LayerWeights[Matrix], rows: Tensor, rope: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:
         """Rotated queries ``(rows, heads, dim)``; rotated keys with values ``(rows, 2, kv, dim)``."""
         config = self._config

@@ -1,0 +1,166 @@
+// A team of threads that computes one step: work is claimed, never assigned.
+//
+// A step is a sequence of stages; a stage is done when all its items are. Each thread begins with
+// its own share of the items (what it read last step is warm in its cache) and then helps the
+// others. So nobody waits for a thread that the kernel has not woken yet or has descheduled between
+// two items, which a barrier would: with barriers one busy neighbour makes each of some fifty waits a
+// step a scheduling quantum long. A thread that comes late finds finished stages and runs past.
+//
+// Waiting spins shortly, then yields; between steps it spins shortly, then sleeps.
+#pragma once
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <thread>
+#include <vector>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+#include <sched.h>
+
+namespace penstock {
+
+inline void relax() {
+#if defined(__x86_64__)
+  _mm_pause();
+#else
+  std::atomic_signal_fence(std::memory_order_seq_cst);
+#endif
+}
+
+class Team {
+ public:
+  explicit Team(int size) : size_(size), shares_(new Counter[size]) {
+    for (int rank = 1; rank < size; rank++) threads_.emplace_back([this, rank] { serve(rank); });
+  }
+
+  ~Team() {
+    stopping_.store(true);
+    epoch_.fetch_add(1);
+    epoch_.notify_all();
+    for (auto& thread : threads_) thread.join();
+  }
+
+  int size() const { return size_; }
+
+  // One thread's place in a step. All threads go through the same stages in the same order.
+  class Member {
+   public:
+    Member(Team& team, int rank, uint64_t stage) : rank(rank), team_(team), stage_(stage) {}
+
+    // Run body(item) for items [0, count), shared among the team; returns when all are done.
+    template <typename Body>
+    void stage(int count, Body&& body) {
+      stage_++;
+      if (count == 0) return;
+      uint64_t finished = 0;
+      for (int turn = 0; turn < team_.size_; turn++) {
+        int share = (rank + turn) % team_.size_;
+        int begin = int(int64_t(count) * share / team_.size_);
+        int end = int(int64_t(count) * (share + 1) / team_.size_);
+        for (int item; (item = claim(team_.shares_[share], begin, end)) >= 0; finished++) body(item);
+      }
+      if (finished) add(finished);
+      await(count);
+    }
+
+    uint64_t last() const { return stage_; }
+    const int rank;
+
+   private:
+    // A counter says which stage it counts for, in the upper bits. It only ever grows.
+    static constexpr int kTagShift = 20;
+    static constexpr uint64_t kCountMask = (uint64_t(1) << kTagShift) - 1;
+
+    template <typename Counter>
+    int claim(Counter& counter, int begin, int end) {
+      if (begin == end) return -1;
+      uint64_t seen = counter.value.load(std::memory_order_relaxed);
+      while (true) {
+        uint64_t tag = seen >> kTagShift;
+        int item = tag < stage_ ? begin : int(seen & kCountMask);
+        if (tag > stage_ || item >= end) return -1;
+        uint64_t taken = stage_ << kTagShift | uint64_t(item + 1);
+        if (counter.value.compare_exchange_weak(seen, taken, std::memory_order_acq_rel)) return item;
+      }
+    }
+
+    void add(uint64_t finished) {
+      auto& done = team_.done_.value;
+      uint64_t seen = done.load(std::memory_order_relaxed), next;
+      do {
+        uint64_t before = seen >> kTagShift == stage_ ? seen & kCountMask : 0;
+        next = stage_ << kTagShift | (before + finished);
+      } while (!done.compare_exchange_weak(seen, next, std::memory_order_acq_rel));
+    }
+
+    void await(int count) {
+      const uint64_t complete = stage_ << kTagShift | uint64_t(count);
+      for (int spins = 0; team_.done_.value.load(std::memory_order_acquire) < complete;)
+        if (++spins < kSpins) relax();
+        else sched_yield();
+    }
+
+    Team& team_;
+    uint64_t stage_;
+  };
+
+  // Run step(member) on the caller and on whichever threads come in time. A stage must have fewer
+  // than 2^20 items.
+  template <typename Step>
+  void run(Step&& step) {
+    call_ = [](void* context, Member& member) { (*static_cast<Step*>(context))(member); };
+    context_ = &step;
+    inside_.store(kOpen, std::memory_order_release);
+    epoch_.fetch_add(1, std::memory_order_release);
+    epoch_.notify_all();
+    Member caller(*this, 0, first_stage_);
+    step(caller);
+    // Nobody enters any more; who is inside finds every stage done and leaves.
+    inside_.fetch_sub(kOpen, std::memory_order_acq_rel);
+    for (int spins = 0; inside_.load(std::memory_order_acquire) != 0;)
+      if (++spins < kSpins) relax();
+      else sched_yield();
+    first_stage_ = caller.last();
+  }
+
+ private:
+  struct alignas(64) Counter {
+    std::atomic<uint64_t> value{0};
+  };
+  static constexpr int kSpins = 2000;  // some tens of microseconds: a stage's length
+  static constexpr int kOpen = 1 << 16;
+
+  void serve(int rank) {
+    uint32_t seen = 0;
+    while (true) {
+      for (int spins = 0; epoch_.load(std::memory_order_acquire) == seen && spins < kSpins; spins++)
+        relax();
+      epoch_.wait(seen);
+      seen = epoch_.load(std::memory_order_acquire);
+      if (stopping_.load()) return;
+      int inside = inside_.load(std::memory_order_relaxed);
+      while (inside >= kOpen &&
+             !inside_.compare_exchange_weak(inside, inside + 1, std::memory_order_acq_rel)) {
+      }
+      if (inside < kOpen) continue;
+      Member member(*this, rank, first_stage_);
+      call_(context_, member);
+      inside_.fetch_sub(1, std::memory_order_acq_rel);
+    }
+  }
+
+  const int size_;
+  std::unique_ptr<Counter[]> shares_;
+  Counter done_;
+  uint64_t first_stage_ = 0;
+  void (*call_)(void*, Member&) = nullptr;
+  void* context_ = nullptr;
+  std::atomic<int> inside_{0};
+  std::atomic<uint32_t> epoch_{0};
+  std::atomic<bool> stopping_{false};
+  std::vector<std::thread> threads_;  // last: the threads use all of the above
+};
+
+}  // namespace penstock

@@ -1,0 +1,146 @@
+"""The kernel's C interface as Python sees it.
+
+Owns the mirror of ``kernels/step.h``'s structs and the loading of the library. Knows addresses,
+no tensors. A call releases the GIL for its whole length.
+"""
+
+import ctypes
+from collections.abc import Callable
+from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_int64, c_void_p
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import ClassVar
+
+from penstock_core.errors import NotSupported
+from penstock_engine.native.fused.build import find_or_build
+
+
+class Element(IntEnum):
+    """Types of weights and, but for the last, of keys, values and embeddings."""
+
+    FLOAT = 0
+    BFLOAT = 1
+    BYTE = 2
+
+
+class CMatrix(Structure):
+    """``penstock::Matrix``."""
+
+    _fields_: ClassVar = [
+        ("panels", c_void_p),
+        ("scales", c_void_p),
+        ("shifts", c_void_p),
+        ("bias", c_void_p),
+        ("columns", c_int64),
+        ("depth", c_int64),
+    ]
+
+
+class CLayer(Structure):
+    """``PenstockLayer``."""
+
+    _fields_: ClassVar = [
+        ("query_key_value", CMatrix),
+        ("output", CMatrix),
+        ("gate_up", CMatrix),
+        ("down", CMatrix),
+        ("attention_norm", c_void_p),
+        ("query_norm", c_void_p),
+        ("key_norm", c_void_p),
+        ("mlp_norm", c_void_p),
+    ]
+
+
+class CModel(Structure):
+    """``PenstockModel``."""
+
+    _fields_: ClassVar = [
+        *(
+            (name, c_int32)
+            for name in (
+                *("weight_type", "kv_type", "embedding_type"),
+                *("layers", "hidden", "inner", "vocabulary", "heads", "kv_heads", "head_dim"),
+                *("block", "threads"),
+            )
+        ),
+        ("pages", c_int64),
+        ("epsilon", c_float),
+        ("embedding", c_void_p),
+        ("cosines", c_void_p),
+        ("sines", c_void_p),
+        ("layer", POINTER(CLayer)),
+        ("head", CMatrix),
+        ("norm", c_void_p),
+        ("kv", c_void_p),
+    ]
+
+
+class CStep(Structure):
+    """``PenstockStep``."""
+
+    _fields_: ClassVar = [
+        ("rows", c_int32),
+        ("chunks", c_int32),
+        ("logits", c_int32),
+        ("tokens", c_void_p),
+        ("chunk_rows", c_void_p),
+        ("positions", c_void_p),
+        ("tables", c_void_p),
+        ("table_starts", c_void_p),
+        ("logit_rows", c_void_p),
+        ("out", c_void_p),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """A loaded kernel.
+
+    Attributes:
+        instructions: what it was compiled to use, such as ``avx512 bf16 vnni``.
+        groups: consecutive weights of a column that stand together in a panel, by type.
+        create: a model's state and threads, from its description; None if it cannot serve it.
+        step: computes one step.
+        destroy: ends the threads.
+    """
+
+    instructions: str
+    groups: tuple[int, ...]
+    create: Callable[[CModel], int | None]
+    step: Callable[[int, CStep], None]
+    destroy: Callable[[int], None]
+
+
+def open_library() -> Library:
+    """Load the kernel, compiling it if that was not done.
+
+    Raises:
+        NotSupported: it cannot be compiled or loaded here; the message says why.
+    """
+    return load(find_or_build())
+
+
+def load(path: Path) -> Library:
+    """Load a library. Raises NotSupported if it is none or another version's."""
+    try:
+        found = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise NotSupported(f"the kernel cannot be loaded: {error}") from error
+    found.penstock_layout.restype = c_int64
+    if found.penstock_layout() != ctypes.sizeof(CModel) * 1000 + ctypes.sizeof(CStep):
+        raise NotSupported(f"{path} has another interface")
+    found.penstock_instructions.restype = c_char_p
+    found.penstock_create.restype = c_void_p
+    found.penstock_create.argtypes = [POINTER(CModel)]
+    found.penstock_step.restype = None
+    found.penstock_step.argtypes = [c_void_p, POINTER(CStep)]
+    found.penstock_destroy.restype = None
+    found.penstock_destroy.argtypes = [c_void_p]
+    return Library(
+        instructions=found.penstock_instructions().decode(),
+        groups=tuple(found.penstock_group(kind) for kind in Element),
+        create=found.penstock_create,
+        step=found.penstock_step,
+        destroy=found.penstock_destroy,
+    )

@@ -1,0 +1,80 @@
+"""Are decisions good, and quick?"""
+
+from dashboards.grafana import Dashboard, Panel, Query
+from dashboards.queries import WORKER, quantiles, rate, series
+from penstock_core import semconv as names
+
+_STATE = names.SYNC_STATE.replace(".", "_")
+_HITS = (
+    "Hits",
+    [
+        Panel(
+            "Cached prompt tokens",
+            "As predicted at the decision, and as workers then found them.",
+            [
+                Query(rate(names.PREDICTED_HITS, "_total"), "predicted"),
+                Query(rate(names.ACTUAL_HITS, "_total"), "actual"),
+            ],
+        ),
+        Panel(
+            "Prediction error",
+            "Cached tokens predicted over those found: 1 is perfect; more means that workers had already dropped what the index promised.",
+            [
+                Query(
+                    f"{rate(names.PREDICTED_HITS, '_total', WORKER)} / {rate(names.ACTUAL_HITS, '_total', WORKER)}",
+                    f"{{{{{WORKER}}}}}",
+                )
+            ],
+        ),
+        Panel(
+            "Hit rate",
+            "Share of prompt tokens that were not computed again.",
+            [
+                Query(
+                    f"{rate(names.ACTUAL_HITS, '_total')} / "
+                    + rate(names.TOKEN_USAGE, "_sum", where='gen_ai_token_type="input"'),
+                    "hit rate",
+                )
+            ],
+            "percentunit",
+        ),
+    ],
+)
+_DECISIONS = (
+    "Decisions",
+    [
+        Panel(
+            "Decision time",
+            "Matching, costing and recording.",
+            quantiles(names.DECISION_DURATION),
+            "s",
+        ),
+        Panel(
+            "Retries",
+            "Requests sent to another worker before their first token.",
+            [Query(rate(names.RETRIES, "_total") + " or vector(0)", "retries")],
+            "reqps",
+        ),
+    ],
+)
+_INDEX = (
+    "Index",
+    [
+        Panel(
+            "Workers by state",
+            "LIVE is followed exactly; everything else is being caught up with.",
+            [Query(f"max by ({_STATE}) ({series(names.WORKERS)})", f"{{{{{_STATE}}}}}")],
+        ),
+        Panel(
+            "Blocks",
+            "That each router's index holds.",
+            [Query(series(names.INDEX_BLOCKS), "{{instance}}")],
+        ),
+        Panel(
+            "Divergences",
+            "Times that a worker's digest was not the index's; it is then read anew.",
+            [Query(rate(names.DIVERGENCES, "_total"), "divergences")],
+        ),
+    ],
+)
+PAGE = Dashboard("penstock-router", "Router", [_HITS, _DECISIONS, _INDEX])

@@ -28,7 +28,7 @@ _ABLATE_HELP = f"Switch a term of Penstock's cost off: {', '.join(catalogue.TERM
 _SPEEDS_HELP = "Relative speeds, with commas, over the workers in turn; 1 for all alike."
 
 
-def simulate(  # noqa: PLR0913, PLR0917 - a command's options
+def simulate(
     trace: Annotated[Path | None, typer.Argument(help=_TRACE_HELP)] = None,
     workers: Annotated[int, typer.Option(min=1, help="How many.")] = 8,
     cache_blocks: Annotated[int, typer.Option(min=1, help="KV blocks of a worker.")] = 3000,

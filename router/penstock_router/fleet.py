@@ -165,6 +165,8 @@ class Fleet:
                 continue
             used.add((facts.tokenizer_source, facts.tokenizer_digest))
             self._known |= dict.fromkeys(facts.models, now)
+            channel = self._links[worker.endpoint].channel
+            group.create_task(worker.distance.measure(channel, _POLL_S))
             if not self._texts.has(facts):
                 group.create_task(self._load(facts))
         self._texts.keep(used)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from penstock_router.breaker import Breaker
 from penstock_router.decisions import DecisionBook
 from penstock_router.demand import PrefixDemand
+from penstock_router.distance import Distance
 from penstock_router.facts import WorkerView
 from penstock_router.frames import (
     Admitted,
@@ -55,6 +56,7 @@ class TrackedWorker:
         self.sync = WorkerSync(picture.index, self)
         self.load = WorkerLoad()
         self.breaker = Breaker()
+        self.distance = Distance()
         self._view: WorkerView | None = None
         self._view_key: tuple[int, int, str, SyncState, str] | None = None
         self._view_at = 0.0
@@ -101,6 +103,7 @@ class TrackedWorker:
             sync_state=state.value,
             confidence=CONFIDENCE.get(state, 0.0),
             trust=load.trust_factor,
+            network_s=self.distance.seconds,
             backlog_tokens=max(int(load.backlog_tokens() - load.worked_tokens(now)), 0),
             running=load.running(),
             waiting=load.waiting(),

@@ -1,21 +1,25 @@
 """What it costs to run a request on a worker: ``J`` in seconds, least wins.
 
-    J = network + backlog + prefill(U) + pending        the request's own time to first token
+    J = network + backlog + prefill(U) + pending        the request's own time to first token, T
+      + lateness                                        what T costs beyond its seconds: late * T^2
       + externality                                     what its prefill costs everybody else
-      + tpot + kv pressure
+      + tpot + kv pressure - replication
 
-``externality = prefill(U) x (1 / (1 - utilisation) + kappa x (waiting + running))``: a second of
-prefill takes its share of each step from requests that wait or decode, and holds up those yet to
-come, the more of them the busier the worker is. At high load this is the rule "own uncached tokens
-+ 0.1 x queued prefill tokens"; on an idle fleet it is the least time to first token, with work
-counted twice.
+``prefill(U) = base + slope * U + pair * U * (N - U / 2)`` for U uncached of N prompt tokens: linear
+in what is computed, and each token attends to those before it.
+``externality = prefill(U) * (busy * rho / (1 - rho) + queued * waiting + shared * running)``: work is
+pooled, so a second of prefill anywhere delays those who come in a fleet of utilisation rho, and those
+who wait; on its own worker it slows those that decode. ``replication`` takes the externality back
+where a copy of a hot prefix is wanted.
 
 Pure. Each term has a weight, so that each can be switched off.
 """
 
 import hashlib
-from dataclasses import astuple, dataclass
-from typing import NamedTuple
+import math
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields, replace
+from typing import NamedTuple, Self
 
 from penstock_router.facts import Candidate, Match, RoutingRequest, WorkerView
 
@@ -25,8 +29,10 @@ class CostParams:
     """The policy's parameters.
 
     Attributes:
-        backlog, pending, externality, tpot, kv_pressure: weights of the terms; 0 switches one off.
-        shared: kappa, how much of a prefill's time another request on the worker loses.
+        backlog, pending, externality, tpot, kv_pressure, replication: weights of the terms; 0
+            switches one off.
+        lateness: cost of a squared second to the first token; at 0.2 the 5th second costs three times the first.
+        busy, queued, shared: parts of the externality, by requests to come, waiting and decoding.
         busiest: upper bound of ``1 / (1 - utilisation)``.
         kv_knee: occupancy at which memory begins to weigh; ``kv_scale_s`` how much.
         tie_s, tie_share: candidates this close to the best count as equal.
@@ -37,16 +43,58 @@ class CostParams:
     externality: float = 1.0
     tpot: float = 0.1
     kv_pressure: float = 1.0
-    shared: float = 0.3
-    busiest: float = 9.0
+    replication: float = 1.0
+    lateness: float = 0.2
+    busy: float = 6.0
+    queued: float = 0.1
+    shared: float = 0.01
+    busiest: float = 4.0
     kv_knee: float = 0.8
     kv_scale_s: float = 0.05
     tie_s: float = 0.001
     tie_share: float = 0.02
 
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The defaults with what ``name=value,name=value`` says. Raises ValueError for nonsense."""
+        known = {f.name for f in fields(cls)}
+        changes: dict[str, float] = {}
+        for part in filter(None, (p.strip() for p in text.split(","))):
+            name, sign, value = part.partition("=")
+            if not sign or name.strip() not in known:
+                raise ValueError(f"{part!r} sets none of {', '.join(sorted(known))}")
+            changes[name.strip()] = float(value)
+        return replace(cls(), **changes)
+
     def digest(self) -> str:
         """Names these parameters in decision records."""
         return hashlib.sha256(repr(astuple(self)).encode()).hexdigest()[:16]
+
+
+class Scene(NamedTuple):
+    """What is common to all candidates of a decision.
+
+    ``now`` is the clock, ``best_step_s`` the least seconds a token among them, ``delayed`` how many
+    requests, waiting or to come, a second of work anywhere delays.
+    """
+
+    now: float
+    best_step_s: float
+    delayed: float
+
+
+def scene(workers: Sequence[WorkerView], now: float, p: CostParams) -> Scene:
+    """The scene of a decision among these workers.
+
+    Work is pooled: a request that comes later may go anywhere, so a second of prefill spent on any
+    worker delays ``rho / (1 - rho)`` requests to come, with rho the fleet's utilisation, and its
+    share of those that wait now.
+    """
+    busy = min(math.fsum(w.utilisation for w in workers) / len(workers), 1 - 1 / p.busiest)
+    waiting = sum(w.waiting + w.planned for w in workers) / len(workers)
+    steps = (w.step_s for w in workers if w.step_s)
+    delayed = p.busy * busy / (1 - busy) + p.queued * waiting
+    return Scene(now, min(steps, default=0.0), delayed)
 
 
 class _Hit(NamedTuple):
@@ -58,21 +106,25 @@ def price(
     worker: WorkerView,
     match: Match,
     request: RoutingRequest,
-    clock: tuple[float, float],
+    at: Scene,
     p: CostParams,
 ) -> Candidate:
-    """The candidate with its terms. ``clock`` is (now, least seconds a token among the workers)."""
-    now, best_step_s = clock
+    """The candidate with its terms."""
+    now, best_step_s, delayed = at
     hit = _hit(worker, match, request.prompt_tokens)
-    backlog_s = _backlog_s(worker, p)
-    prefill_s = worker.base_s + worker.slope_s * hit.uncached
-    pending_s = max(match.eta - now - backlog_s, 0.0) * p.pending if match.pending_tokens else 0.0
-    externality_s = p.externality * prefill_s * _others(worker, p)
+    ahead_s = backlog_s(worker, p)
+    prefill_s = _prefill_s(worker, hit.uncached, request.prompt_tokens)
+    pending_s = max(match.eta - now - ahead_s, 0.0) * p.pending if match.pending_tokens else 0.0
+    externality_s = p.externality * prefill_s * _others(worker, delayed, p)
     output = min(request.max_tokens, worker.output_tokens)
     slower = max(worker.step_s - best_step_s, 0.0) if worker.step_s else 0.0
     tpot_s = p.tpot * output * slower
     kv_s = p.kv_pressure * _kv_pressure(worker, hit.uncached + output, p)
-    total = worker.network_s + backlog_s + prefill_s + pending_s + externality_s + tpot_s + kv_s
+    ttft_s = worker.network_s + ahead_s + prefill_s + pending_s
+    lateness_s = p.lateness * ttft_s * ttft_s
+    wanted = worker.worker_id in request.replicas
+    replication_s = -p.replication * externality_s if wanted else 0.0
+    beside_s = lateness_s + externality_s + replication_s + tpot_s + kv_s
     return Candidate(
         worker.worker_id,
         worker.epoch,
@@ -82,38 +134,46 @@ def price(
         hit.trusted,
         hit.uncached,
         worker.network_s,
-        backlog_s,
+        ahead_s,
         prefill_s,
         pending_s,
         externality_s,
         tpot_s,
         kv_s,
-        total,
+        ttft_s + beside_s,
         worker.excluded_because,
+        lateness_s,
+        replication_s,
     )
 
 
-def worth_waiting(worker: WorkerView, match: Match, now: float, p: CostParams) -> Match:
+def worth_waiting(worker: WorkerView, match: Match, at: Scene, p: CostParams) -> Match:
     """The match without its pending blocks, if computing them again costs less than the wait."""
     if not match.pending_tokens:
         return match
-    wait_s = match.eta - now - _backlog_s(worker, p)
+    wait_s = match.eta - at.now - backlog_s(worker, p)
     work_s = worker.slope_s * match.pending_tokens
-    if p.pending and wait_s <= work_s * (1 + p.externality * _others(worker, p)):
+    if p.pending and wait_s <= work_s * (1 + p.externality * _others(worker, at.delayed, p)):
         return match
     return Match(match.matched_tokens)
 
 
-def _backlog_s(worker: WorkerView, p: CostParams) -> float:
+def backlog_s(worker: WorkerView, p: CostParams) -> float:
+    """Prefill work ahead of a new request there, planned work included."""
     # Those that wait share their steps, so what a step costs by itself counts once.
     base_s = worker.base_s if worker.waiting else 0.0
-    return p.backlog * (worker.slope_s * worker.backlog_tokens + base_s)
+    return p.backlog * (worker.slope_s * worker.backlog_tokens + base_s) + worker.planned_s
 
 
-def _others(worker: WorkerView, p: CostParams) -> float:
-    """Requests, present or to come, that a prefill delays."""
-    busy = min(1 / max(1 - worker.utilisation, 1e-9), p.busiest)
-    return busy + p.shared * (worker.waiting + worker.running)
+def _prefill_s(worker: WorkerView, uncached: float, prompt_tokens: int) -> float:
+    """Linear in what is computed, and with each token's attention to those before it."""
+    pairs = uncached * (prompt_tokens - uncached / 2)
+    return worker.base_s + worker.slope_s * uncached + worker.pair_s * pairs
+
+
+def _others(worker: WorkerView, delayed: float, p: CostParams) -> float:
+    """Requests, present or to come, that a second of prefill delays by a second."""
+    return delayed + p.shared * worker.running
 
 
 def _hit(worker: WorkerView, match: Match, prompt_tokens: int) -> _Hit:

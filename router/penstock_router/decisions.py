@@ -10,11 +10,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from penstock_router.facts import Decision
+from penstock_router.cost import CostParams
+from penstock_router.facts import Decision, RoutingRequest, WorkerView
 from penstock_router.frames import Finished, LedgerEvent, PrefillDone
 
 _MAX_DECISIONS = 2048
 _MAX_WATCHER_BACKLOG = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What ``decide`` was called with, beside the seed: it gives the same decision again."""
+
+    now: float
+    params: CostParams
+    views: tuple[WorkerView, ...]
+    request: RoutingRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +44,10 @@ class DecisionRecord:
     decision: Decision
     decision_us: int
     trace_id: str = ""
+    queued_s: float = 0.0
+    inputs: Inputs | None = None
+    shadow_worker_id: str = ""
+    shadow_digest: str = ""
 
     @property
     def worker_id(self) -> str:

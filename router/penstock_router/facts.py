@@ -15,9 +15,14 @@ class WorkerView:
     Attributes:
         confidence: how far the index is believed, by sync state, in [0, 1].
         trust: smoothed actual over predicted cached tokens.
-        base_s: seconds of a prefill of no tokens; ``slope_s`` seconds for each token more.
+        backlog_tokens: prompt tokens still to be computed there before a new request's.
+        planned_s: prefill seconds of requests that wait in the router and mean to go there first;
+            ``planned`` of them.
+        base_s: seconds of a prefill of no tokens; ``slope_s`` seconds for each token more, and
+            ``pair_s`` for each pair of a computed token with one before it (attention).
         utilisation: share of its time spent in prefill.
         step_s: seconds of a decode step for each token it yields; 0 if unknown.
+        max_batch: requests that it can decode at once; 0 if unknown.
         output_tokens: tokens a request usually gets here.
         excluded_because: why it cannot be chosen; empty if it can.
     """
@@ -37,6 +42,10 @@ class WorkerView:
     utilisation: float = 0.0
     step_s: float = 0.0
     output_tokens: float = 64.0
+    pair_s: float = 0.0
+    planned_s: float = 0.0
+    planned: int = 0
+    max_batch: int = 0
     used_blocks: int = 0
     capacity_blocks: int = 0
     block_tokens: int = 32
@@ -65,6 +74,7 @@ class RoutingRequest:
     Attributes:
         divergent: hash of the first block that no candidate holds; None if there is none.
         max_tokens: most new tokens it may get.
+        replicas: workers that should hold a copy of its hot prefix.
     """
 
     request_id: str
@@ -75,6 +85,7 @@ class RoutingRequest:
     divergent: int | None = None
     max_tokens: int = 256
     excluded: frozenset[str] = frozenset()
+    replicas: frozenset[str] = frozenset()
 
 
 class Candidate(NamedTuple):
@@ -100,6 +111,8 @@ class Candidate(NamedTuple):
     kv_pressure_s: float
     total_s: float
     excluded_because: str = ""
+    lateness_s: float = 0.0
+    replication_s: float = 0.0
 
     @property
     def ttft_s(self) -> float:

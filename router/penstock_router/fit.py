@@ -72,6 +72,58 @@ class LineFit:
         self.base_s, self.slope_s = base, slope
 
 
+class PrefillFit:
+    """``seconds = base + slope * U + pair * U * (N - U / 2)`` for U computed of N prompt tokens.
+
+    A line, until the samples differ enough in context to tell attention from length; then least
+    squares in all three, whose past fades with each sample. A coefficient below zero is none.
+
+    Source: recursive least squares with a forgetting factor, in its sufficient statistics.
+    """
+
+    _FORGET = 0.98
+    _MIN_SAMPLES = 20
+    _MIN_SPREAD = 0.05
+    # Pairs are counted by the thousand tokens, so that the sums are of one magnitude.
+    _SCALE = 1e-3
+
+    def __init__(self, base_s: float, slope_s: float) -> None:
+        self._line = LineFit(base_s, slope_s)
+        self._sums = [[0.0] * 4 for _ in range(3)]
+        self.base_s, self.slope_s, self.pair_s = base_s, slope_s, 0.0
+
+    @property
+    def samples(self) -> int:
+        """Measurements taken in."""
+        return self._line.samples
+
+    def add(self, computed: float, cached: float, seconds: float) -> None:
+        """Take one measurement in."""
+        self._line.add(computed, seconds)
+        row = (1.0, computed, computed * (cached + computed / 2) * self._SCALE, seconds)
+        for i in range(3):
+            for j in range(4):
+                self._sums[i][j] = self._sums[i][j] * self._FORGET + row[i] * row[j]
+        self.base_s, self.slope_s, self.pair_s = self._line.base_s, self._line.slope_s, 0.0
+        if self.samples >= self._MIN_SAMPLES:
+            self._solve()
+
+    def _solve(self) -> None:
+        """Prefer the three coefficients where all are possible, then those without a base."""
+        (n, u, p, y), (_, uu, up, uy), (_, _, pp, py) = self._sums
+        spread = uu * pp - up * up
+        if spread < self._MIN_SPREAD * uu * pp:
+            return
+        whole = n * spread - u * (u * pp - p * up) + p * (u * up - p * uu)
+        base = (y * spread - u * (uy * pp - py * up) + p * (uy * up - py * uu)) / whole
+        if whole <= 0 or base < 0:
+            base = 0.0
+        uy, py = uy - base * u, py - base * p
+        slope, pair = (uy * pp - py * up) / spread, (py * uu - uy * up) / spread
+        if slope > 0 and pair > 0:
+            self.base_s, self.slope_s, self.pair_s = base, slope, pair * self._SCALE
+
+
 class Utilisation:
     """Share of the time that a resource was busy, over the last ``window_s`` seconds or so."""
 

@@ -129,6 +129,11 @@ class Fleet:
         now = self._picture.clock()
         return Counter(w.sync.state(now).value for w in self.workers())
 
+    def calibration(self) -> Mapping[str, tuple[float, float]]:
+        """Each worker's smoothed TTFT error in seconds and its trust factor."""
+        known = (w for w in self.workers() if w.worker_id)
+        return {w.worker_id: (w.load.ttft_error.value, w.load.trust_factor) for w in known}
+
     def divergences(self) -> int:
         """Times that the index was found to be wrong, over all workers there were."""
         return self._gone_divergences + sum(w.sync.divergences for w in self.workers())
@@ -170,6 +175,8 @@ class Fleet:
                 continue
             used.add((facts.tokenizer_source, facts.tokenizer_digest))
             self._known |= dict.fromkeys(_names(facts), now)
+            channel = self._links[worker.endpoint].channel
+            group.create_task(worker.distance.measure(channel, _POLL_S))
             if not self._texts.has(facts):
                 group.create_task(self._load(facts))
         self._texts.keep(used)

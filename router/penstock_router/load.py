@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from penstock_router.fit import Ewma, LineFit, Utilisation
+from penstock_router.fit import Ewma, PrefillFit, Utilisation
 from penstock_router.frames import (
     Admitted,
     Finished,
@@ -52,18 +52,23 @@ class WorkerLoad:
 
     def __init__(self) -> None:
         self.report = LoadReport()
-        self.prefill = LineFit(_PRIOR_BASE_S, _PRIOR_SLOPE_S)
+        self.prefill = PrefillFit(_PRIOR_BASE_S, _PRIOR_SLOPE_S)
         self.trust = Ewma(1.0, 0.05)
         self.output_tokens = Ewma(_PRIOR_OUTPUT_TOKENS)
+        self.ttft_error = Ewma(0.0)
         self._utilisation = Utilisation(_UTILISATION_WINDOW_S)
         self._entries: dict[str, _Entry] = {}
         self._reported_tokens = 0
+        # Since when the prompt at the head is computed, as far as is known.
+        self._working_since = 0.0
         # Grows with every change, so that a view can be kept until then.
         self.version = 0
 
     def reserve(self, request_id: str, uncached: int, now: float, ttl_s: float) -> None:
         """A request is on its way here and will have to compute this many tokens."""
         self.version += 1
+        if not self._ahead():
+            self._working_since = now
         entry = _Entry(uncached, _Phase.RESERVED, now, now + ttl_s)
         self._entries.setdefault(request_id, entry)
 
@@ -105,6 +110,7 @@ class WorkerLoad:
         self.version += 1
         self.report = load
         self._reported_tokens = load.queued_prefill_tokens
+        self._working_since = now
         for entry in self._entries.values():
             if entry.phase is not _Phase.DECODING:
                 arrived = entry.phase is _Phase.ADMITTED or now - entry.since > _REPORT_LAG_S
@@ -122,6 +128,10 @@ class WorkerLoad:
         if predicted > 0:
             self.trust.add(min(actual / predicted, 1.0))
 
+    def observe_ttft(self, predicted_s: float, actual_s: float) -> None:
+        """What was foretold against what was measured."""
+        self.ttft_error.add(abs(actual_s - predicted_s))
+
     @property
     def trust_factor(self) -> float:
         """Smoothed actual over predicted cached tokens, floored so that it can recover."""
@@ -131,6 +141,15 @@ class WorkerLoad:
         """Prompt tokens to be computed here before a new request's."""
         ahead = self._ahead()
         return self._reported_tokens + sum(e.uncached for e in ahead if not e.reported)
+
+    def worked_tokens(self, now: float) -> float:
+        """Of the backlog, what has been computed since it was last told of: at most one prompt."""
+        ahead = self._ahead()
+        if not ahead:
+            return 0.0
+        head = min(ahead, key=lambda e: (e.phase is _Phase.RESERVED, e.since))
+        _, slope_s = self.prefill_line()
+        return min((now - self._working_since) / max(slope_s, 1e-9), head.uncached)
 
     def waiting(self) -> int:
         """Requests that have no first token yet."""
@@ -156,6 +175,8 @@ class WorkerLoad:
 
     def _admitted(self, event: Admitted, now: float) -> None:
         uncached = event.prompt_tokens - event.cached_tokens
+        if not any(e.phase is _Phase.ADMITTED for e in self._entries.values()):
+            self._working_since = now
         entry = self._entries.get(event.request_id)
         if entry is None:
             entry = self._entries[event.request_id] = _Entry(uncached, _Phase.ADMITTED, now)
@@ -167,9 +188,10 @@ class WorkerLoad:
             entry = self._entries[event.request_id] = _Entry(0, _Phase.ADMITTED, now)
         if entry.phase is not _Phase.DECODING:
             self._leaves_backlog(entry)
+        self._working_since = now
         entry.phase, entry.expires = _Phase.DECODING, float("inf")
         if event.computed_tokens > 0 and event.prefill_s > 0:
-            self.prefill.add(event.computed_tokens, event.prefill_s)
+            self.prefill.add(event.computed_tokens, event.cached_tokens, event.prefill_s)
             self._utilisation.add(event.prefill_s, now)
 
     def _leaves_backlog(self, entry: _Entry) -> None:

@@ -23,6 +23,17 @@ class RouterMetrics:
         self._actual = meter.create_counter(
             sc.ACTUAL_HITS, unit="{token}", description="Prompt tokens that were in the cache."
         )
+        self._queue = meter.create_histogram(
+            sc.QUEUE_DURATION, unit="s", description="Waiting in the router for a worker."
+        )
+        self._refusals = meter.create_counter(
+            sc.REFUSALS, unit="{request}", description="Requests that were not let in or on."
+        )
+        self._shadow = meter.create_counter(
+            sc.SHADOW_DECISIONS,
+            unit="{decision}",
+            description="Decisions a shadow policy made too.",
+        )
         self._retries = meter.create_counter(
             sc.RETRIES, unit="{attempt}", description="Attempts on another worker."
         )
@@ -43,6 +54,44 @@ class RouterMetrics:
         """A request goes to another worker, because of this error; if it has begun, it is resumed."""
         counter = self._resumes if has_begun else self._retries
         counter.add(1, {sc.ERROR_TYPE: slug})
+
+    def queued(self, seconds: float, kind: str) -> None:
+        """A request of this class waited so long for its worker."""
+        self._queue.record(seconds, {sc.PRIORITY: kind})
+
+    def refused(self, slug: str, kind: str) -> None:
+        """A request of this class was refused, because of this error."""
+        self._refusals.add(1, {sc.ERROR_TYPE: slug, sc.PRIORITY: kind})
+
+    def shadowed(self, *, agrees: bool) -> None:
+        """The shadow policy has decided as well."""
+        self._shadow.add(1, {sc.SHADOW_AGREES: agrees})
+
+    def watch_queue(self, waiting: Callable[[], Mapping[str, int]]) -> None:
+        """Read how many wait, by class, whenever metrics are collected."""
+
+        def queued(_options: CallbackOptions) -> Iterable[Observation]:
+            return [Observation(n, {sc.PRIORITY: kind}) for kind, n in waiting().items()]
+
+        self._meter.create_observable_gauge(
+            sc.QUEUED, [queued], unit="{request}", description="Requests waiting, by class."
+        )
+
+    def watch_calibration(self, workers: Callable[[], Mapping[str, tuple[float, float]]]) -> None:
+        """Read each worker's (TTFT error in seconds, trust) whenever metrics are collected."""
+
+        def errors(_options: CallbackOptions) -> Iterable[Observation]:
+            return [Observation(e, {sc.WORKER_ID: name}) for name, (e, _) in workers().items()]
+
+        def trust(_options: CallbackOptions) -> Iterable[Observation]:
+            return [Observation(t, {sc.WORKER_ID: name}) for name, (_, t) in workers().items()]
+
+        self._meter.create_observable_gauge(
+            sc.TTFT_ERROR, [errors], unit="s", description="Smoothed |actual - predicted| TTFT."
+        )
+        self._meter.create_observable_gauge(
+            sc.HIT_TRUST, [trust], description="Smoothed actual over predicted cached tokens."
+        )
 
     def watch_fleet(
         self,

@@ -5,11 +5,12 @@ hash of the first block nobody holds. Routers that know the same therefore choos
 second request with a new prefix goes where the first one went, whichever router took it.
 """
 
+import heapq
 from collections.abc import Mapping, Sequence
 
 import xxhash
 
-from penstock_router.cost import CostParams, price, worth_waiting
+from penstock_router.cost import CostParams, Scene, backlog_s, price, scene, worth_waiting
 from penstock_router.facts import (
     NO_MATCH,
     Candidate,
@@ -19,6 +20,9 @@ from penstock_router.facts import (
     WorkerView,
 )
 
+# Above so many workers only those are priced that hold most or have least to do.
+_PRICE_ALL = 256
+_SHORTLIST = 32
 _EXCLUDED_BY_CALLER = "it just failed this request"
 
 
@@ -42,20 +46,19 @@ def decide(
     refused = [_refused(w, request) for w in workers if _why_not(w, request)]
     if not open_to:
         return Decision(None, tuple(refused), "no worker can take it")
-    clock = (now, min((w.step_s for w in open_to if w.step_s), default=0.0))
+    at = scene(open_to, now, params)
     found = request.matches
+    open_to = _shortlist(open_to, found, params)
     matches = {
-        w.worker_id: worth_waiting(w, found[w.worker_id], now, params)
+        w.worker_id: worth_waiting(w, found[w.worker_id], at, params)
         for w in open_to
         if w.worker_id in found
     }
-    by_worker = [
-        price(w, matches.get(w.worker_id, NO_MATCH), request, clock, params) for w in open_to
-    ]
+    by_worker = [price(w, matches.get(w.worker_id, NO_MATCH), request, at, params) for w in open_to]
     priced = sorted(by_worker, key=lambda c: (c.total_s, c.worker_id))
     tied = _tied(priced, params)
     chosen = max(tied, key=lambda c: (c.matched_tokens, _rendezvous(c, request, seed)))
-    unaware = _without_affinity(open_to, by_worker, matches, (request, seed, clock, params))
+    unaware = _without_affinity(open_to, by_worker, matches, (request, seed, at, params))
     match = matches.get(chosen.worker_id, NO_MATCH)
     rest = [c for c in priced if c is not chosen]
     return Decision(
@@ -69,16 +72,33 @@ def decide(
     )
 
 
+def _shortlist(
+    workers: list[WorkerView], matches: Mapping[str, Match], params: CostParams
+) -> list[WorkerView]:
+    """Everybody in a small fleet; in a large one those that can win, in the order given."""
+    if len(workers) <= _PRICE_ALL:
+        return workers
+
+    def held(worker: WorkerView) -> int:
+        match = matches.get(worker.worker_id, NO_MATCH)
+        return match.matched_tokens + match.pending_tokens
+
+    holders = heapq.nlargest(_SHORTLIST, workers, key=held)
+    idle = heapq.nsmallest(_SHORTLIST, workers, key=lambda w: backlog_s(w, params))
+    chosen = {w.worker_id for w in (*holders, *idle)}
+    return [w for w in workers if w.worker_id in chosen]
+
+
 def _without_affinity(
     workers: Sequence[WorkerView],
     priced: Sequence[Candidate],
     matches: Mapping[str, Match],
-    inputs: tuple[RoutingRequest, int, tuple[float, float], CostParams],
+    inputs: tuple[RoutingRequest, int, Scene, CostParams],
 ) -> Candidate:
     """The candidate, at its true price, that would win if nobody held anything."""
-    request, seed, clock, params = inputs
+    request, seed, at, params = inputs
     blind = [  # where nothing is cached, the price is the same
-        price(w, NO_MATCH, request, clock, params) if w.worker_id in matches else c
+        price(w, NO_MATCH, request, at, params) if w.worker_id in matches else c
         for w, c in zip(workers, priced, strict=True)
     ]
     least = min(c.total_s for c in blind)
@@ -140,6 +160,8 @@ def _advantage(chosen: Candidate, runner: Candidate) -> str:
         "prefill_s": "less to compute",
         "pending_s": "no wait for blocks under way",
         "externality_s": "less delay for others",
+        "lateness_s": "a first token that is not late",
+        "replication_s": "a copy that is wanted there",
         "tpot_s": "faster decoding",
         "kv_pressure_s": "more free KV memory",
         "network_s": "a shorter way",

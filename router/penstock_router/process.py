@@ -61,13 +61,14 @@ async def running_router(settings: RouterSettings) -> AsyncIterator[RunningRoute
 
     Raises:
         SettingsError: there is neither a registry nor a list of workers, or the registry's URL or
-            the key file is malformed.
+            the key file or a policy is malformed.
         OSError: the address cannot be bound, or the key file not be read.
     """
     if not settings.registry_url and not settings.endpoints():
         raise SettingsError("PENSTOCK_ROUTER_REGISTRY_URL or PENSTOCK_ROUTER_WORKERS must be set")
     keys, catalog = await _files(settings)
     try:
+        policies = settings.policies()
         registry = open_registry(settings.registry_url, settings.endpoints())
     except ValueError as error:
         raise SettingsError(str(error)) from error
@@ -79,7 +80,9 @@ async def running_router(settings: RouterSettings) -> AsyncIterator[RunningRoute
     places = Places(catalog, fleet, picture.clock)
     salt_key = settings.cache_secret.encode() or secrets.token_bytes(32)
     preparer = Preparer(fleet, texts, salt_key, places)
-    router = Router(picture, fleet.changes, settings.lease_secret.encode())
+    router = Router(picture, fleet.changes, settings.lease_secret.encode(), policies)
+    picture.metrics.watch_queue(router.waiting)
+    picture.metrics.watch_calibration(fleet.calibration)
     routing = RouterRouting(preparer, router, fleet, picture.book)
     pace = Pace(settings.messages_per_s, settings.max_delay_ms)
     surroundings = Surroundings(
@@ -89,7 +92,7 @@ async def running_router(settings: RouterSettings) -> AsyncIterator[RunningRoute
     inference = RouterInference(preparer, Forwarder(surroundings), embedder, places, texts)
     server = _server(keys, inference, routing, shares_port=settings.shares_port)
     port = server.bind(settings.listen)
-    work = [fleet.run()]
+    work = [fleet.run(), router.room.run()]
     if settings.decision_log:
         work.append(write_decisions(picture.book, Path(settings.decision_log)))
     endpoint = _endpoint(settings.listen, port)

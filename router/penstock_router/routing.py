@@ -1,34 +1,35 @@
 """Makes decisions: looks a prompt up in the index, asks the policy, records, reserves, signs.
 
-A request that counts on blocks another one is computing waits here for them and is decided anew
-when they are there (late binding), so that what was predicted is what is found.
+A request waits in the router's queue until a worker is open for it (late binding); one that counts
+on blocks another is computing waits for them there, so that what was predicted is what is found.
 """
 
 import random
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 
 from opentelemetry import trace
 
 from penstock.common.v1 import lease_pb2
-from penstock_core import blocks, leases, semconv, tracing
-from penstock_core.errors import NoWorker
+from penstock_core import leases, semconv, tracing
+from penstock_core.errors import NoWorker, Rejected
 from penstock_core.ids import new_id
+from penstock_router.admission import AdmissionQueue, Placement
+from penstock_router.admission_ticket import AdmissionParams, PriorityClass, Ticket
 from penstock_router.changes import Changes
 from penstock_router.cost import CostParams
-from penstock_router.decisions import DecisionRecord
-from penstock_router.facts import Candidate, Decision, Match, RoutingRequest
+from penstock_router.decisions import DecisionRecord, Inputs
+from penstock_router.facts import Candidate, RoutingRequest, WorkerView
 from penstock_router.fleet import RETRY_AFTER_S
+from penstock_router.lookup import look_up, observe_demand
 from penstock_router.pending import Times
-from penstock_router.policy import decide, first_divergent
+from penstock_router.policy import decide
 from penstock_router.prompts import PreparedRequest
 from penstock_router.tracked import Picture, TrackedWorker
+from penstock_router.waiting_room import WaitingRoom
 
 _LEASE_TTL_S = 10.0
-# Blocks that have not come by then are not waited for any longer.
-_LONGEST_HOLD_S = 10.0
-_HOLD_POLL_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,25 +59,37 @@ class Routed:
     lease: lease_pb2.Lease
 
 
+@dataclass(frozen=True, slots=True)
+class Policies:
+    """The parameters that serve, and those of a shadow that only tells what it would do."""
+
+    cost: CostParams = field(default_factory=CostParams)
+    admission: AdmissionParams = field(default_factory=AdmissionParams)
+    shadow: CostParams | None = None
+
+
 class Router:
-    """Decides over one picture."""
+    """Decides over one picture. Its ``room`` must run beside it."""
 
     def __init__(
         self,
         picture: Picture,
         changes: Changes,
         lease_secret: bytes,
-        params: CostParams | None = None,
+        policies: Policies | None = None,
         unix_time: Callable[[], float] = time.time,
     ) -> None:
-        self._picture = picture
+        self.picture = picture
+        self.policies = policies or Policies()
         self._changes = changes
         self._lease_secret = lease_secret
-        self._params = params or CostParams()
-        self._digest = self._params.digest()
+        self.digest = self.policies.cost.digest()
+        self.shadow_digest = self.policies.shadow.digest() if self.policies.shadow else ""
         self._unix_time = unix_time
         self._random = random.Random()
         self._tracer = trace.get_tracer("penstock.router")
+        queue = AdmissionQueue(self.policies.admission, self.policies.cost)
+        self.room: WaitingRoom[Routed] = WaitingRoom(queue, changes, picture.clock)
 
     async def route(
         self, prepared: PreparedRequest, attempt: Attempt
@@ -85,133 +98,92 @@ class Router:
 
         Raises:
             NoWorker: nobody can take it; the message says why for each worker.
+            Overloaded: too many wait, or its first token would come after its deadline.
+            DeadlineExceeded: no worker was open in time.
         """
         with self._tracer.start_as_current_span(semconv.SPAN_ROUTE) as span:
-            began = self._picture.clock()
-            record = self._decide(prepared, attempt)
-            while record.decision.waits_for and await self._hold(record.decision, began, attempt):
-                record = self._decide(prepared, attempt)
-            self._picture.book.add(record)
-            _describe(span, record)
-            chosen = record.decision.chosen
-            if chosen is None:
-                raise NoWorker(_nobody(record), retry_after_s=RETRY_AFTER_S)
-            worker = next(w for w in prepared.workers if w.worker_id == chosen.worker_id)
-            self._reserve(prepared, worker, chosen, attempt)
-            lease = self._lease(prepared, record, chosen)
-            return Routed(worker, record, chosen, lease), tracing.outgoing()
+            now = self.picture.clock()
+            ticket = Ticket(
+                ticket_id=new_id("ticket"),
+                tenant=prepared.principal.tenant,
+                priority=PriorityClass(prepared.priority),
+                prompt_tokens=prepared.prefix_tokens,
+                arrived_s=now,
+                size_bytes=prepared.request.ByteSize(),
+                deadline_s=attempt.deadline,
+            )
+            observe_demand(self.picture, prepared)
+            visitor = _Visitor(self, prepared, attempt, span)
+            kind, metrics = ticket.priority.name.lower(), self.picture.metrics
+            try:
+                routed = await self.room.place(ticket, visitor, self._undo)
+            except Rejected as error:
+                metrics.refused(error.slug, kind)
+                raise
+            metrics.queued(routed.record.queued_s, kind)
+            return routed, tracing.outgoing()
 
     def release(self, routed: Routed, *, status: str = "", settle_s: float = 0.0) -> None:
         """The attempt is over. Blocks that it computed may take ``settle_s`` to be reported."""
         request_id = routed.record.request_id
         routed.worker.load.release(request_id)
         if settle_s:
-            self._picture.pending.settle(request_id, self._picture.clock() + settle_s)
+            self.picture.pending.settle(request_id, self.picture.clock() + settle_s)
         else:
-            self._picture.pending.cancel(request_id)
-        self._picture.book.stream_over(routed.record.decision_id, status)
+            self.picture.pending.cancel(request_id)
+        self.picture.book.stream_over(routed.record.decision_id, status)
         self._changes.notify()
 
-    def _decide(self, prepared: PreparedRequest, attempt: Attempt) -> DecisionRecord:
-        began, now = time.perf_counter(), self._picture.clock()
-        self._picture.pending.expire(now)
-        views = []
-        for worker in prepared.workers:
-            worker.load.expire(now)
-            views.append(worker.view(now, prepared.excluded.get(worker.worker_id, "")))
-        request = self._look_up(prepared, attempt)
-        seed = self._random.getrandbits(64)
-        decision = decide(views, request, now, seed, self._params)
-        seconds = time.perf_counter() - began
-        self._picture.metrics.decided(seconds)
-        return DecisionRecord(
-            decision_id=new_id("dec"),
-            request_id=prepared.request.request_id,
-            attempt=attempt.number,
-            unix_time_s=self._unix_time(),
-            model=prepared.request.model,
-            policy_digest=self._digest,
-            seed=seed,
-            prompt_tokens=prepared.prefix_tokens,
-            num_blocks=request.num_blocks,
-            decision=decision,
-            decision_us=int(seconds * 1e6),
-            trace_id=tracing.current_trace_id(),
-        )
+    def carry_out(
+        self, prepared: PreparedRequest, attempt: Attempt, record: DecisionRecord
+    ) -> Routed:
+        """Reserve what was decided. Raises NoWorker if there is nobody."""
+        self.picture.book.add(record)
+        self.picture.metrics.decided(record.decision_us / 1e6)
+        if self.policies.shadow is not None:
+            agrees = record.shadow_worker_id == record.worker_id
+            self.picture.metrics.shadowed(agrees=agrees)
+        chosen = record.decision.chosen
+        if chosen is None:
+            raise NoWorker(_nobody(record), retry_after_s=RETRY_AFTER_S)
+        worker = next(w for w in prepared.workers if w.worker_id == chosen.worker_id)
+        self._reserve(prepared, worker, chosen, attempt)
+        return Routed(worker, record, chosen, self._lease(prepared, record, chosen))
 
-    def _look_up(self, prepared: PreparedRequest, attempt: Attempt) -> RoutingRequest:
-        """What each worker holds and computes of the prompt."""
-        groups: dict[tuple[str, int], list[TrackedWorker]] = {}
-        for worker in prepared.workers:
-            if worker.facts is not None:
-                key = (worker.facts.model_revision, worker.facts.block_tokens)
-                groups.setdefault(key, []).append(worker)
-        matches: dict[str, Match] = {}
-        num_blocks, divergent = 0, None
-        for (_, block_tokens), members in groups.items():
-            facts = members[0].facts
-            assert facts is not None
-            usable = blocks.reusable_blocks(prepared.prefix_tokens, block_tokens)
-            chain = prepared.hashes(facts)[: usable * blocks.HASH_BYTES]
-            found = self._match(members, chain, block_tokens)
-            matches |= found
-            hashes = memoryview(chain).cast("Q")
-            if len(hashes) > num_blocks:
-                num_blocks = len(hashes)
-                divergent = first_divergent(hashes, list(found.values()), block_tokens)
-        return RoutingRequest(
-            request_id=prepared.request.request_id,
-            model=prepared.request.model,
-            prompt_tokens=prepared.prefix_tokens,
-            num_blocks=num_blocks,
-            matches=matches,
-            divergent=divergent,
-            max_tokens=prepared.max_tokens,
-            excluded=attempt.excluded,
-        )
+    def shadow(self, inputs: Inputs, seed: int) -> str:
+        """Whom the shadow policy would have chosen from the same inputs; empty without one."""
+        if self.policies.shadow is None:
+            return ""
+        views, request = inputs.views, inputs.request
+        chosen = decide(views, request, inputs.now, seed, self.policies.shadow).chosen
+        return chosen.worker_id if chosen else ""
 
-    def _match(
-        self, members: list[TrackedWorker], chain: bytes, block_tokens: int
-    ) -> dict[str, Match]:
-        depths = self._picture.index.match(chain).tolist()
-        pending = self._picture.pending
-        matches: dict[str, Match] = {}
-        for worker in members:
-            slot, worker_id = worker.sync.slot, worker.worker_id
-            depth = depths[slot] if slot is not None else 0
-            extent = pending.extent(worker_id, chain, depth)
-            if depth or extent.blocks:
-                matches[worker_id] = Match(
-                    depth * block_tokens,
-                    extent.blocks * block_tokens,
-                    extent.eta,
-                    extent.request_ids,
-                )
-        return matches
+    def waiting(self) -> dict[str, int]:
+        """Requests in the queue, by class."""
+        return {kind.name.lower(): self.room.queue.waiting(kind) for kind in PriorityClass}
 
-    async def _hold(self, decision: Decision, began: float, attempt: Attempt) -> bool:
-        """Wait for blocks under way; false once waiting any longer makes no sense."""
-        until = min(began + _LONGEST_HOLD_S, attempt.deadline)
-        pending, clock = self._picture.pending, self._picture.clock
-        while pending.is_open(decision.waits_for):
-            left = until - clock()
-            if left <= 0:
-                return False
-            await self._changes.wait(min(left, _HOLD_POLL_S))
-            pending.expire(clock())
-        return True
+    def seed(self) -> int:
+        """A fresh seed."""
+        return self._random.getrandbits(64)
+
+    def unix_time(self) -> float:
+        """The time of day."""
+        return self._unix_time()
+
+    def _undo(self, routed: Routed) -> None:
+        self.release(routed, status="cancelled")
 
     def _reserve(
         self, prepared: PreparedRequest, worker: TrackedWorker, chosen: Candidate, attempt: Attempt
     ) -> None:
-        now, request_id = self._picture.clock(), prepared.request.request_id
+        now, request_id = self.picture.clock(), prepared.request.request_id
         worker.breaker.sent(now)
         worker.load.reserve(request_id, int(chosen.uncached_tokens), now, attempt.ttl_s)
         facts = worker.facts
         assert facts is not None
         work = (prepared.hashes(facts), chosen.matched_tokens // facts.block_tokens)
         times = Times(eta=now + chosen.ttft_s, expires=now + attempt.ttl_s)
-        self._picture.pending.add(worker.worker_id, request_id, work, times)
+        self.picture.pending.add(worker.worker_id, request_id, work, times)
 
     def _lease(
         self, prepared: PreparedRequest, record: DecisionRecord, chosen: Candidate
@@ -230,6 +202,74 @@ class Router:
             # A worker without a secret of its own checks nothing; the claims still carry the salt.
             return lease_pb2.Lease(claims=claims.SerializeToString())
         return leases.sign(claims, self._lease_secret)
+
+
+class _Visitor:
+    """One attempt in the waiting room."""
+
+    def __init__(
+        self, router: Router, prepared: PreparedRequest, attempt: Attempt, span: trace.Span
+    ) -> None:
+        self._router = router
+        self._prepared = prepared
+        self._attempt = attempt
+        self._span = span
+        self._trace_id = tracing.current_trace_id()
+        self._pool = tuple(w.worker_id for w in prepared.workers)
+        self._arrived_s = router.picture.clock()
+        self._looked_at = 0.0
+        self._seed = 0
+
+    def pool(self) -> Hashable:
+        """The workers of its model that have not failed it."""
+        return (self._pool, self._attempt.excluded)
+
+    def views(self, now: float) -> Sequence[WorkerView]:
+        """They, as the picture has them."""
+        self._looked_at = time.perf_counter()
+        self._router.picture.pending.expire(now)
+        views = []
+        for worker in self._prepared.workers:
+            worker.load.expire(now)
+            views.append(worker.view(now, self._prepared.excluded.get(worker.worker_id, "")))
+        return views
+
+    def request(self, now: float) -> RoutingRequest:
+        """What each holds."""
+        return look_up(self._router.picture, self._prepared, self._attempt.excluded)
+
+    def seed(self) -> int:
+        """Kept, for the record."""
+        self._seed = self._router.seed()
+        return self._seed
+
+    def carry_out(self, placement: Placement) -> Routed:
+        """Record it and reserve."""
+        router, request = self._router, placement.request
+        assert placement.decision is not None
+        assert request is not None
+        seconds = time.perf_counter() - self._looked_at
+        inputs = Inputs(placement.now, router.policies.cost, placement.views, request)
+        record = DecisionRecord(
+            decision_id=new_id("dec"),
+            request_id=request.request_id,
+            attempt=self._attempt.number,
+            unix_time_s=router.unix_time(),
+            model=request.model,
+            policy_digest=router.digest,
+            seed=self._seed,
+            prompt_tokens=request.prompt_tokens,
+            num_blocks=request.num_blocks,
+            decision=placement.decision,
+            decision_us=int(seconds * 1e6),
+            trace_id=self._trace_id,
+            queued_s=placement.now - self._arrived_s,
+            inputs=inputs,
+            shadow_worker_id=router.shadow(inputs, self._seed),
+            shadow_digest=router.shadow_digest,
+        )
+        _describe(self._span, record)
+        return router.carry_out(self._prepared, self._attempt, record)
 
 
 def _describe(span: trace.Span, record: DecisionRecord) -> None:

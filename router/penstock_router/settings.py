@@ -4,6 +4,9 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from penstock_core.settings import ProcessSettings
+from penstock_router.admission_ticket import AdmissionParams, Bounds
+from penstock_router.cost import CostParams
+from penstock_router.routing import Policies
 
 
 class RouterSettings(ProcessSettings):
@@ -37,6 +40,19 @@ class RouterSettings(ProcessSettings):
     shares_port: bool = Field(
         False, description="whether other routers may listen on the port as well"
     )
+    policy: str = Field(
+        "", description="parameters of the cost that differ, as name=value with commas"
+    )
+    shadow_policy: str = Field(
+        "", description="a policy, in the same form, that decides beside the live one; empty = none"
+    )
+    max_queued: int = Field(4096, ge=1, description="requests that may wait for a worker")
+    max_queued_tokens: int = Field(64_000_000, ge=1, description="prompt tokens that may wait")
+    max_queued_bytes: int = Field(1 << 30, ge=1, description="bytes of requests that may wait")
+    tenant_max_queued: int = Field(2048, ge=1, description="requests of one tenant that may wait")
+    tenant_max_queued_tokens: int = Field(
+        32_000_000, ge=1, description="prompt tokens of one tenant that may wait"
+    )
     grace_s: float = Field(30.0, ge=0, description="seconds that running requests get on SIGTERM")
     catalog: str = Field(
         "", description="JSON file of aliases, canaries, pools and fall-backs; empty = none"
@@ -59,6 +75,21 @@ class RouterSettings(ProcessSettings):
         200, ge=10, le=1000, description="longest that a forwarded token waits to share a message"
     )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
+
+    def policies(self) -> Policies:
+        """How it decides. Raises ValueError for a malformed policy."""
+        bounds = Bounds(
+            self.max_queued,
+            self.max_queued_tokens,
+            self.max_queued_bytes,
+            self.tenant_max_queued,
+            self.tenant_max_queued_tokens,
+        )
+        return Policies(
+            cost=CostParams.parse(self.policy),
+            admission=AdmissionParams(bounds=bounds),
+            shadow=CostParams.parse(self.shadow_policy) if self.shadow_policy else None,
+        )
 
     def endpoints(self) -> list[str]:
         """The fixed workers."""

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from penstock_router.breaker import Breaker
 from penstock_router.decisions import DecisionBook
+from penstock_router.demand import PrefixDemand
+from penstock_router.distance import Distance
 from penstock_router.facts import WorkerView
 from penstock_router.frames import (
     Admitted,
@@ -28,8 +30,8 @@ CONFIDENCE = {SyncState.LIVE: 1.0, SyncState.SYNCING: 0.7, SyncState.STALE: 0.3}
 # Engines tell of a first token and of the blocks behind it on two ways.
 _SETTLE_S = 0.25
 _ADMITTED_TTL_S = 120.0
-# Its utilisation fades with time alone.
-_VIEW_AGE_S = 0.1
+# Its utilisation fades, and its backlog shrinks, with time alone.
+_VIEW_AGE_S = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ class Picture:
     ) -> None:
         self.index = PrefixIndex()
         self.pending = PendingTable()
+        self.demand = PrefixDemand()
         self.book = book
         self.metrics = metrics
         self.clock = clock
@@ -69,6 +72,7 @@ class TrackedWorker:
         self.sync = WorkerSync(picture.index, self)
         self.load = WorkerLoad()
         self.breaker = Breaker()
+        self.distance = Distance()
         self._view: WorkerView | None = None
         self._view_key: tuple[int, int, str, SyncState, str] | None = None
         self._view_at = 0.0
@@ -117,15 +121,17 @@ class TrackedWorker:
             sync_state=state.value,
             confidence=CONFIDENCE.get(state, 0.0),
             trust=load.trust_factor,
-            network_s=self._picture.zones.network_s(facts),
-            backlog_tokens=load.backlog_tokens(),
+            network_s=self.distance.seconds + self._picture.zones.network_s(facts),
+            backlog_tokens=max(int(load.backlog_tokens() - load.worked_tokens(now)), 0),
             running=load.running(),
             waiting=load.waiting(),
             base_s=base_s,
             slope_s=slope_s,
+            pair_s=load.prefill.pair_s,
             utilisation=load.utilisation(now),
             step_s=report.step_s / max(report.tokens_per_step, 1.0),
             output_tokens=load.output_tokens.value,
+            max_batch=facts.max_batch if facts else 0,
             used_blocks=report.used_blocks,
             capacity_blocks=facts.capacity_blocks if facts else 0,
             block_tokens=facts.block_tokens if facts else 1,
@@ -163,4 +169,5 @@ class TrackedWorker:
         if outcome is not None and isinstance(event, PrefillDone):
             predicted = outcome.predicted_cached_tokens
             self.load.observe_hit(predicted, event.cached_tokens)
+            self.load.observe_ttft(outcome.predicted_ttft_s, event.ttft_s)
             self._picture.metrics.hit(self.worker_id, predicted, event.cached_tokens)

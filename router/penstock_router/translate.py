@@ -9,6 +9,7 @@ from penstock_core.blocks import HASH_BYTES, pack_hashes
 from penstock_core.errors import MalformedMessage
 from penstock_router import frames as f
 from penstock_router.decisions import DecisionRecord, Outcome
+from penstock_router.record_wire import inputs_message
 from penstock_router.sync import SyncState
 from penstock_router.tracked import TrackedWorker
 
@@ -196,6 +197,10 @@ def decision_message(record: DecisionRecord) -> decision_pb2.DecisionRecord:
         counterfactual_loss_s=decision.counterfactual_loss_s,
         decision_us=record.decision_us,
         trace_id=record.trace_id,
+        inputs=inputs_message(record.inputs) if record.inputs else None,
+        queued_s=record.queued_s,
+        shadow_worker_id=record.shadow_worker_id,
+        shadow_policy_digest=record.shadow_digest,
     )
 
 

@@ -4,7 +4,18 @@ from typing import Annotated
 
 import typer
 
-from penstock_cli.commands import batch, bench, chat, demo, embed, explain, fleet, generate, up
+from penstock_cli.commands import (
+    batch,
+    bench,
+    chat,
+    demo,
+    embed,
+    explain,
+    fleet,
+    generate,
+    simulate,
+    up,
+)
 from penstock_core.version import VERSION
 
 _HELP = "Serve large language models over gRPC, and run offline batches over them."
@@ -30,6 +41,7 @@ def build_app() -> typer.Typer:
     app.add_typer(bench.app, name="bench")
     app.command(epilog=fleet.EPILOG)(fleet.fleet)
     app.command(epilog=explain.EPILOG)(explain.explain)
+    app.command(epilog=simulate.EPILOG)(simulate.simulate)
     return app
 
 

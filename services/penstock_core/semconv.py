@@ -48,6 +48,8 @@ BATCH_LINES: Final = "penstock.batch.lines"
 STATUS: Final = "penstock.status"
 SYNC_STATE: Final = "penstock.sync_state"
 RESPONSE_CACHE: Final = "penstock.response_cache"
+PRIORITY: Final = "penstock.priority"
+SHADOW_AGREES: Final = "penstock.shadow.agrees"
 
 # Spans (the request's tree; RPC spans are named after their method).
 SPAN_ROUTE: Final = "penstock.route"
@@ -72,6 +74,12 @@ RESUMES: Final = "penstock.router.resumes"
 DIVERGENCES: Final = "penstock.router.index_divergences"
 WORKERS: Final = "penstock.router.workers"
 INDEX_BLOCKS: Final = "penstock.router.index_blocks"
+QUEUED: Final = "penstock.router.queued"
+QUEUE_DURATION: Final = "penstock.router.queue.duration"
+REFUSALS: Final = "penstock.router.refusals"
+TTFT_ERROR: Final = "penstock.router.ttft_error"
+HIT_TRUST: Final = "penstock.router.hit_trust"
+SHADOW_DECISIONS: Final = "penstock.router.shadow_decisions"
 ENGINE_RUNNING: Final = "penstock.engine.running"
 ENGINE_WAITING: Final = "penstock.engine.waiting"
 ENGINE_USED_BLOCKS: Final = "penstock.engine.used_blocks"
@@ -119,5 +127,6 @@ BUCKETS: Final[dict[str, tuple[float, ...]]] = {
     RPC_DURATION: RPC_BUCKETS,
     HTTP_DURATION: RPC_BUCKETS,
     DECISION_DURATION: DECISION_BUCKETS,
+    QUEUE_DURATION: TTFT_BUCKETS,
     BATCH_SHARD_DURATION: DURATION_BUCKETS,
 }

@@ -60,6 +60,53 @@ _DECISIONS = (
         ),
     ],
 )
+_PRIORITY = names.PRIORITY.replace(".", "_")
+_AGREES = names.SHADOW_AGREES.replace(".", "_")
+_QUEUE = (
+    "Queue",
+    [
+        Panel(
+            "Waiting",
+            "Requests that wait in the router for a worker, by class.",
+            [Query(f"sum by ({_PRIORITY}) ({series(names.QUEUED)})", f"{{{{{_PRIORITY}}}}}")],
+        ),
+        Panel(
+            "Time in the queue", "Until a worker was open.", quantiles(names.QUEUE_DURATION), "s"
+        ),
+        Panel(
+            "Refusals",
+            "Not let in, or told that the first token would come too late.",
+            [Query(rate(names.REFUSALS, "_total", _PRIORITY), f"{{{{{_PRIORITY}}}}}")],
+            "reqps",
+        ),
+    ],
+)
+_FORECASTS = (
+    "Forecasts",
+    [
+        Panel(
+            "TTFT error",
+            "Smoothed difference of the first token's time as foretold and as measured, by worker.",
+            [
+                Query(
+                    f"max by ({WORKER}) ({series(names.TTFT_ERROR, '_seconds')})",
+                    f"{{{{{WORKER}}}}}",
+                )
+            ],
+            "s",
+        ),
+        Panel(
+            "Trust",
+            "Smoothed share of the promised cached tokens that were there, by worker.",
+            [Query(f"min by ({WORKER}) ({series(names.HIT_TRUST)})", f"{{{{{WORKER}}}}}")],
+        ),
+        Panel(
+            "Shadow policy",
+            "Decisions in which it agrees with the live one, and in which not.",
+            [Query(rate(names.SHADOW_DECISIONS, "_total", _AGREES), f"{{{{{_AGREES}}}}}")],
+        ),
+    ],
+)
 _INDEX = (
     "Index",
     [
@@ -80,4 +127,4 @@ _INDEX = (
         ),
     ],
 )
-PAGE = Dashboard("penstock-router", "Router", [_HITS, _DECISIONS, _INDEX])
+PAGE = Dashboard("penstock-router", "Router", [_HITS, _DECISIONS, _QUEUE, _FORECASTS, _INDEX])

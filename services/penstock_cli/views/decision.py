@@ -9,7 +9,10 @@ from penstock.routing.v1.decision_pb2 import Candidate, DecisionRecord, OutcomeR
 from penstock.routing.v1.routing_service_pb2 import ExplainDecisionResponse
 from penstock_cli.views.amounts import duration
 
-_TERMS = ("network", "backlog", "prefill", "pending", "externality", "tpot", "kv_pressure", "total")
+_TERMS = (
+    "network", "backlog", "prefill", "pending", "lateness", "externality", "replication", "tpot",
+    "kv_pressure", "total",
+)  # fmt: skip
 
 
 def decision_view(answer: ExplainDecisionResponse) -> RenderableType:
@@ -27,6 +30,8 @@ def _heading(decision: DecisionRecord) -> Text:
         (f"{decision.prompt_tokens} prompt tokens in {decision.num_blocks} full blocks, ", "dim"),
         (f"decided in {duration(decision.decision_us / 1e6)}", "dim"),
     )  # fmt: skip
+    if decision.queued_s:
+        text.append(f", after {duration(decision.queued_s)} in the router's queue", "dim")
     if decision.trace_id:
         text.append(f", trace {decision.trace_id}", "dim")
     return text
@@ -65,6 +70,10 @@ def _reasons(decision: DecisionRecord, outcome: OutcomeRecord | None) -> Table:
     table.add_row("margin", f"{duration(decision.margin_s)} better than the next")
     if decision.counterfactual_worker_id:
         table.add_row("without looking at caches", _counterfactual(decision))
+    if decision.shadow_worker_id:
+        agrees = decision.shadow_worker_id == decision.chosen_worker_id
+        other = "the same" if agrees else escape(decision.shadow_worker_id)
+        table.add_row("shadow policy", f"{other} ({decision.shadow_policy_digest})")
     if outcome is None:
         table.add_row("outcome", "not known yet: the request runs")
         return table

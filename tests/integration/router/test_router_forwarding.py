@@ -15,7 +15,15 @@ from penstock_core.errors import (
     Overloaded,
 )
 from penstock_core.status import from_rpc_error
-from penstock_testing.cluster import DEADLINE_S, Answer, Cluster, ask, collect, running_cluster
+from penstock_testing.cluster import (
+    DEADLINE_S,
+    DEFAULT_SETTINGS,
+    Answer,
+    Cluster,
+    ask,
+    collect,
+    running_cluster,
+)
 from penstock_testing.engine import FakeConfig, FakeEngine
 
 PROMPT = list(range(100))
@@ -100,13 +108,19 @@ async def test_an_overloaded_worker_is_passed_over() -> None:
 
 async def test_when_all_are_overloaded_the_client_is_told_so() -> None:
     full = FakeEngine(FakeConfig(max_batch=1, max_waiting=1))
-    async with running_cluster(full) as cluster:
+    settings = DEFAULT_SETTINGS.model_copy(update={"max_queued": 1})
+    async with running_cluster(full, settings=settings) as cluster:
         full.hold()
-        hogs = [cluster.inference.Generate(ask([n] * 40)) for n in (1, 2)]
-        await full.until(lambda e: e.state().waiting == 1)
-        error = await ends_with(cluster, ask(PROMPT))
-        for hog in hogs:
-            hog.cancel()
+        hog = cluster.inference.Generate(ask([1] * 40))
+        await full.until(lambda e: bool(e.requests))
+        # One of the next two waits in the router, whichever comes first; the other is told.
+        rest = [asyncio.create_task(ends_with(cluster, ask([n] * 40))) for n in (2, 3)]
+        (told,), waiting = await asyncio.wait(rest, return_when=asyncio.FIRST_COMPLETED)
+        error = told.result()
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        hog.cancel()
     assert isinstance(error, Overloaded)
     assert error.retry_after_s
 

@@ -41,6 +41,10 @@ class DecisionRecord(google.protobuf.message.Message):
     COUNTERFACTUAL_LOSS_S_FIELD_NUMBER: builtins.int
     DECISION_US_FIELD_NUMBER: builtins.int
     TRACE_ID_FIELD_NUMBER: builtins.int
+    INPUTS_FIELD_NUMBER: builtins.int
+    QUEUED_S_FIELD_NUMBER: builtins.int
+    SHADOW_WORKER_ID_FIELD_NUMBER: builtins.int
+    SHADOW_POLICY_DIGEST_FIELD_NUMBER: builtins.int
     decision_id: builtins.str
     """Its id."""
     request_id: builtins.str
@@ -73,9 +77,19 @@ class DecisionRecord(google.protobuf.message.Message):
     """Microseconds that tokenizing, hashing and deciding took."""
     trace_id: builtins.str
     """W3C trace id of the request."""
+    queued_s: builtins.float
+    """Seconds that the request waited in the router's queue."""
+    shadow_worker_id: builtins.str
+    """Worker that a shadow policy would have chosen; empty if none runs."""
+    shadow_policy_digest: builtins.str
+    """Digest of the shadow policy's parameters."""
     @property
     def candidates(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Candidate]:
         """Every worker that was considered, best first."""
+
+    @property
+    def inputs(self) -> Global___DecisionInputs:
+        """Everything the decision was made from; decide() gives the same again."""
 
     def __init__(
         self,
@@ -97,10 +111,207 @@ class DecisionRecord(google.protobuf.message.Message):
         counterfactual_loss_s: builtins.float = ...,
         decision_us: builtins.int = ...,
         trace_id: builtins.str = ...,
+        inputs: Global___DecisionInputs | None = ...,
+        queued_s: builtins.float = ...,
+        shadow_worker_id: builtins.str = ...,
+        shadow_policy_digest: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "candidates", b"candidates", "chosen_worker_id", b"chosen_worker_id", "counterfactual_loss_s", b"counterfactual_loss_s", "counterfactual_worker_id", b"counterfactual_worker_id", "decision_id", b"decision_id", "decision_us", b"decision_us", "margin_s", b"margin_s", "model", b"model", "num_blocks", b"num_blocks", "policy_digest", b"policy_digest", "prompt_tokens", b"prompt_tokens", "reason", b"reason", "request_id", b"request_id", "seed", b"seed", "trace_id", b"trace_id", "unix_time_s", b"unix_time_s"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["inputs", b"inputs"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "candidates", b"candidates", "chosen_worker_id", b"chosen_worker_id", "counterfactual_loss_s", b"counterfactual_loss_s", "counterfactual_worker_id", b"counterfactual_worker_id", "decision_id", b"decision_id", "decision_us", b"decision_us", "inputs", b"inputs", "margin_s", b"margin_s", "model", b"model", "num_blocks", b"num_blocks", "policy_digest", b"policy_digest", "prompt_tokens", b"prompt_tokens", "queued_s", b"queued_s", "reason", b"reason", "request_id", b"request_id", "seed", b"seed", "shadow_policy_digest", b"shadow_policy_digest", "shadow_worker_id", b"shadow_worker_id", "trace_id", b"trace_id", "unix_time_s", b"unix_time_s"]) -> None: ...
 
 Global___DecisionRecord: typing_extensions.TypeAlias = DecisionRecord
+
+@typing.final
+class DecisionInputs(google.protobuf.message.Message):
+    """What decide() was called with."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class ParametersEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.float
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.float = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    NOW_S_FIELD_NUMBER: builtins.int
+    PARAMETERS_FIELD_NUMBER: builtins.int
+    WORKERS_FIELD_NUMBER: builtins.int
+    DIVERGENT_HASH_FIELD_NUMBER: builtins.int
+    MAX_TOKENS_FIELD_NUMBER: builtins.int
+    EXCLUDED_WORKER_IDS_FIELD_NUMBER: builtins.int
+    REPLICA_WORKER_IDS_FIELD_NUMBER: builtins.int
+    now_s: builtins.float
+    """The router's clock in seconds, which etas refer to."""
+    divergent_hash: builtins.int
+    """Hash of the first block that no worker holds; absent if there is none."""
+    max_tokens: builtins.int
+    """Most new tokens."""
+    @property
+    def parameters(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]:
+        """The policy's parameters by name."""
+
+    @property
+    def workers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___WorkerInputs]:
+        """The workers, in the order in which they were given."""
+
+    @property
+    def excluded_worker_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Workers that just failed the request."""
+
+    @property
+    def replica_worker_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Workers that should hold a copy of the request's hot prefix."""
+
+    def __init__(
+        self,
+        *,
+        now_s: builtins.float = ...,
+        parameters: collections.abc.Mapping[builtins.str, builtins.float] | None = ...,
+        workers: collections.abc.Iterable[Global___WorkerInputs] | None = ...,
+        divergent_hash: builtins.int | None = ...,
+        max_tokens: builtins.int = ...,
+        excluded_worker_ids: collections.abc.Iterable[builtins.str] | None = ...,
+        replica_worker_ids: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_divergent_hash", b"_divergent_hash", "divergent_hash", b"divergent_hash"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_divergent_hash", b"_divergent_hash", "divergent_hash", b"divergent_hash", "excluded_worker_ids", b"excluded_worker_ids", "max_tokens", b"max_tokens", "now_s", b"now_s", "parameters", b"parameters", "replica_worker_ids", b"replica_worker_ids", "workers", b"workers"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_divergent_hash", b"_divergent_hash"]) -> typing.Literal["divergent_hash"] | None: ...
+
+Global___DecisionInputs: typing_extensions.TypeAlias = DecisionInputs
+
+@typing.final
+class WorkerInputs(google.protobuf.message.Message):
+    """One worker as decide() saw it. Times are seconds."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WORKER_ID_FIELD_NUMBER: builtins.int
+    EPOCH_FIELD_NUMBER: builtins.int
+    SEQ_FIELD_NUMBER: builtins.int
+    SYNC_STATE_FIELD_NUMBER: builtins.int
+    CONFIDENCE_FIELD_NUMBER: builtins.int
+    TRUST_FIELD_NUMBER: builtins.int
+    NETWORK_S_FIELD_NUMBER: builtins.int
+    BACKLOG_TOKENS_FIELD_NUMBER: builtins.int
+    RUNNING_FIELD_NUMBER: builtins.int
+    WAITING_FIELD_NUMBER: builtins.int
+    BASE_S_FIELD_NUMBER: builtins.int
+    SLOPE_S_FIELD_NUMBER: builtins.int
+    PAIR_S_FIELD_NUMBER: builtins.int
+    UTILISATION_FIELD_NUMBER: builtins.int
+    STEP_S_FIELD_NUMBER: builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: builtins.int
+    PLANNED_S_FIELD_NUMBER: builtins.int
+    PLANNED_FIELD_NUMBER: builtins.int
+    MAX_BATCH_FIELD_NUMBER: builtins.int
+    USED_BLOCKS_FIELD_NUMBER: builtins.int
+    CAPACITY_BLOCKS_FIELD_NUMBER: builtins.int
+    BLOCK_TOKENS_FIELD_NUMBER: builtins.int
+    EXCLUDED_BECAUSE_FIELD_NUMBER: builtins.int
+    MATCHED_TOKENS_FIELD_NUMBER: builtins.int
+    PENDING_TOKENS_FIELD_NUMBER: builtins.int
+    ETA_S_FIELD_NUMBER: builtins.int
+    PENDING_REQUEST_IDS_FIELD_NUMBER: builtins.int
+    worker_id: builtins.str
+    """The worker."""
+    epoch: builtins.str
+    """Its epoch."""
+    seq: builtins.int
+    """Sequence number of its state."""
+    sync_state: builtins.str
+    """Name of the sync state."""
+    confidence: builtins.float
+    """How far its index is believed."""
+    trust: builtins.float
+    """Smoothed actual over predicted cached tokens."""
+    network_s: builtins.float
+    """Network time to the first byte."""
+    backlog_tokens: builtins.int
+    """Prompt tokens to be computed there first."""
+    running: builtins.int
+    """Requests that decode."""
+    waiting: builtins.int
+    """Requests without a first token."""
+    base_s: builtins.float
+    """A prefill of no tokens."""
+    slope_s: builtins.float
+    """Each token of a prefill."""
+    pair_s: builtins.float
+    """Each pair of a computed token with one before it."""
+    utilisation: builtins.float
+    """Share of its time spent in prefill."""
+    step_s: builtins.float
+    """A decode step for each token it yields."""
+    output_tokens: builtins.float
+    """Tokens a request usually gets."""
+    planned_s: builtins.float
+    """Prefill planned there by requests before this one in the router's queue."""
+    planned: builtins.int
+    """Those requests."""
+    max_batch: builtins.int
+    """Most requests it decodes at once."""
+    used_blocks: builtins.int
+    """KV blocks in use."""
+    capacity_blocks: builtins.int
+    """KV blocks there are."""
+    block_tokens: builtins.int
+    """Tokens of a block."""
+    excluded_because: builtins.str
+    """Why it could not be chosen; empty if it could."""
+    matched_tokens: builtins.int
+    """Prompt tokens it holds."""
+    pending_tokens: builtins.int
+    """Prompt tokens that are being computed there."""
+    eta_s: builtins.float
+    """When they will be there."""
+    @property
+    def pending_request_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The requests that compute them."""
+
+    def __init__(
+        self,
+        *,
+        worker_id: builtins.str = ...,
+        epoch: builtins.str = ...,
+        seq: builtins.int = ...,
+        sync_state: builtins.str = ...,
+        confidence: builtins.float = ...,
+        trust: builtins.float = ...,
+        network_s: builtins.float = ...,
+        backlog_tokens: builtins.int = ...,
+        running: builtins.int = ...,
+        waiting: builtins.int = ...,
+        base_s: builtins.float = ...,
+        slope_s: builtins.float = ...,
+        pair_s: builtins.float = ...,
+        utilisation: builtins.float = ...,
+        step_s: builtins.float = ...,
+        output_tokens: builtins.float = ...,
+        planned_s: builtins.float = ...,
+        planned: builtins.int = ...,
+        max_batch: builtins.int = ...,
+        used_blocks: builtins.int = ...,
+        capacity_blocks: builtins.int = ...,
+        block_tokens: builtins.int = ...,
+        excluded_because: builtins.str = ...,
+        matched_tokens: builtins.int = ...,
+        pending_tokens: builtins.int = ...,
+        eta_s: builtins.float = ...,
+        pending_request_ids: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["backlog_tokens", b"backlog_tokens", "base_s", b"base_s", "block_tokens", b"block_tokens", "capacity_blocks", b"capacity_blocks", "confidence", b"confidence", "epoch", b"epoch", "eta_s", b"eta_s", "excluded_because", b"excluded_because", "matched_tokens", b"matched_tokens", "max_batch", b"max_batch", "network_s", b"network_s", "output_tokens", b"output_tokens", "pair_s", b"pair_s", "pending_request_ids", b"pending_request_ids", "pending_tokens", b"pending_tokens", "planned", b"planned", "planned_s", b"planned_s", "running", b"running", "seq", b"seq", "slope_s", b"slope_s", "step_s", b"step_s", "sync_state", b"sync_state", "trust", b"trust", "used_blocks", b"used_blocks", "utilisation", b"utilisation", "waiting", b"waiting", "worker_id", b"worker_id"]) -> None: ...
+
+Global___WorkerInputs: typing_extensions.TypeAlias = WorkerInputs
 
 @typing.final
 class Candidate(google.protobuf.message.Message):
@@ -124,6 +335,8 @@ class Candidate(google.protobuf.message.Message):
     KV_PRESSURE_S_FIELD_NUMBER: builtins.int
     TOTAL_S_FIELD_NUMBER: builtins.int
     EXCLUDED_BECAUSE_FIELD_NUMBER: builtins.int
+    LATENESS_S_FIELD_NUMBER: builtins.int
+    REPLICATION_S_FIELD_NUMBER: builtins.int
     worker_id: builtins.str
     """The worker."""
     epoch: builtins.str
@@ -156,6 +369,10 @@ class Candidate(google.protobuf.message.Message):
     """The sum."""
     excluded_because: builtins.str
     """Why it could not be chosen; empty if it could."""
+    lateness_s: builtins.float
+    """What a late first token costs beyond its seconds."""
+    replication_s: builtins.float
+    """What a copy of a hot prefix there is worth, as a negative cost."""
     def __init__(
         self,
         *,
@@ -175,8 +392,10 @@ class Candidate(google.protobuf.message.Message):
         kv_pressure_s: builtins.float = ...,
         total_s: builtins.float = ...,
         excluded_because: builtins.str = ...,
+        lateness_s: builtins.float = ...,
+        replication_s: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["backlog_s", b"backlog_s", "epoch", b"epoch", "excluded_because", b"excluded_because", "externality_s", b"externality_s", "kv_pressure_s", b"kv_pressure_s", "matched_tokens", b"matched_tokens", "network_s", b"network_s", "pending_s", b"pending_s", "prefill_s", b"prefill_s", "seq", b"seq", "sync_state", b"sync_state", "total_s", b"total_s", "tpot_s", b"tpot_s", "trusted_tokens", b"trusted_tokens", "uncached_tokens", b"uncached_tokens", "worker_id", b"worker_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["backlog_s", b"backlog_s", "epoch", b"epoch", "excluded_because", b"excluded_because", "externality_s", b"externality_s", "kv_pressure_s", b"kv_pressure_s", "lateness_s", b"lateness_s", "matched_tokens", b"matched_tokens", "network_s", b"network_s", "pending_s", b"pending_s", "prefill_s", b"prefill_s", "replication_s", b"replication_s", "seq", b"seq", "sync_state", b"sync_state", "total_s", b"total_s", "tpot_s", b"tpot_s", "trusted_tokens", b"trusted_tokens", "uncached_tokens", b"uncached_tokens", "worker_id", b"worker_id"]) -> None: ...
 
 Global___Candidate: typing_extensions.TypeAlias = Candidate
 

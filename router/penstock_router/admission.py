@@ -1,0 +1,251 @@
+"""The router's queue: who may wait, in which order, and who goes where when a worker is open.
+
+Late binding: a request that cannot be served within its class's objective keeps waiting here, where
+it can still be overtaken by a shorter one and still go to any worker; engines serve first in, first
+out. A round of placements walks the queue in its order and asks ``decide`` for each request, with
+the prefill work of those before it that wait for the same worker added to that worker's backlog. A
+request goes if its worker is open; if not, it is planned there.
+
+Pure: the caller brings the clock, looks prompts up, and does what a placement says before it asks
+for the next one.
+"""
+
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Protocol
+
+from penstock_core.errors import Overloaded, PenstockError, QuotaExceeded
+from penstock_router.admission_order import Shares, in_order
+from penstock_router.admission_ticket import ONLINE, AdmissionParams, PriorityClass, Ticket
+from penstock_router.cost import CostParams, backlog_s
+from penstock_router.facts import Candidate, Decision, RoutingRequest, WorkerView
+from penstock_router.policy import decide
+
+_LEAST_RETRY_S = 0.1
+_LEAST_WAIT_S = 0.002
+
+
+class Lookup(Protocol):
+    """What a round of placements asks about the present."""
+
+    def pool(self, ticket: Ticket) -> Hashable:
+        """Names the workers that may serve it: equal pools, equal workers."""
+
+    def views(self, ticket: Ticket, now: float) -> Sequence[WorkerView]:
+        """The workers for a ticket, as they are now."""
+
+    def request(self, ticket: Ticket, now: float) -> RoutingRequest:
+        """What each worker holds of it now."""
+
+    def seed(self, ticket: Ticket) -> int:
+        """The seed of its decision."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A ticket leaves the queue: with a decision, or with the error that it ends with."""
+
+    ticket: Ticket
+    now: float
+    decision: Decision | None = None
+    views: tuple[WorkerView, ...] = ()
+    request: RoutingRequest | None = None
+    error: PenstockError | None = None
+
+
+@dataclass(slots=True)
+class _Plan:
+    """Work that waits here for a worker."""
+
+    seconds: float = 0.0
+    requests: int = 0
+
+
+class AdmissionQueue:
+    """Requests that wait for a worker."""
+
+    def __init__(self, params: AdmissionParams, cost: CostParams) -> None:
+        self.params = params
+        self._cost = cost
+        self._tickets: dict[str, Ticket] = {}
+        self._shares = Shares(params)
+        self._tokens = self._bytes = 0
+        self._wake_at = float("inf")
+        self._longest_slo_s = max(params.slo_s[k] for k in ONLINE[1:])
+
+    def __len__(self) -> int:
+        """Requests that wait."""
+        return len(self._tickets)
+
+    @property
+    def tokens(self) -> int:
+        """Their prompt tokens."""
+        return self._tokens
+
+    @property
+    def size_bytes(self) -> int:
+        """What they occupy."""
+        return self._bytes
+
+    def waiting(self, kind: PriorityClass) -> int:
+        """Requests of a class that wait."""
+        return sum(t.priority is kind for t in self._tickets.values())
+
+    def offer(self, ticket: Ticket) -> None:
+        """Let a request wait.
+
+        Raises:
+            Overloaded: there is no room; tells when to try again.
+            QuotaExceeded: the tenant has too much waiting.
+        """
+        self._check(ticket)
+        self._shares.joins(ticket, self._tickets.values())
+        self._tickets[ticket.ticket_id] = ticket
+        self._tokens += ticket.prompt_tokens
+        self._bytes += ticket.size_bytes
+
+    def remove(self, request_id: str) -> None:
+        """A request waits no longer, for whatever reason."""
+        ticket = self._tickets.pop(request_id, None)
+        if ticket is not None:
+            self._tokens -= ticket.prompt_tokens
+            self._bytes -= ticket.size_bytes
+            if not self._tickets:
+                self._shares.forget(())
+
+    def placements(self, lookup: Lookup, now: float) -> Iterator[Placement]:
+        """Who goes now. Carry each one out before asking for the next."""
+        self._wake_at = float("inf")
+        while (placement := self._next(lookup, now)) is not None:
+            self.remove(placement.ticket.ticket_id)
+            yield placement
+
+    def wake_at(self) -> float:
+        """When a worker is foreseen to open, so that another round makes sense."""
+        return self._wake_at if self._tickets else float("inf")
+
+    def _next(self, lookup: Lookup, now: float) -> Placement | None:
+        """Walk along the queue to the first ticket that leaves it."""
+        plans: dict[str, _Plan] = {}
+        closed: set[Hashable] = set()
+        ordered = in_order(list(self._tickets.values()), self._shares, self.params, now)
+        for ticket in islice(ordered, self.params.plan_limit):
+            if ticket.deadline_s <= now:
+                return Placement(ticket, now, error=_too_late(now - ticket.deadline_s))
+            pool = lookup.pool(ticket)
+            if pool in closed:
+                continue
+            views = lookup.views(ticket, now)
+            if not self._any_open(views, now):
+                closed.add(pool)
+                continue
+            placement = self._consider(ticket, plans, views, lookup, now)
+            if placement is not None:
+                return placement
+        return None
+
+    def _any_open(self, views: Sequence[WorkerView], now: float) -> bool:
+        """Whether anybody could take anything; notes when somebody will."""
+        least = min(
+            (backlog_s(v, self._cost) for v in views if not v.excluded_because), default=0.0
+        )
+        if least <= max(self.params.ahead_s, self._longest_slo_s):
+            return True
+        self._wake_at = min(self._wake_at, now + max(least - self.params.ahead_s, _LEAST_WAIT_S))
+        return False
+
+    def _consider(
+        self,
+        ticket: Ticket,
+        plans: dict[str, _Plan],
+        views: Sequence[WorkerView],
+        lookup: Lookup,
+        now: float,
+    ) -> Placement | None:
+        seen = tuple(_planned(v, plans.get(v.worker_id)) for v in views)
+        request = lookup.request(ticket, now)
+        decision = decide(seen, request, now, lookup.seed(ticket), self._cost)
+        chosen = decision.chosen
+        if chosen is None:
+            return Placement(ticket, now, decision, seen, request)
+        self._learn(ticket, decision)
+        view = next(v for v in seen if v.worker_id == chosen.worker_id)
+        held = decision.waits_for and now - ticket.arrived_s < self.params.longest_hold_s
+        may_go = not held and self._may_go(ticket, view, chosen)
+        # Who finds a worker open on arrival goes, whatever is foretold: the deadline will tell.
+        if now + chosen.ttft_s > ticket.deadline_s and not (may_go and now <= ticket.arrived_s):
+            return Placement(ticket, now, decision, seen, request, _too_late(chosen.backlog_s))
+        if may_go:
+            self._shares.charge(ticket, chosen.prefill_s)
+            return Placement(ticket, now, decision, seen, request)
+        plan = plans.setdefault(chosen.worker_id, _Plan())
+        plan.seconds += chosen.prefill_s
+        plan.requests += 1
+        return None
+
+    def _may_go(self, ticket: Ticket, view: WorkerView, chosen: Candidate) -> bool:
+        """Whether the chosen worker takes it now."""
+        if view.max_batch and view.running + view.waiting >= view.max_batch:
+            return False
+        full = view.capacity_blocks * self.params.full_share
+        if view.capacity_blocks and view.running and view.used_blocks >= full:
+            return False
+        if ticket.priority is PriorityClass.BATCH:
+            return self._has_slack(view) and chosen.backlog_s <= self.params.ahead_s
+        objective_s = self.params.slo_s[ticket.priority]
+        return chosen.backlog_s <= self.params.ahead_s or chosen.ttft_s <= objective_s
+
+    def _has_slack(self, view: WorkerView) -> bool:
+        """Whether what is left over of a worker is more than the others' reserve."""
+        return not (
+            view.planned
+            or (view.max_batch and view.running >= self.params.batch_share * view.max_batch)
+        )
+
+    def _learn(self, ticket: Ticket, decision: Decision) -> None:
+        least = min(
+            (c for c in decision.candidates if not c.excluded_because),
+            key=lambda c: c.prefill_s,
+        )
+        ticket.work_s = least.prefill_s
+        ticket.hit_share = least.trusted_tokens / max(ticket.prompt_tokens, 1)
+        assert decision.chosen is not None
+        ticket.expected_ttft_s = decision.chosen.ttft_s
+
+    def _check(self, ticket: Ticket) -> None:
+        bounds = self.params.bounds
+        own = [t for t in self._tickets.values() if t.tenant == ticket.tenant]
+        own_tokens = sum(t.prompt_tokens for t in own) + ticket.prompt_tokens
+        if len(own) >= bounds.tenant_requests or own_tokens > bounds.tenant_tokens:
+            raise QuotaExceeded(
+                f"tenant {ticket.tenant!r} has {len(own)} requests waiting",
+                retry_after_s=self._retry_s(),
+            )
+        if (
+            len(self._tickets) >= bounds.requests
+            or self._tokens + ticket.prompt_tokens > bounds.tokens
+            or self._bytes + ticket.size_bytes > bounds.size_bytes
+        ):
+            raise Overloaded(
+                f"{len(self._tickets)} requests are waiting already",
+                retry_after_s=self._retry_s(),
+            )
+
+    def _retry_s(self) -> float:
+        """When half of what waits now will have gone, as far as is known."""
+        waits = sorted(t.expected_ttft_s for t in self._tickets.values())
+        return max(waits[len(waits) // 2] if waits else 0.0, _LEAST_RETRY_S)
+
+
+def _planned(view: WorkerView, plan: _Plan | None) -> WorkerView:
+    if plan is None:
+        return view
+    return replace(view, planned_s=plan.seconds, planned=plan.requests)
+
+
+def _too_late(busy_s: float) -> Overloaded:
+    return Overloaded(
+        "its first token would come after its deadline",
+        retry_after_s=max(busy_s, _LEAST_RETRY_S),
+    )

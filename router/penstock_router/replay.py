@@ -1,0 +1,98 @@
+"""Decides logged decisions anew: the same bits under the same policy, the difference under another.
+
+A log is what ``PENSTOCK_ROUTER_DECISION_LOG`` names: JSON lines of decisions and their outcomes.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from google.protobuf.json_format import Parse, ParseError
+
+from penstock.routing.v1 import decision_pb2, routing_service_pb2
+from penstock_core.errors import InvalidRequest
+from penstock_router.cost import CostParams
+from penstock_router.facts import Candidate, Decision
+from penstock_router.policy import decide
+from penstock_router.record_wire import inputs_of
+
+Change = Callable[[CostParams], CostParams]
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """One logged decision and what it is when it is made again.
+
+    Attributes:
+        is_same: every bit of choice, terms, reason, margin and counterfactual agrees.
+        loss_s: by the policy it is decided with, what the logged choice costs more.
+    """
+
+    decision_id: str
+    request_id: str
+    logged_worker_id: str
+    worker_id: str
+    is_same: bool
+    loss_s: float = 0.0
+
+    @property
+    def moves(self) -> bool:
+        """Whether the request would go elsewhere."""
+        return self.worker_id != self.logged_worker_id
+
+
+def replay_log(path: Path, change: Change | None = None) -> Iterator[Replayed]:
+    """Every decision of a log, in its order; ``change`` alters the policy's parameters first.
+
+    Raises:
+        InvalidRequest: a line is no record, or holds no inputs; says which.
+        OSError: the log cannot be read.
+    """
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            entry = routing_service_pb2.WatchDecisionsResponse()
+            try:
+                Parse(line, entry)
+            except ParseError as error:
+                raise InvalidRequest(
+                    f"line {number} is no record: {error}", field="replay"
+                ) from error
+            if entry.HasField("decision"):
+                yield replay_record(entry.decision, change)
+
+
+def replay_record(record: decision_pb2.DecisionRecord, change: Change | None = None) -> Replayed:
+    """One decision, made again. Raises InvalidRequest if its inputs are missing."""
+    inputs = inputs_of(record)
+    params = change(inputs.params) if change else inputs.params
+    decision = decide(inputs.views, inputs.request, inputs.now, record.seed, params)
+    chosen = decision.chosen.worker_id if decision.chosen else ""
+    logged = next((c for c in decision.candidates if c.worker_id == record.chosen_worker_id), None)
+    loss_s = 0.0
+    if logged is not None and decision.chosen is not None:
+        loss_s = logged.total_s - decision.chosen.total_s
+    return Replayed(
+        record.decision_id,
+        record.request_id,
+        record.chosen_worker_id,
+        chosen,
+        _equal(decision, record),
+        loss_s,
+    )
+
+
+def _equal(decision: Decision, record: decision_pb2.DecisionRecord) -> bool:
+    candidates = tuple(
+        Candidate(**{name: getattr(c, name) for name in Candidate._fields})
+        for c in record.candidates
+    )
+    return (
+        candidates == decision.candidates
+        and record.chosen_worker_id == (decision.chosen.worker_id if decision.chosen else "")
+        and record.reason == decision.reason
+        and record.margin_s == decision.margin_s
+        and record.counterfactual_worker_id == decision.counterfactual_worker_id
+        and record.counterfactual_loss_s == decision.counterfactual_loss_s
+    )

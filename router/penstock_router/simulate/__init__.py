@@ -1,0 +1,1 @@
+"""A fleet of simulated workers under one routing policy: what a rule is worth, before it serves."""

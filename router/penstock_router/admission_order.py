@@ -62,7 +62,13 @@ def in_order(
 ) -> Iterator[Ticket]:
     """All tickets, first first, as if each were served in its turn."""
     lines: dict[PriorityClass, list[Ticket]] = {}
+    new: list[Ticket] = []
     for ticket in tickets:
+        if ticket.has_begun:
+            yield ticket
+        else:
+            new.append(ticket)
+    for ticket in new:
         lines.setdefault(ticket.priority, []).append(ticket)
     streams = {kind: _by_tenant(kind, line, shares, params) for kind, line in lines.items()}
     oldest = {kind: min(t.arrived_s for t in line) for kind, line in lines.items()}

@@ -81,6 +81,7 @@ class Ticket:
         arrived_s, deadline_s: clock times; no first token is of use after the deadline.
         work_s: predicted prefill seconds where most of it is cached.
         hit_share: share of the prompt that is cached there.
+        has_begun: tokens of it are at its client already, which waits for more: it goes before all.
         expected_ttft_s: seconds to the first token from now on, as last predicted.
     """
 
@@ -94,3 +95,4 @@ class Ticket:
     work_s: float = 0.0
     hit_share: float = 0.0
     expected_ttft_s: float = 0.0
+    has_begun: bool = False

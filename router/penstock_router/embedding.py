@@ -96,9 +96,11 @@ class Embedder:
         validation.check_embed(request)
         request.request_id = request.request_id or new_id("emb")
         logs.request_id.set(request.request_id)
-        if self._preparer.reads_adapter(request.model):
-            raise NotSupported(f"{request.model!r}: adapters embed nothing; ask for the base model")
         found = self._preparer.place_of(request.model, request.request_id)
+        if found.adapter:
+            raise NotSupported(
+                f"{request.model!r}: adapters embed nothing; ask for {found.model!r}"
+            )
         request.model, workers = found.model, _one_revision(found.workers)
         roomiest = max(
             (w.facts for w in workers if w.facts is not None), key=lambda f: f.max_embed_tokens

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from penstock.inference.v1 import generate_pb2
-from penstock_core.errors import ModelNotFound, NoWorker
+from penstock_core.errors import InvalidRequest, NotFound, NoWorker
 from penstock_core.model_names import Named
 from penstock_router.catalog import Catalog, Entry, Place, in_order
 from penstock_router.fleet import RETRY_AFTER_S, Fleet
@@ -16,10 +16,11 @@ _NOBODY: frozenset[str] = frozenset()
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Workers of one place, in whatever state, and the name they serve the model under."""
+    """Workers of one place, in whatever state, the name they serve the model under, its adapter."""
 
     model: str
     workers: list[TrackedWorker]
+    adapter: str = ""
 
 
 class Places:
@@ -88,16 +89,20 @@ class Places:
 
     def _at(self, place: Place) -> Found:
         try:
-            workers = self._fleet.serving(place.model)
-        except (ModelNotFound, NoWorker):
-            workers = []
-        return Found(place.model, [w for w in workers if w.facts and _is_at(w.facts, place)])
+            named = self._fleet.named(place.model)
+            workers = self._fleet.serving(named.model)
+        except (NotFound, InvalidRequest, NoWorker):
+            return Found(place.model, [])
+        here = [w for w in workers if w.facts and _is_at(w.facts, place, named.adapter)]
+        return Found(named.model, here, named.adapter)
 
     def _have_room(self, workers: list[TrackedWorker], entry: Entry) -> bool:
         now = self._clock()
         return any(not w.why_not(now) and w.load.waiting() < entry.max_waiting for w in workers)
 
 
-def _is_at(facts: WorkerFacts, place: Place) -> bool:
+def _is_at(facts: WorkerFacts, place: Place, adapter: str) -> bool:
+    if adapter and adapter not in facts.adapters:
+        return False
     wanted = ((place.revision, facts.model_revision), (place.pool, facts.pool))
     return all(not want or want == has for want, has in (*wanted, (place.zone, facts.zone)))

@@ -104,6 +104,7 @@ class Preparer:
         asked = request.SerializeToString() if has_choice else b""
         found = self._places.of(request, tried)
         request.model = found.model
+        request.adapter = request.adapter or found.adapter
         workers = self._same_tokenizer(found.workers)
         workers = self._same_revision(workers, request.resume.model_revision)
         facts = [w.facts for w in workers if w.facts is not None]
@@ -153,20 +154,16 @@ class Preparer:
         """A model's tokenizer and template. Raises as ``prepare`` does."""
         return await self._text(self.place_of(model).workers)
 
-    def reads_adapter(self, model: str) -> bool:
-        """Whether a name means an adapter. Raises as ``Places.read`` does."""
-        return bool(self._places.read(model).adapter)
-
     def place_of(self, model: str, request_id: str = "") -> Found:
         """Who serves what a name means, with the tokenizer that most of them have.
 
         Raises as ``prepare`` does.
         """
-        named = generate_pb2.GenerateRequest(
-            request_id=request_id, model=self._places.read(model).model
-        )
-        found = self._places.of(named)
-        return Found(found.model, self._same_tokenizer(found.workers))
+        named = self._places.read(model)
+        asked = generate_pb2.GenerateRequest(request_id=request_id, model=named.model)
+        found = self._places.of(asked)
+        workers = self._same_tokenizer(found.workers)
+        return Found(found.model, workers, named.adapter or found.adapter)
 
     def cache_salt(self, principal: Principal) -> int:
         """What keeps a tenant's blocks apart from others'."""

@@ -111,6 +111,7 @@ class Router:
                 arrived_s=now,
                 size_bytes=prepared.request.ByteSize(),
                 deadline_s=attempt.deadline,
+                has_begun=prepared.request.resume.attempt > 0,
             )
             observe_demand(self.picture, prepared)
             visitor = _Visitor(self, prepared, attempt, span)

@@ -98,6 +98,16 @@ async def test_an_alias_leads_to_its_model_and_is_listed(tmp_path: Path) -> None
     assert len(tokens.tokens.ids) == 12
 
 
+async def test_an_alias_may_lead_to_an_adapter(tmp_path: Path) -> None:
+    models = {"bard": {"routes": [{"model": "fake:poet"}]}}
+    with_poet = FakeEngine(FakeConfig(adapters=("poet",)))
+    workers = [(worker("plain"), FakeEngine()), (worker("adapted"), with_poet)]
+    async with places(tmp_path, workers, models) as fleet:
+        for number in range(4):
+            answer = await fleet.ask("bard", f"bard-{number}")
+            assert answer.started.worker_id == "adapted"
+
+
 async def test_a_name_that_nobody_knows_is_not_found(tmp_path: Path) -> None:
     models = {"gpt": {"routes": [{"model": "fake"}]}}
     async with places(tmp_path, [(worker("w1"), FakeEngine())], models) as at:

@@ -90,6 +90,13 @@ def test_the_shortest_prefill_goes_first_and_the_rest_wait_here() -> None:
     assert len(waiting) == 2
 
 
+def test_what_has_begun_elsewhere_goes_on_before_all_that_is_new() -> None:
+    waiting = queue()
+    waiting.offer(ticket("urgent", 100, priority=PriorityClass.SYSTEM))
+    waiting.offer(ticket("begun", 9000, arrived_s=1.0, has_begun=True))
+    assert go(waiting, Scene(worker("w")), now=1.0) == [("begun", "w")]
+
+
 def test_waiting_makes_up_for_length() -> None:
     waiting = queue(aging=0.5)
     waiting.offer(ticket("long", 9000, arrived_s=0.0))

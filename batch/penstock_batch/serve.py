@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import logging
 import time
-from pathlib import Path
 
 from penstock.batch.v1 import batch_service_pb2
 from penstock.batch.v1.batch_service_pb2_grpc import add_BatchServiceServicer_to_server
@@ -21,8 +20,8 @@ from penstock_batch.settings import BatchSettings
 from penstock_batch.steward import QueueOptions, Steward
 from penstock_batch.store import FactStore
 from penstock_core import telemetry
-from penstock_core.auth import KeyRing
 from penstock_core.interceptors import ServerInterceptor
+from penstock_core.live_keys import live_keys
 from penstock_core.rpc import RpcServer
 from penstock_core.settings import SettingsError
 
@@ -38,10 +37,15 @@ async def serve(settings: BatchSettings, stop: asyncio.Event) -> None:
         SettingsError: the store or the key file cannot be opened.
         OSError: the address cannot be bound.
     """
-    keys, objects = open_keys(settings), open_objects(settings)
-    with telemetry.start("penstock-batch", metrics_listen=settings.metrics_listen):
+    objects, tls = open_objects(settings), settings.tls()
+    with telemetry.start(
+        "penstock-batch", metrics_listen=settings.metrics_listen, tls=settings.tls()
+    ):
         app = build_app(settings)
-        async with Board(settings.redis_url, settings.redis_prefix) as board:
+        async with (
+            live_keys(settings.keys_file, settings.keys_url) as keys,
+            Board(settings.redis_url, settings.redis_prefix) as board,
+        ):
             store, files = FactStore(objects), FileStore(objects, settings.max_file_bytes)
             queue = CeleryQueue(app, board, settings.redis_prefix)
             steward = Steward(store, board, queue, queue_options(settings), time.time)
@@ -57,6 +61,7 @@ async def serve(settings: BatchSettings, stop: asyncio.Event) -> None:
                     )
                 ],
                 [_SERVICE],
+                tls=tls,
             )
             await _run(server, reconciler, settings, stop)
         app.close()
@@ -73,16 +78,6 @@ def open_objects(settings: BatchSettings) -> Objects:
         return Objects.open(settings.store_url)
     except ValueError as error:
         raise SettingsError(f"PENSTOCK_BATCH_STORE_URL: {error}") from error
-
-
-def open_keys(settings: BatchSettings) -> KeyRing:
-    """The API keys. Raises SettingsError."""
-    if not settings.keys_file:
-        return KeyRing.open_to_all()
-    try:
-        return KeyRing.load(Path(settings.keys_file))
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"PENSTOCK_BATCH_KEYS_FILE: {error}") from error
 
 
 async def _run(

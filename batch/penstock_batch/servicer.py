@@ -15,7 +15,7 @@ from penstock_batch import wire
 from penstock_batch.batches import Batches, NewBatch
 from penstock_batch.files import PURPOSE_INPUT, FileStore
 from penstock_batch.store import checked_id
-from penstock_core.errors import InvalidRequest
+from penstock_core.errors import InvalidRequest, PermissionDenied
 from penstock_core.interceptors import principal
 
 _MAX_FILES_PAGE = 10_000
@@ -35,6 +35,9 @@ class BatchServicer(batch_service_pb2_grpc.BatchServiceServicer):
         self, request: pb.CreateBatchRequest, context: _Context
     ) -> pb.CreateBatchResponse:
         """Create a batch from an uploaded file."""
+        if principal.get().limits.models:
+            # Its lines would run with the platform's own key, which may use every model.
+            raise PermissionDenied("a key that is limited to some models submits no batches")
         new = NewBatch(
             request.input_file_id,
             request.endpoint,

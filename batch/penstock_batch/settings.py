@@ -5,10 +5,10 @@ from pydantic_settings import SettingsConfigDict
 
 from penstock_batch.files import MAX_FILE_BYTES
 from penstock_batch.planner import MAX_SHARD_LINES, MIN_SHARD_LINES
-from penstock_core.settings import ProcessSettings
+from penstock_core.settings import TlsSettings
 
 
-class BatchSettings(ProcessSettings):
+class BatchSettings(TlsSettings):
     """Settings of ``serve`` and ``work``; both read the same."""
 
     model_config = SettingsConfigDict(env_prefix="PENSTOCK_BATCH_", frozen=True, extra="forbid")
@@ -17,13 +17,22 @@ class BatchSettings(ProcessSettings):
     store_url: str = Field(
         description="object store of facts and files: file:///dir, s3://, gs:// or az://"
     )
-    redis_url: str = Field(description="queue and leases: redis://, rediss:// or unix://")
+    redis_url: str = Field(
+        repr=False, description="queue and leases: redis://, rediss:// or unix://"
+    )
     redis_prefix: str = Field("penstock", description="prefix of every key in Redis")
     router: str = Field("127.0.0.1:50051", description="host:port of the router")
     service_key: str = Field(
-        "", description="API key with service=true to act for tenants; empty if keys are not used"
+        "",
+        repr=False,
+        description="API key with service=true to act for tenants; empty if keys are not used",
     )
-    keys_file: str = Field("", description="file of API keys; empty admits everybody")
+    keys_file: str = Field(
+        "", description="files of API keys, by comma; read again when they change"
+    )
+    keys_url: str = Field(
+        "", repr=False, description="Redis that holds API keys; without either all are admitted"
+    )
     metrics_listen: str = Field("", description="host:port of the scrape endpoint; empty for none")
     max_file_bytes: int = Field(MAX_FILE_BYTES, gt=0, description="largest upload in bytes")
     shard_lines: int = Field(

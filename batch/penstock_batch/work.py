@@ -47,7 +47,10 @@ def work(settings: BatchSettings) -> int:
         return lifecycle.fail(str(error))
     name = new_id("batch-work")
     with telemetry.start(
-        "penstock-batch-work", instance=name, metrics_listen=settings.metrics_listen
+        "penstock-batch-work",
+        instance=name,
+        metrics_listen=settings.metrics_listen,
+        tls=settings.tls(),
     ):
         app, loop = build_app(settings), LoopThread()
         loop.start()
@@ -67,7 +70,7 @@ async def build_jobs(
 ) -> Jobs:
     """The process's objects, on the loop that they live on; ``stack`` closes them."""
     board = await stack.enter_async_context(Board(settings.redis_url, settings.redis_prefix))
-    channel = await stack.enter_async_context(rpc.channel(settings.router))
+    channel = await stack.enter_async_context(rpc.channel(settings.router, settings.tls()))
     gate = Gate(Aimd.starting(_FIRST_WIDTH, settings.line_concurrency))
     options = CallOptions(settings.line_timeout_s, settings.line_attempts, settings.service_key)
     store, files = FactStore(objects), FileStore(objects)

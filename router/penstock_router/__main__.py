@@ -29,7 +29,9 @@ def main(arguments: list[str]) -> int:
         if settings.processes > 1:
             await serve_group(settings, stop)
             return
-        with telemetry.start("penstock-router", metrics_listen=settings.metrics_listen):
+        with telemetry.start(
+            "penstock-router", metrics_listen=settings.metrics_listen, tls=settings.tls()
+        ):
             await serve(settings, stop)
 
     return lifecycle.run(run)

@@ -48,6 +48,7 @@ class DecisionRecord:
     inputs: Inputs | None = None
     shadow_worker_id: str = ""
     shadow_digest: str = ""
+    tenant: str = ""
 
     @property
     def worker_id(self) -> str:
@@ -73,6 +74,7 @@ class Outcome:
     actual_ttft_s: float = 0.0
     output_tokens: int = 0
     status: str = ""
+    tenant: str = ""
 
 
 Entry = DecisionRecord | Outcome
@@ -105,6 +107,7 @@ class DecisionBook:
             record.worker_id,
             record.predicted_cached_tokens,
             chosen.ttft_s if chosen else 0.0,
+            tenant=record.tenant,
         )
         self._pages[record.decision_id] = _Page(record, outcome)
         self._by_request[record.request_id] = record.decision_id

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 
 import grpc
 
-from penstock_core import rpc
+from penstock_core.channels import channel
 from penstock_core.errors import ModelNotFound, NoWorker, Unavailable
 from penstock_core.ids import new_id
 from penstock_core.model_names import SEPARATOR, Catalogue, Named, Served
 from penstock_core.registry import Registry
+from penstock_core.tls import PLAIN, Tls
+from penstock_core.tracing import Metadata
 from penstock_router.changes import Changes
-from penstock_router.follower import Follower
+from penstock_router.follower import Follower, Subscription
 from penstock_router.frames import WorkerFacts
 from penstock_router.sync import SyncState
 from penstock_router.texts import TextLibrary
@@ -26,6 +28,14 @@ _POLL_S = 1.0
 _REMEMBER_S = 600.0
 RETRY_AFTER_S = 1.0
 _GONE = (SyncState.COLD, SyncState.STALE, SyncState.DEAD)
+
+
+@dataclass(frozen=True, slots=True)
+class WayIn:
+    """How workers are called: over which TLS, and with which credentials on their own service."""
+
+    tls: Tls = PLAIN
+    credentials: Metadata = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +51,15 @@ class Fleet:
     """All workers that the registry names."""
 
     def __init__(
-        self, registry: Registry, picture: Picture, texts: TextLibrary, changes: Changes
+        self,
+        registry: Registry,
+        picture: Picture,
+        texts: TextLibrary,
+        changes: Changes,
+        way_in: WayIn,
     ) -> None:
         self._registry = registry
+        self._way_in = way_in
         self._picture = picture
         self._texts = texts
         self._links: dict[str, Link] = {}
@@ -148,9 +164,11 @@ class Fleet:
             return
         self._registry_answers = True
         for endpoint in named - self._links.keys():
-            worker, channel = TrackedWorker(endpoint, self._picture), rpc.channel(endpoint)
-            follower = Follower(worker, channel, self._picture, self.changes, self._subscriber_id)
-            self._links[endpoint] = Link(worker, channel, group.create_task(follower.run()))
+            worker = TrackedWorker(endpoint, self._picture)
+            to = channel(endpoint, self._way_in.tls)
+            subscription = Subscription(to, self._subscriber_id, self._way_in.credentials)
+            follower = Follower(worker, subscription, self._picture, self.changes)
+            self._links[endpoint] = Link(worker, to, group.create_task(follower.run()))
             logger.info("following the worker at %s", endpoint)
         for endpoint in self._links.keys() - named:
             # Out of the registry is no proof of death; a broken stream as well is.
@@ -175,8 +193,8 @@ class Fleet:
                 continue
             used.add((facts.tokenizer_source, facts.tokenizer_digest))
             self._known |= dict.fromkeys(_names(facts), now)
-            channel = self._links[worker.endpoint].channel
-            group.create_task(worker.distance.measure(channel, _POLL_S))
+            to = self._links[worker.endpoint].channel
+            group.create_task(worker.distance.measure(to, _POLL_S))
             if not self._texts.has(facts):
                 group.create_task(self._load(facts))
         self._texts.keep(used)

@@ -5,12 +5,14 @@ import logging
 import random
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import grpc
 
 from penstock.worker.v1 import worker_service_pb2, worker_service_pb2_grpc
-from penstock_core.errors import PenstockError
+from penstock_core.errors import PenstockError, Unauthenticated
 from penstock_core.status import from_rpc_error
+from penstock_core.tracing import Metadata
 from penstock_router import translate
 from penstock_router.changes import Changes
 from penstock_router.sync import SyncState
@@ -27,22 +29,30 @@ _FORGET_AFTER_S = 60.0
 _SLICE_S = 0.001
 
 
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """A connection to a worker, and who asks there."""
+
+    channel: grpc.aio.Channel
+    subscriber_id: str
+    credentials: Metadata = ()
+
+
 class Follower:
     """Follows one worker until cancelled."""
 
     def __init__(
         self,
         worker: TrackedWorker,
-        channel: grpc.aio.Channel,
+        subscription: Subscription,
         picture: Picture,
         changes: Changes,
-        subscriber_id: str,
     ) -> None:
         self._worker = worker
-        self._stub = worker_service_pb2_grpc.WorkerServiceStub(channel)
+        self._stub = worker_service_pb2_grpc.WorkerServiceStub(subscription.channel)
+        self._subscription = subscription
         self._picture = picture
         self._changes = changes
-        self._subscriber_id = subscriber_id
         self._state = SyncState.COLD
 
     async def run(self) -> None:
@@ -68,9 +78,9 @@ class Follower:
         sync = self._worker.sync
         epoch, seq = sync.connecting()
         request = worker_service_pb2.WatchStateRequest(
-            subscriber_id=self._subscriber_id, epoch=epoch, resume_after_seq=seq
+            subscriber_id=self._subscription.subscriber_id, epoch=epoch, resume_after_seq=seq
         )
-        call = self._stub.WatchState(request)
+        call = self._stub.WatchState(request, metadata=self._subscription.credentials)
         frames, was_live = 0, False
         try:
             while not sync.out_of_step:
@@ -84,7 +94,10 @@ class Follower:
         except TimeoutError:
             logger.warning("worker %s is silent", self._name())
         except grpc.aio.AioRpcError as error:
-            logger.debug("watching %s ended: %s", self._name(), from_rpc_error(error))
+            failure = from_rpc_error(error)
+            # A wrong secret stays wrong; somebody must hear of it.
+            level = logging.WARNING if isinstance(failure, Unauthenticated) else logging.DEBUG
+            logger.log(level, "watching %s ended: %s", self._name(), failure)
         except PenstockError as error:
             logger.warning("watching %s: %s", self._name(), error)
         finally:

@@ -13,8 +13,9 @@ import grpc
 
 from penstock.inference.v1 import inference_service_pb2, inference_service_pb2_grpc
 from penstock.routing.v1 import routing_service_pb2, routing_service_pb2_grpc
-from penstock_core.auth import KeyRing
 from penstock_core.interceptors import ServerInterceptor
+from penstock_core.leases import internal_metadata
+from penstock_core.live_keys import live_keys
 from penstock_core.registry import open_registry
 from penstock_core.rpc import RpcServer
 from penstock_core.settings import SettingsError
@@ -23,7 +24,7 @@ from penstock_router.changes import Changes
 from penstock_router.decision_log import write_decisions
 from penstock_router.decisions import DecisionBook
 from penstock_router.embedding import Embedder
-from penstock_router.fleet import Fleet
+from penstock_router.fleet import Fleet, WayIn
 from penstock_router.forward import Forwarder, Surroundings
 from penstock_router.metrics import RouterMetrics
 from penstock_router.pace import Pace
@@ -66,7 +67,8 @@ async def running_router(settings: RouterSettings) -> AsyncIterator[RunningRoute
     """
     if not settings.registry_url and not settings.endpoints():
         raise SettingsError("PENSTOCK_ROUTER_REGISTRY_URL or PENSTOCK_ROUTER_WORKERS must be set")
-    keys, catalog = await _files(settings)
+    catalog = await _catalog(settings)
+    tls, lease_secret = settings.tls(), settings.lease_secret.encode()
     try:
         policies = settings.policies()
         registry = open_registry(settings.registry_url, settings.endpoints())
@@ -75,12 +77,13 @@ async def running_router(settings: RouterSettings) -> AsyncIterator[RunningRoute
     picture = Picture(DecisionBook(), RouterMetrics(), time.monotonic)
     picture.zones = Zones(settings.zone, settings.zone_penalty_s)
     texts = TextLibrary()
-    fleet = Fleet(registry, picture, texts, Changes())
+    way_in = WayIn(tls, internal_metadata(lease_secret))
+    fleet = Fleet(registry, picture, texts, Changes(), way_in)
     picture.metrics.watch_fleet(fleet.states, lambda: len(picture.index), fleet.divergences)
     places = Places(catalog, fleet, picture.clock)
     salt_key = settings.cache_secret.encode() or secrets.token_bytes(32)
     preparer = Preparer(fleet, texts, salt_key, places)
-    router = Router(picture, fleet.changes, settings.lease_secret.encode(), policies)
+    router = Router(picture, fleet.changes, lease_secret, policies)
     picture.metrics.watch_queue(router.waiting)
     picture.metrics.watch_calibration(fleet.calibration)
     routing = RouterRouting(preparer, router, fleet, picture.book)
@@ -89,15 +92,19 @@ async def running_router(settings: RouterSettings) -> AsyncIterator[RunningRoute
         preparer, router, fleet, picture.metrics, picture.clock, pace, settings.stall_s
     )
     embedder = Embedder(preparer, router, fleet, picture.metrics, picture.clock)
-    inference = RouterInference(preparer, Forwarder(surroundings), embedder, places, texts)
-    server = _server(keys, inference, routing, shares_port=settings.shares_port)
-    port = server.bind(settings.listen)
+    inference = RouterInference(
+        preparer, Forwarder(surroundings), embedder, places, texts, picture.quotas
+    )
     work = [fleet.run(), router.room.run()]
     if settings.decision_log:
         work.append(write_decisions(picture.book, Path(settings.decision_log)))
-    endpoint = _endpoint(settings.listen, port)
     try:
-        async with _background(*work) as tasks:
+        async with (
+            live_keys(settings.keys_file, settings.keys_url) as keys,
+            _background(*work) as tasks,
+        ):
+            server = _server(ServerInterceptor(keys), inference, routing, settings)
+            endpoint = _endpoint(settings.listen, server.bind(settings.listen))
             await server.start()
             await server.serve()
             try:
@@ -109,21 +116,18 @@ async def running_router(settings: RouterSettings) -> AsyncIterator[RunningRoute
         await registry.close()
 
 
-async def _files(settings: RouterSettings) -> tuple[KeyRing, Catalog]:
-    """What is read once, at the start."""
-    keys, catalog = KeyRing.open_to_all(), Catalog()
-    try:
-        if settings.keys_file:
-            keys = await asyncio.to_thread(KeyRing.load, Path(settings.keys_file))
-    except ValueError as error:
-        raise SettingsError(str(error)) from error
-    if settings.catalog:
-        catalog = await asyncio.to_thread(Catalog.load, Path(settings.catalog))
-    return keys, catalog
+async def _catalog(settings: RouterSettings) -> Catalog:
+    """What names lead to; read once."""
+    if not settings.catalog:
+        return Catalog()
+    return await asyncio.to_thread(Catalog.load, Path(settings.catalog))
 
 
 def _server(
-    keys: KeyRing, inference: RouterInference, routing: RouterRouting, *, shares_port: bool
+    interceptor: ServerInterceptor,
+    inference: RouterInference,
+    routing: RouterRouting,
+    settings: RouterSettings,
 ) -> RpcServer:
     def add_inference(server: grpc.aio.Server) -> None:
         inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(inference, server)
@@ -131,8 +135,13 @@ def _server(
     def add_routing(server: grpc.aio.Server) -> None:
         routing_service_pb2_grpc.add_RoutingServiceServicer_to_server(routing, server)
 
-    register = (add_inference, add_routing)
-    return RpcServer(ServerInterceptor(keys), register, SERVICES, shares_port=shares_port)
+    return RpcServer(
+        interceptor,
+        (add_inference, add_routing),
+        SERVICES,
+        shares_port=settings.shares_port,
+        tls=settings.tls(),
+    )
 
 
 async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:

@@ -29,7 +29,7 @@ from penstock_router.prompts import PreparedRequest
 from penstock_router.tracked import Picture, TrackedWorker
 from penstock_router.waiting_room import WaitingRoom
 
-_LEASE_TTL_S = 10.0
+LEASE_TTL_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +196,7 @@ class Router:
             decision_id=record.decision_id,
             tenant=prepared.principal.tenant,
             priority=prepared.priority,
-            expires_unix_ms=int((self._unix_time() + _LEASE_TTL_S) * 1000),
+            expires_unix_ms=int((self._unix_time() + LEASE_TTL_S) * 1000),
             cache_salt=prepared.cache_salt,
         )
         if not self._lease_secret:
@@ -268,6 +268,7 @@ class _Visitor:
             inputs=inputs,
             shadow_worker_id=router.shadow(inputs, self._seed),
             shadow_digest=router.shadow_digest,
+            tenant=self._prepared.principal.tenant,
         )
         _describe(self._span, record)
         return router.carry_out(self._prepared, self._attempt, record)

@@ -14,13 +14,14 @@ from penstock_core import logs
 from penstock_core.errors import InvalidRequest, NotFound
 from penstock_core.ids import new_id
 from penstock_core.interceptors import principal
+from penstock_core.quotas import check_model
 from penstock_router import translate
 from penstock_router.decisions import DecisionBook, DecisionRecord
 from penstock_router.fleet import Fleet
 from penstock_router.load import RESERVATION_TTL_S
 from penstock_router.prompts import Preparer
-from penstock_router.routing import Attempt, Router
-from penstock_router.servicer import time_left
+from penstock_router.routing import LEASE_TTL_S, Attempt, Router
+from penstock_router.servicer import asked_names, time_left
 
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -59,7 +60,9 @@ class RouterRouting(routing_service_pb2_grpc.RoutingServiceServicer):
         """Choose a worker for a client that streams from it directly."""
         wanted = request.request
         tried = frozenset(request.excluded_worker_ids)
-        prepared = await self._preparer.prepare(wanted, principal.get(), tried)
+        caller, quotas = principal.get(), self._router.picture.quotas
+        check_model(caller, *asked_names(wanted))
+        prepared = await self._preparer.prepare(wanted, caller, tried)
         logs.request_id.set(wanted.request_id)
         left = time_left(context)
         attempt = Attempt(
@@ -68,7 +71,12 @@ class RouterRouting(routing_service_pb2_grpc.RoutingServiceServicer):
             ttl_s=RESERVATION_TTL_S,
             deadline=self._clock() + (_NO_DEADLINE_S if left is None else left),
         )
-        routed, _ = await self._router.route(prepared, attempt)
+        quotas.admit(caller, wanted.request_id, prepared.prefix_tokens, LEASE_TTL_S)
+        try:
+            routed, _ = await self._router.route(prepared, attempt)
+        except BaseException:
+            quotas.finish(wanted.request_id)
+            raise
         facts = routed.worker.facts
         return pb.RouteResponse(
             worker_id=routed.chosen.worker_id,
@@ -107,7 +115,8 @@ class RouterRouting(routing_service_pb2_grpc.RoutingServiceServicer):
         if request.WhichOneof("key") is None:
             raise InvalidRequest("a decision or a request must be named", field="key")
         record = self._book.find(request.decision_id, request.request_id)
-        if record is None:
+        if record is None or not _may_see(record.tenant):
+            # Another tenant's decision is none that exists.
             wanted = request.decision_id or request.request_id
             raise NotFound(f"{wanted!r} is unknown here, or too long ago")
         outcome = await self._book.outcome(record.decision_id, _OUTCOME_WAIT_S)
@@ -119,13 +128,15 @@ class RouterRouting(routing_service_pb2_grpc.RoutingServiceServicer):
     async def WatchDecisions(  # noqa: N802
         self, request: pb.WatchDecisionsRequest, context: _Context
     ) -> AsyncIterator[pb.WatchDecisionsResponse]:
-        """Decisions and outcomes as they happen."""
+        """The caller's decisions and outcomes as they happen; the platform's own sees all."""
         with self._book.watch() as entries:
             while not self._closed:
                 try:
                     async with asyncio.timeout(_WATCH_EVERY_S):
                         entry = await entries.get()
                 except TimeoutError:
+                    continue
+                if not _may_see(entry.tenant):
                     continue
                 if isinstance(entry, DecisionRecord):
                     yield pb.WatchDecisionsResponse(decision=translate.decision_message(entry))
@@ -139,3 +150,8 @@ class RouterRouting(routing_service_pb2_grpc.RoutingServiceServicer):
             for worker in self._fleet.workers()
             if not model or (worker.facts is not None and model in worker.facts.models)
         ]
+
+
+def _may_see(tenant: str) -> bool:
+    caller = principal.get()
+    return caller.is_service or caller.tenant == tenant

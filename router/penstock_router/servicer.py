@@ -9,7 +9,10 @@ from penstock.common.v1 import tokens_pb2
 from penstock.inference.v1 import generate_pb2, inference_service_pb2, inference_service_pb2_grpc
 from penstock_core import blocks, logs, validation
 from penstock_core.errors import InvalidRequest, ModelNotFound
+from penstock_core.ids import new_id
 from penstock_core.interceptors import principal
+from penstock_core.model_names import SEPARATOR
+from penstock_core.quotas import Quotas, check_model
 from penstock_router.embedding import Embedder
 from penstock_router.forward import Forwarder
 from penstock_router.frames import WorkerFacts
@@ -34,8 +37,10 @@ class RouterInference(inference_service_pb2_grpc.InferenceServiceServicer):
         embedder: Embedder,
         places: Places,
         texts: TextLibrary,
+        quotas: Quotas,
     ) -> None:
         self._preparer = preparer
+        self._quotas = quotas
         self._forwarder = forwarder
         self._embedder = embedder
         self._places = places
@@ -45,25 +50,37 @@ class RouterInference(inference_service_pb2_grpc.InferenceServiceServicer):
         self, request: generate_pb2.GenerateRequest, context: _Context
     ) -> AsyncIterator[bytes]:
         """Stream tokens from the worker that was chosen."""
-        prepared = await self._preparer.prepare(request, principal.get())
+        caller = principal.get()
+        check_model(caller, *asked_names(request))
+        self._quotas.check(caller)
+        prepared = await self._preparer.prepare(request, caller)
         logs.request_id.set(request.request_id)
-        stream = self._forwarder.generate(prepared, time_left(context))
-        try:
-            async for raw in stream:
-                yield raw
-        finally:
-            await stream.aclose()
+        with self._quotas.held(caller, request.request_id, prepared.prefix_tokens):
+            stream = self._forwarder.generate(prepared, time_left(context))
+            try:
+                async for raw in stream:
+                    yield raw
+            finally:
+                await stream.aclose()
 
     async def Embed(  # noqa: N802
         self, request: inference_service_pb2.EmbedRequest, context: _Context
     ) -> inference_service_pb2.EmbedResponse:
         """Have workers embed the inputs, each part where it is done soonest."""
-        return await self._embedder.embed(request, principal.get(), time_left(context))
+        caller = principal.get()
+        check_model(caller, request.model)
+        validation.check_embed(request)
+        request.request_id = request.request_id or new_id("emb")
+        with self._quotas.held(caller, request.request_id, 0):
+            answer = await self._embedder.embed(request, caller, time_left(context))
+            self._quotas.used(request.request_id, answer.prompt_tokens)
+        return answer
 
     async def Tokenize(  # noqa: N802
         self, request: inference_service_pb2.TokenizeRequest, context: _Context
     ) -> inference_service_pb2.TokenizeResponse:
         """Turn text into tokens."""
+        self._count()
         text = await self._text(request.model)
         ids = await encode_text(request.text, text.tokenizer)
         return inference_service_pb2.TokenizeResponse(
@@ -74,6 +91,7 @@ class RouterInference(inference_service_pb2_grpc.InferenceServiceServicer):
         self, request: inference_service_pb2.DetokenizeRequest, context: _Context
     ) -> inference_service_pb2.DetokenizeResponse:
         """Turn tokens into text."""
+        self._count()
         text = await self._text(request.model)
         if len(request.tokens.ids) % blocks.TOKEN_BYTES:
             raise InvalidRequest("no whole number of uint32 token ids", field="tokens.ids")
@@ -86,7 +104,9 @@ class RouterInference(inference_service_pb2_grpc.InferenceServiceServicer):
         self, request: inference_service_pb2.ListModelsRequest, context: _Context
     ) -> inference_service_pb2.ListModelsResponse:
         """Everything that can be asked for."""
-        models = sorted(self._places.models().items())
+        allowed = principal.get().limits.models
+        served = sorted(self._places.models().items())
+        models = [(name, facts) for name, facts in served if not allowed or name in allowed]
         described = [await self._describe(name, facts) for name, facts in models]
         return inference_service_pb2.ListModelsResponse(models=described)
 
@@ -95,6 +115,7 @@ class RouterInference(inference_service_pb2_grpc.InferenceServiceServicer):
     ) -> inference_service_pb2.GetModelResponse:
         """One model."""
         models = self._places.models()
+        check_model(principal.get(), request.model)
         if request.model not in models:
             raise ModelNotFound(
                 f"no model {request.model!r}; there are {', '.join(sorted(models))}"
@@ -102,9 +123,14 @@ class RouterInference(inference_service_pb2_grpc.InferenceServiceServicer):
         model = await self._describe(request.model, models[request.model])
         return inference_service_pb2.GetModelResponse(model=model)
 
+    def _count(self) -> None:
+        with self._quotas.held(principal.get(), new_id("text"), 0):
+            return
+
     async def _text(self, model: str) -> ModelText:
         if not model:
             raise InvalidRequest("model must be named", field="model")
+        check_model(principal.get(), model)
         return await self._preparer.text_of(model)
 
     async def _describe(self, name: str, facts: WorkerFacts) -> inference_service_pb2.Model:
@@ -122,6 +148,13 @@ class RouterInference(inference_service_pb2_grpc.InferenceServiceServicer):
             embedding_dimensions=facts.embedding_dimensions,
             max_embed_tokens=facts.max_embed_tokens,
         )
+
+
+def asked_names(request: generate_pb2.GenerateRequest) -> tuple[str, ...]:
+    """Names under which a key may allow what a request asks for."""
+    if not request.adapter:
+        return (request.model,)
+    return request.adapter, f"{request.model}{SEPARATOR}{request.adapter}"
 
 
 def time_left(context: _Context) -> float | None:

@@ -3,13 +3,13 @@
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from penstock_core.settings import ProcessSettings
+from penstock_core.settings import TlsSettings
 from penstock_router.admission_ticket import AdmissionParams, Bounds
 from penstock_router.cost import CostParams
 from penstock_router.routing import Policies
 
 
-class RouterSettings(ProcessSettings):
+class RouterSettings(TlsSettings):
     """Variables with the prefix ``PENSTOCK_ROUTER_``."""
 
     model_config = SettingsConfigDict(env_prefix="PENSTOCK_ROUTER_", frozen=True, extra="forbid")
@@ -27,7 +27,12 @@ class RouterSettings(ProcessSettings):
         repr=False,
         description="keys the tenants' cache salts; routers must share it; empty = random",
     )
-    keys_file: str = Field("", description="file of API keys; empty admits everybody")
+    keys_file: str = Field(
+        "", description="files of API keys, by comma; read again when they change"
+    )
+    keys_url: str = Field(
+        "", repr=False, description="Redis that holds API keys; without either all are admitted"
+    )
     metrics_listen: str = Field(
         "", description="host:port of the Prometheus endpoint; empty = none"
     )

@@ -7,6 +7,7 @@ decisions a frozen view.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from penstock_core.quotas import Quotas
 from penstock_router.breaker import Breaker
 from penstock_router.decisions import DecisionBook
 from penstock_router.demand import PrefixDemand
@@ -61,6 +62,7 @@ class Picture:
         self.metrics = metrics
         self.clock = clock
         self.zones = Zones()
+        self.quotas = Quotas(clock)
 
 
 class TrackedWorker:
@@ -149,9 +151,13 @@ class TrackedWorker:
             self.load.apply(event, now)
             if isinstance(event, Admitted):
                 pending.keep(event.request_id, now + _ADMITTED_TTL_S)
+                self._picture.quotas.began(event.request_id)
             elif isinstance(event, PrefillDone | Finished):
                 pending.settle(event.request_id, now + _SETTLE_S)
                 self._join(event)
+            if isinstance(event, Finished):
+                tokens, aborted = event.output_tokens, event.aborted
+                self._picture.quotas.ended(event.request_id, tokens, aborted=aborted)
 
     def reset(self, events: Sequence[LedgerEvent]) -> None:
         """The ledger as a whole; what was known before is void."""

@@ -206,4 +206,4 @@ def decision_message(record: DecisionRecord) -> decision_pb2.DecisionRecord:
 
 def outcome_message(outcome: Outcome) -> decision_pb2.OutcomeRecord:
     """The wire form of an outcome."""
-    return decision_pb2.OutcomeRecord(**asdict(outcome))
+    return decision_pb2.OutcomeRecord(**{k: v for k, v in asdict(outcome).items() if k != "tenant"})

@@ -18,7 +18,10 @@ from penstock_cli.commands import (
 )
 from penstock_core.version import VERSION
 
-_HELP = "Serve large language models over gRPC, and run offline batches over them."
+_HELP = """Serve large language models over gRPC, and run offline batches over them.
+
+Over TLS: PENSTOCK_TLS_CA names a PEM file of trusted CAs, or 'system'; PENSTOCK_TLS_CERT and
+PENSTOCK_TLS_KEY are shown to servers that ask for a certificate."""
 
 
 def main() -> None:

@@ -1,11 +1,13 @@
 """Command-line options that several commands share."""
 
+import os
 from enum import StrEnum
 from typing import Annotated
 
 import typer
 
-from penstock_client import Mode
+from penstock_cli.failures import CommandFailed
+from penstock_client import Mode, Tls
 
 ROUTER_PORT = 50051
 BATCH_PORT = 50052
@@ -50,3 +52,17 @@ Way = Annotated[
 
 DEFAULT_TARGET = f"127.0.0.1:{ROUTER_PORT}"
 DEFAULT_BATCH_TARGET = f"127.0.0.1:{BATCH_PORT}"
+
+
+def own_tls() -> Tls:
+    """How commands connect: from ``PENSTOCK_TLS_CA``, ``_CERT``, ``_KEY`` and ``_SERVER_NAME``.
+
+    Raises:
+        CommandFailed: the files cannot be used.
+    """
+    tls = Tls.from_environment(os.environ)
+    try:
+        tls.check()
+    except ValueError as error:
+        raise CommandFailed(str(error)) from error
+    return tls

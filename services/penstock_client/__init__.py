@@ -34,6 +34,7 @@ from penstock_client.results import (
     Vote,
 )
 from penstock_client.streaming import Mode
+from penstock_core.tls import Tls
 
 __all__ = [
     "AsyncBatchClient",
@@ -55,6 +56,7 @@ __all__ = [
     "Started",
     "StreamEvent",
     "Timing",
+    "Tls",
     "TokenLogprob",
     "Usage",
     "Vote",

@@ -13,6 +13,7 @@ from penstock_client.client import answered, credentials
 from penstock_core.channels import channel
 from penstock_core.client_stream import exchange
 from penstock_core.status import from_rpc_error
+from penstock_core.tls import PLAIN, Tls
 from penstock_core.tracing import Metadata, outgoing
 
 _SERVICE = batch_service_pb2.DESCRIPTOR.services_by_name["BatchService"].full_name
@@ -25,10 +26,10 @@ _NO_METADATA: Mapping[str, str] = {}
 class AsyncBatchClient:
     """Submits offline batches. Create it inside a running event loop; close it, or use ``async with``."""
 
-    def __init__(self, target: str, *, api_key: str | None = None) -> None:
+    def __init__(self, target: str, *, api_key: str | None = None, tls: Tls = PLAIN) -> None:
         """Args: ``target`` is ``host:port`` or ``unix:path`` of a batch service."""
         self._credentials = credentials(api_key)
-        self._channel = channel(target)
+        self._channel = channel(target, tls)
         self._stub = batch_service_pb2_grpc.BatchServiceStub(self._channel)
         self._upload = self._channel.stream_stream(
             f"/{_SERVICE}/UploadFile",

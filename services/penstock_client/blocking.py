@@ -12,6 +12,7 @@ from penstock_client.client import TIMEOUT_S, AsyncClient
 from penstock_client.options import DEFAULTS, GenerateOptions, Inputs, Pooling, Prompt
 from penstock_client.results import Embeddings, Generation, StreamEvent
 from penstock_client.streaming import Mode
+from penstock_core.tls import PLAIN, Tls
 
 T = TypeVar("T")
 
@@ -77,12 +78,13 @@ class Client:
         api_key: str | None = None,
         mode: Mode = "lookaside",
         timeout_s: float = TIMEOUT_S,
+        tls: Tls = PLAIN,
     ) -> None:
         """Args as of ``AsyncClient``."""
         self._loop = LoopThread()
 
         async def connect() -> AsyncClient:
-            return AsyncClient(target, api_key=api_key, mode=mode, timeout_s=timeout_s)
+            return AsyncClient(target, api_key=api_key, mode=mode, timeout_s=timeout_s, tls=tls)
 
         self._client = self._loop.run(connect())
 

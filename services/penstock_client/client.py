@@ -26,6 +26,7 @@ from penstock_core.channels import channel
 from penstock_core.errors import InvalidRequest, ModelNotFound, NoWorker
 from penstock_core.stalls import STALL_FLOOR_S
 from penstock_core.status import from_rpc_error
+from penstock_core.tls import PLAIN, Tls
 from penstock_core.tracing import Metadata, outgoing
 
 T = TypeVar("T")
@@ -49,6 +50,7 @@ class AsyncClient:
         mode: Mode = "lookaside",
         timeout_s: float = TIMEOUT_S,
         stall_s: float = STALL_FLOOR_S,
+        tls: Tls = PLAIN,
     ) -> None:
         """Take a router's address.
 
@@ -58,11 +60,12 @@ class AsyncClient:
             mode: the way of the tokens.
             timeout_s: bounds a request.
             stall_s: least silence of a worker, beside 10 times its pace, after which another goes on.
+            tls: certificates, for the router and for workers that are streamed from.
         """
         self._timeout_s = timeout_s
         self._credentials = credentials(api_key)
-        self._channel = channel(target)
-        self._workers = Connections()
+        self._channel = channel(target, tls)
+        self._workers = Connections(tls=tls)
         way = Way(mode, stall_s)
         self._streamer = Streamer(self._channel, self._workers, self._credentials, way)
         self._inference = inference_service_pb2_grpc.InferenceServiceStub(self._channel)

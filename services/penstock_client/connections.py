@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import grpc
 
 from penstock_core.channels import channel
+from penstock_core.tls import PLAIN, Tls
 
 MAX_CHANNELS = 64
 CONNECT_TIMEOUT_S = 2.0
@@ -29,7 +30,8 @@ class _Entry:
 class Connections:
     """Channels by endpoint. One that could not be reached is not tried again for a while."""
 
-    def __init__(self, limit: int = MAX_CHANNELS) -> None:
+    def __init__(self, limit: int = MAX_CHANNELS, tls: Tls = PLAIN) -> None:
+        self._tls = tls
         self._limit = limit
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._unreachable_until: OrderedDict[str, float] = OrderedDict()
@@ -49,7 +51,7 @@ class Connections:
             raise Unreachable(endpoint)
         entry = self._entries.get(endpoint)
         if entry is None:
-            entry = self._entries[endpoint] = _Entry(channel(endpoint))
+            entry = self._entries[endpoint] = _Entry(channel(endpoint, self._tls))
         self._entries.move_to_end(endpoint)
         entry.users += 1
         try:

@@ -5,6 +5,8 @@ Apart from ``penstock_core.rpc`` so that a client needs neither health nor refle
 
 import grpc
 
+from penstock_core.tls import PLAIN, Tls, channel_credentials, channel_options, is_local
+
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 MAX_METADATA_BYTES = 16 * 1024
 KEEPALIVE_MS = 20_000
@@ -33,11 +35,21 @@ _CLIENT = (
 )
 
 
-def channel(target: str) -> grpc.aio.Channel:
-    """An asyncio channel to ``host:port`` or ``unix:path``. The caller closes it."""
-    return grpc.aio.insecure_channel(target, options=_CLIENT)
+def channel(target: str, tls: Tls = PLAIN) -> grpc.aio.Channel:
+    """An asyncio channel to ``host:port`` or ``unix:path``. The caller closes it.
+
+    Raises:
+        OSError: a file of ``tls`` cannot be read.
+    """
+    if not tls.dials or is_local(target):
+        return grpc.aio.insecure_channel(target, options=_CLIENT)
+    options = (*_CLIENT, *channel_options(tls))
+    return grpc.aio.secure_channel(target, channel_credentials(tls), options=options)
 
 
-def sync_channel(target: str) -> grpc.Channel:
-    """A blocking channel to ``host:port`` or ``unix:path``. The caller closes it."""
-    return grpc.insecure_channel(target, options=_CLIENT)
+def sync_channel(target: str, tls: Tls = PLAIN) -> grpc.Channel:
+    """A blocking channel; arguments and errors as of ``channel``."""
+    if not tls.dials or is_local(target):
+        return grpc.insecure_channel(target, options=_CLIENT)
+    options = (*_CLIENT, *channel_options(tls))
+    return grpc.secure_channel(target, channel_credentials(tls), options=options)

@@ -19,7 +19,7 @@ from opentelemetry import metrics, trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from penstock_core import semconv as sc
-from penstock_core.auth import DEFAULT_TENANT, KeyRing, Principal
+from penstock_core.auth import DEFAULT_TENANT, Authenticator, Principal
 from penstock_core.errors import Aborted, InternalError, MalformedMessage, PenstockError
 from penstock_core.status import CODES, to_grpc_status
 from penstock_core.tracing import incoming
@@ -46,8 +46,8 @@ class _Malformed:
 class ServerInterceptor(grpc.aio.ServerInterceptor):
     """Authenticates, traces, measures and translates errors of every call of one server."""
 
-    def __init__(self, keys: KeyRing) -> None:
-        self._keys = keys
+    def __init__(self, callers: Authenticator) -> None:
+        self._callers = callers
         self._tracer = trace.get_tracer("penstock.rpc")
         self._duration = metrics.get_meter("penstock.rpc").create_histogram(
             sc.RPC_DURATION, unit="s", description="Duration of RPCs, streams included."
@@ -67,9 +67,9 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         call = _Call(self, method, {k: v for k, v in headers.items() if isinstance(v, str)})
         return call.wrap(handler)
 
-    def authenticate(self, headers: dict[str, str]) -> Principal:
+    def authenticate(self, method: str, headers: dict[str, str]) -> Principal:
         """The caller of a request."""
-        return self._keys.authenticate(headers)
+        return self._callers.authenticate(headers, method)
 
     @contextmanager
     def observe(self, method: str, headers: dict[str, str]) -> Iterator[None]:
@@ -161,7 +161,7 @@ class _Call:
         return call
 
     def _admit(self, request: Any) -> Any:
-        principal.set(self._owner.authenticate(self._headers))
+        principal.set(self._owner.authenticate(self._method, self._headers))
         if isinstance(request, _Malformed):
             raise MalformedMessage(f"the request does not parse: {request.reason}")
         return _checked(request) if hasattr(request, "__aiter__") else request

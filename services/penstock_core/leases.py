@@ -11,11 +11,24 @@ from dataclasses import dataclass
 from penstock.common.v1 import lease_pb2
 from penstock_core.errors import LeaseInvalid, LeaseStale
 
+# No claims begin like this, so a lease's signature is never a key, nor a key a signature.
+_INTERNAL = b"\xffpenstock: calls of the platform itself"
+
 
 def sign(claims: lease_pb2.LeaseClaims, secret: bytes) -> lease_pb2.Lease:
     """A lease for these claims."""
     raw = claims.SerializeToString()
     return lease_pb2.Lease(claims=raw, signature=_mac(raw, secret))
+
+
+def internal_key(secret: bytes) -> str:
+    """The bearer key of the platform's own calls to workers; whoever may sign leases knows it."""
+    return f"internal-{_mac(_INTERNAL, secret).hex()}"
+
+
+def internal_metadata(secret: bytes) -> tuple[tuple[str, str], ...]:
+    """Metadata of the platform's own calls to workers; empty where there is no secret."""
+    return (("authorization", f"Bearer {internal_key(secret)}"),) if secret else ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,10 @@
 """``python -m penstock_core.probe TARGET``: exits with 0 if a process is ready, for containers' health.
 
-``TARGET`` is an ``http://`` URL that must answer 200, or ``host:port`` of a gRPC server whose health
-must say SERVING. Small and quick to start, since it runs every few seconds.
+``TARGET`` is an ``http(s)://`` URL that must answer 200, or ``host:port`` of a gRPC server whose health
+must say SERVING; ``PENSTOCK_TLS_CA`` and its like say how to ask over TLS. Small and quick to start, since it runs every few seconds.
 """
 
+import os
 import sys
 import urllib.request
 
@@ -11,9 +12,10 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from penstock_core.channels import sync_channel
+from penstock_core.tls import Tls, client_context
 
 _TIMEOUT_S = 3.0
-USAGE = "usage: python -m penstock_core.probe {http://HOST:PORT/PATH | HOST:PORT}"
+USAGE = "usage: python -m penstock_core.probe {http[s]://HOST:PORT/PATH | HOST:PORT}"
 
 
 def main(arguments: list[str]) -> int:
@@ -22,23 +24,32 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write(f"{USAGE}\n")
         return 2
     target = arguments[0]
-    failure = _http(target) if target.startswith("http://") else _grpc(target)
+    tls = Tls.from_environment(os.environ)
+    is_http = target.startswith(("http://", "https://"))
+    try:
+        tls.check()
+        failure = _http(target, tls) if is_http else _grpc(target, tls)
+    except (OSError, ValueError) as error:
+        failure = str(error)
     if failure:
         sys.stderr.write(f"{target} is not ready: {failure}\n")
     return 1 if failure else 0
 
 
-def _http(url: str) -> str:
+def _http(url: str, tls: Tls) -> str:
     """Why it is not ready; empty if it is."""
+    context = client_context(tls) if url.startswith("https://") else None
     try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:  # noqa: S310 - http only
+        with urllib.request.urlopen(  # noqa: S310 - http and https only
+            url, timeout=_TIMEOUT_S, context=context
+        ) as answer:
             return "" if answer.status == 200 else f"status {answer.status}"
     except (OSError, ValueError) as error:
         return str(error)
 
 
-def _grpc(target: str) -> str:
-    with sync_channel(target) as channel:
+def _grpc(target: str, tls: Tls) -> str:
+    with sync_channel(target, tls) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         try:
             answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=_TIMEOUT_S)

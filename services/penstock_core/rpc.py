@@ -10,6 +10,7 @@ from grpc_reflection.v1alpha import reflection
 
 from penstock_core.channels import COMMON_OPTIONS, KEEPALIVE_MS, channel, sync_channel
 from penstock_core.interceptors import ServerInterceptor
+from penstock_core.tls import PLAIN, Tls, is_local, server_credentials
 
 __all__ = ["RpcServer", "channel", "sync_channel"]
 
@@ -36,8 +37,18 @@ class RpcServer:
         service_names: Iterable[str],
         *,
         shares_port: bool = False,
+        tls: Tls = PLAIN,
     ) -> None:
-        """Args: ``shares_port`` lets other processes listen on the port as well (SO_REUSEPORT)."""
+        """Take what it serves.
+
+        Args:
+            interceptor: what each call goes through.
+            register: adds the services.
+            service_names: full names, for health and reflection.
+            shares_port: lets other processes listen on the port as well (SO_REUSEPORT).
+            tls: encrypts all but unix sockets if it has a certificate.
+        """
+        self._tls = tls
         # Two servers on one port each get some of the calls: refuse to start unless that is wanted.
         options = (*SERVER_OPTIONS, ("grpc.so_reuseport", int(shares_port)))
         self._server = grpc.aio.server(options=options, interceptors=[interceptor])
@@ -58,7 +69,10 @@ class RpcServer:
             OSError: the address cannot be bound.
         """
         try:
-            port = self._server.add_insecure_port(listen)
+            if self._tls.serves and not is_local(listen):
+                port = self._server.add_secure_port(listen, server_credentials(self._tls))
+            else:
+                port = self._server.add_insecure_port(listen)
         except RuntimeError as error:
             raise OSError(f"cannot listen on {listen}: {error}") from error
         return 0 if listen.startswith("unix:") else port

@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from penstock_core.tls import Tls
 
 SECRETS_DIR = "PENSTOCK_SECRETS_DIR"
 
@@ -63,3 +65,32 @@ class ProcessSettings(BaseSettings):
             default = "required" if field.is_required() else f"default {field.default!r}"
             rows.append(f"  {prefix}{name.upper():<28} {field.description or ''} ({default})")
         return "\n".join(rows)
+
+
+class TlsSettings(ProcessSettings):
+    """Settings of a process that listens or dials with TLS."""
+
+    tls_cert: str = Field(
+        "", description="PEM file of our certificate and its chain; makes listeners use TLS"
+    )
+    tls_key: str = Field("", description="PEM file of its private key")
+    tls_ca: str = Field(
+        "", description="PEM file of trusted CAs, or 'system'; makes our channels use TLS"
+    )
+    tls_client_auth: bool = Field(
+        False, description="admit only clients with a certificate of tls_ca (mutual TLS)"
+    )
+    tls_server_name: str = Field(
+        "", description="name in the certificates of servers we call; empty: their address"
+    )
+
+    def tls(self) -> Tls:
+        """The files, checked. Raises SettingsError."""
+        tls = Tls(
+            self.tls_cert, self.tls_key, self.tls_ca, self.tls_server_name, self.tls_client_auth
+        )
+        try:
+            tls.check()
+        except ValueError as error:
+            raise SettingsError(f"TLS_CERT, TLS_KEY, TLS_CA: {error}") from error
+        return tls

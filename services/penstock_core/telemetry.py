@@ -23,6 +23,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from prometheus_client import REGISTRY, generate_latest, start_http_server
 
 from penstock_core.semconv import BUCKETS
+from penstock_core.tls import PLAIN, Tls
 from penstock_core.version import VERSION
 
 METRICS_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -37,13 +38,16 @@ class Telemetry:
 
 
 @contextmanager
-def start(service: str, *, instance: str = "", metrics_listen: str = "") -> Iterator[Telemetry]:
+def start(
+    service: str, *, instance: str = "", metrics_listen: str = "", tls: Tls = PLAIN
+) -> Iterator[Telemetry]:
     """Trace and measure this process until the context ends; what is buffered is flushed then.
 
     Args:
         service: name of the process kind, e.g. ``penstock-router``.
         instance: tells processes of one kind apart, e.g. the worker's id.
         metrics_listen: ``host:port`` of the scrape endpoint (port 0 picks one); empty for none.
+        tls: encrypts the scrape endpoint if it has a certificate.
     """
     attributes = {"service.name": service, "service.version": VERSION}
     if instance:
@@ -63,7 +67,14 @@ def start(service: str, *, instance: str = "", metrics_listen: str = "") -> Iter
     server, port = None, 0
     if metrics_listen:
         host, _, wanted = metrics_listen.rpartition(":")
-        server, _thread = start_http_server(int(wanted), addr=host)
+        server, _thread = start_http_server(
+            int(wanted),
+            addr=host,
+            certfile=tls.cert or None,
+            keyfile=tls.key or None,
+            client_cafile=tls.ca if tls.client_auth else None,
+            client_auth_required=tls.client_auth,
+        )
         port = server.server_port
     try:
         yield Telemetry(port)

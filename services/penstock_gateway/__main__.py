@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 
 from penstock_core import lifecycle, logs, telemetry
 from penstock_core.channels import channel
+from penstock_core.live_keys import live_keys
 from penstock_core.settings import SettingsError
 from penstock_gateway.app import Upstreams, build_app
 from penstock_gateway.gate import Gate
@@ -25,17 +26,19 @@ async def serve(
 ) -> None:
     """Serve until ``stop``, then drain. ``bound`` is told the address as soon as it is taken."""
     async with AsyncExitStack() as stack:
+        https, tls = settings.https(), settings.tls()
         listener = stack.enter_context(bind(settings.listen))
-        router = await stack.enter_async_context(channel(settings.router))
+        keys = await stack.enter_async_context(live_keys(settings.keys_file, settings.keys_url))
+        router = await stack.enter_async_context(channel(settings.router, tls))
         batches = None
         if settings.batch:
-            batch_channel = await stack.enter_async_context(channel(settings.batch))
+            batch_channel = await stack.enter_async_context(channel(settings.batch, tls))
             batches = BatchClient(batch_channel, settings.request_timeout_s)
         gate = Gate(settings.max_requests)
         upstreams = Upstreams(RouterClient(router, settings.request_timeout_s), batches)
-        app = build_app(upstreams, gate, settings)
+        app = build_app(upstreams, gate, settings, keys if keys.asks else None)
         bound(address_of(listener))
-        await HttpServer(app, gate, settings.grace_s).serve(listener, stop)
+        await HttpServer(app, gate, settings.grace_s, https).serve(listener, stop)
 
 
 def main(arguments: list[str]) -> int:

@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, ExceptionHandler
 
+from penstock_core.auth import Authenticator
 from penstock_core.errors import Aborted, InternalError, PenstockError
 from penstock_gateway.batches import BatchEndpoint
 from penstock_gateway.chat import ChatEndpoint
@@ -33,8 +34,13 @@ class Upstreams:
     batches: BatchClient | None
 
 
-def build_app(upstreams: Upstreams, gate: Gate, settings: GatewaySettings) -> ASGIApp:
-    """The whole application."""
+def build_app(
+    upstreams: Upstreams,
+    gate: Gate,
+    settings: GatewaySettings,
+    callers: Authenticator | None = None,
+) -> ASGIApp:
+    """The whole application. Without ``callers`` only the services behind it ask for keys."""
     routes = [
         *_inference_routes(upstreams.router, settings),
         *_health_routes(upstreams.router, gate),
@@ -44,7 +50,7 @@ def build_app(upstreams: Upstreams, gate: Gate, settings: GatewaySettings) -> AS
     app = Starlette(routes=routes, exception_handlers=_handlers())
     # A redirect would turn a POST into a GET; a wrong path is a wrong path.
     app.router.redirect_slashes = False
-    return Edge(app, gate, settings.request_timeout_s)
+    return Edge(app, gate, settings.request_timeout_s, callers)
 
 
 def _inference_routes(router: RouterClient, settings: GatewaySettings) -> list[Route]:

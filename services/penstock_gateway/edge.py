@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from penstock_core import logs
 from penstock_core import semconv as sc
+from penstock_core.auth import Authenticator
 from penstock_core.errors import DeadlineExceeded, InternalError, PenstockError
 from penstock_core.tracing import incoming
 from penstock_gateway.caller import REQUEST_ID_HEADER, RequestId
@@ -68,8 +69,12 @@ class Exchange:
 class Edge:
     """The outermost ASGI application."""
 
-    def __init__(self, app: ASGIApp, gate: Gate, timeout_s: float) -> None:
-        self._app = app
+    def __init__(
+        self, app: ASGIApp, gate: Gate, timeout_s: float, callers: Authenticator | None = None
+    ) -> None:
+        """Args: ``callers`` refuses strangers before a byte of their body is read."""
+        self._callers = callers
+        self.app = app
         self._gate = gate
         self._timeout_s = timeout_s + _SLACK_S
         self._tracer = trace.get_tracer("penstock.http")
@@ -90,11 +95,13 @@ class Edge:
         """Run the application; what to answer if it did not."""
         try:
             if not exchange.is_api:
-                await self._app(scope, receive, exchange.send)
+                await self.app(scope, receive, exchange.send)
                 return None
+            if self._callers is not None:
+                self._callers.authenticate(exchange.headers)
             with self._gate.pass_through():
                 async with asyncio.timeout(self._timeout_s):
-                    await self._app(scope, receive, exchange.send)
+                    await self.app(scope, receive, exchange.send)
         except TimeoutError:
             return response_of(DeadlineExceeded(f"not answered in {self._timeout_s:g} s"))
         except PenstockError as error:

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 import uvicorn
 from starlette.types import ASGIApp
 
+from penstock_core.tls import PLAIN, HttpTls, Tls
 from penstock_gateway.gate import Gate
 
 _BACKLOG = 1024
 # What is left of a request after its grace is cancelled within this time.
 _CANCEL_TIMEOUT_S = 1
+_ROTATE_EVERY_S = 1.0
 
 
 def bind(listen: str) -> socket.socket:
@@ -41,7 +43,8 @@ def address_of(bound: socket.socket) -> str:
 class HttpServer:
     """Serves an application until told to stop."""
 
-    def __init__(self, app: ASGIApp, gate: Gate, grace_s: float) -> None:
+    def __init__(self, app: ASGIApp, gate: Gate, grace_s: float, https: Tls = PLAIN) -> None:
+        self._tls = HttpTls(https) if https.serves else None
         self._gate = gate
         self._grace_s = grace_s
         config = uvicorn.Config(
@@ -55,6 +58,9 @@ class HttpServer:
             proxy_headers=False,
             timeout_graceful_shutdown=_CANCEL_TIMEOUT_S,
         )
+        if self._tls is not None:
+            context = self._tls.context
+            config.ssl_context_factory = lambda _config, _default: context
         self._server = _Server(config)
 
     async def serve(self, bound: socket.socket, stop: asyncio.Event) -> None:
@@ -65,9 +71,17 @@ class HttpServer:
         """
         async with asyncio.TaskGroup() as group:
             group.create_task(self._server.serve(sockets=[bound]))
+            rotating = group.create_task(self._rotate())
             await stop.wait()
+            rotating.cancel()
             await self._gate.drain(self._grace_s)
             self._server.should_exit = True
+
+    async def _rotate(self) -> None:
+        """Show new certificates to new connections."""
+        while self._tls is not None:
+            await asyncio.sleep(_ROTATE_EVERY_S)
+            await asyncio.to_thread(self._tls.refresh)
 
 
 class _Server(uvicorn.Server):

@@ -3,12 +3,13 @@
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from penstock_core.settings import ProcessSettings
+from penstock_core.settings import SettingsError, TlsSettings
+from penstock_core.tls import Tls
 
 _MIB = 1024 * 1024
 
 
-class GatewaySettings(ProcessSettings):
+class GatewaySettings(TlsSettings):
     """``PENSTOCK_GATEWAY_*``."""
 
     model_config = SettingsConfigDict(env_prefix="PENSTOCK_GATEWAY_", frozen=True, extra="forbid")
@@ -23,3 +24,28 @@ class GatewaySettings(ProcessSettings):
     max_requests: int = Field(512, gt=0, description="requests in flight; more are refused")
     request_timeout_s: float = Field(600.0, gt=0, description="deadline of each RPC, in seconds")
     grace_s: float = Field(30.0, ge=0, description="seconds that running requests get at shutdown")
+    keys_file: str = Field(
+        "", description="files of API keys, by comma, to refuse strangers before their body is read"
+    )
+    keys_url: str = Field("", repr=False, description="the same from Redis")
+    https_cert: str = Field(
+        "", description="PEM file of the certificate that HTTP clients see; makes it HTTPS"
+    )
+    https_key: str = Field("", description="PEM file of its private key")
+    https_client_ca: str = Field(
+        "", description="PEM file of CAs; only clients with a certificate of theirs are admitted"
+    )
+
+    def https(self) -> Tls:
+        """The HTTP server's files, checked. Raises SettingsError."""
+        tls = Tls(
+            self.https_cert,
+            self.https_key,
+            self.https_client_ca,
+            client_auth=bool(self.https_client_ca),
+        )
+        try:
+            tls.check()
+        except ValueError as error:
+            raise SettingsError(f"HTTPS_CERT, HTTPS_KEY, HTTPS_CLIENT_CA: {error}") from error
+        return tls

@@ -43,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     logs.configure(SERVICE)
     calm_threads(settings.threads)
     try:
+        settings.tls()
         engine, text = _load(settings)
     except SettingsError as error:
         return fail(str(error))
@@ -56,7 +57,10 @@ def main(arguments: list[str] | None = None) -> int:
         await Worker(engine, text, options).run(stop)
 
     with telemetry.start(
-        SERVICE, instance=options.worker_id, metrics_listen=settings.metrics_listen
+        SERVICE,
+        instance=options.worker_id,
+        metrics_listen=settings.metrics_listen,
+        tls=options.tls,
     ) as measuring:
         if measuring.metrics_port:
             logger.info("metrics on port %d", measuring.metrics_port)
@@ -83,6 +87,7 @@ def _options(settings: WorkerSettings, model: str) -> Options:
         advertise=settings.advertise,
         registry_url=settings.registry_url,
         lease_secret=settings.lease_secret.encode(),
+        tls=settings.tls(),
         grace_s=settings.grace_s,
         response_cache_bytes=settings.response_cache_mib << 20,
         response_cache_ttl_s=settings.response_cache_ttl_s,

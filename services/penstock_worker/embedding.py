@@ -64,11 +64,11 @@ class Embedder:
         """
         began = time.perf_counter()
         self.requests.check_open()
+        request_id = request.request_id or new_id("emb")
+        claims = self.leases.claims(request, request_id)
         check_embed(request)
         self.model.check_name(request.model)
-        request_id = request.request_id or new_id("emb")
         logs.request_id.set(request_id)
-        claims = self.leases.claims(request, request_id)
         texts = await encode_inputs(request, self.model.tokenizer)
         check_embed_fit(texts, request, self.model.engine)
         wanted = translate.embed_request(request, request_id, texts, claims.priority)

@@ -82,12 +82,13 @@ class Intake:
         Raises:
             InvalidRequest, PromptTooLong, ModelNotFound, NotFound, LeaseInvalid, LeaseStale
         """
+        request_id = request.request_id or new_id("req")
+        # Before anything that a stranger could learn from.
+        claims = self._leases.claims(request, request_id)
         check_request(request)
         hold_to_tool_call(request)
         named = self._model.read_name(request.model, request.adapter)
         request.model, request.adapter = named.model, named.adapter
-        request_id = request.request_id or new_id("req")
-        claims = self._leases.claims(request, request_id)
         prompt = await encode_prompt(request, self._model.tokenizer, self._model.template)
         max_tokens = check_fit(len(prompt), request, self._model.engine)
         self._check_ids(request, prompt)

@@ -5,10 +5,10 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from penstock_core.settings import ProcessSettings
+from penstock_core.settings import TlsSettings
 
 
-class WorkerSettings(ProcessSettings):
+class WorkerSettings(TlsSettings):
     """What a worker process is told."""
 
     model_config = SettingsConfigDict(env_prefix="PENSTOCK_WORKER_")
@@ -21,7 +21,9 @@ class WorkerSettings(ProcessSettings):
     model: str = Field("demo", description="demo, a model directory or a Hugging Face hub id")
     served_names: str = Field("", description="names to serve it under, by comma; empty: its own")
     registry_url: str = Field("", description="redis:// or unix:// URL to announce at; empty: none")
-    lease_secret: str = Field("", description="secret of routers' leases; empty: leases optional")
+    lease_secret: str = Field(
+        "", repr=False, description="secret of routers' leases and calls; empty: everybody may call"
+    )
     metrics_listen: str = Field("", description="host:port of the Prometheus scrape; empty: none")
     dtype: str = Field("auto", description="auto, float32, bfloat16 or float16")
     quantization: Literal["none", "int8"] = Field("none", description="of the weights on loading")

@@ -15,15 +15,16 @@ from penstock.worker.v1 import worker_service_pb2 as worker_pb2
 from penstock.worker.v1.worker_service_pb2_grpc import (
     add_WorkerServiceServicer_to_server as add_worker,
 )
-from penstock_core.auth import KeyRing
 from penstock_core.interceptors import ServerInterceptor
 from penstock_core.registry import RedisRegistry, WorkerEntry
 from penstock_core.rpc import RpcServer
+from penstock_core.tls import PLAIN, Tls
 from penstock_core.version import VERSION
 from penstock_engine.api import Engine
 from penstock_text.chat import ChatTemplate
 from penstock_text.tokenizer import Tokenizer
 from penstock_worker import translate
+from penstock_worker.access import WorkerAccess
 from penstock_worker.embedding import Embedder
 from penstock_worker.generation import Services
 from penstock_worker.intake import Intake, ServedModel
@@ -65,7 +66,8 @@ class Options:
     listen: str = "127.0.0.1:0"
     advertise: str = ""
     registry_url: str = ""
-    lease_secret: bytes = b""
+    lease_secret: bytes = field(default=b"", repr=False)
+    tls: Tls = PLAIN
     grace_s: float = 30.0
     zone: str = ""
     pool: str = ""
@@ -106,12 +108,13 @@ class Worker:
         inference = InferenceServicer(intake, self._requests, services, embedder, memory)
         control = WorkerServicer(self.info, engine, self._feed, self._requests, self.drain)
         self._rpc = RpcServer(
-            ServerInterceptor(KeyRing.open_to_all()),
+            ServerInterceptor(WorkerAccess(options.lease_secret)),
             [lambda s: add_inference(inference, s), lambda s: add_worker(control, s)],
             [
                 inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
                 worker_pb2.DESCRIPTOR.services_by_name["WorkerService"].full_name,
             ],
+            tls=options.tls,
         )
         self._registry: RedisRegistry | None = None
         self._registration: Registration | None = None

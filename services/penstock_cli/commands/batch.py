@@ -10,7 +10,7 @@ import typer
 from penstock.batch.v1 import batch_pb2
 from penstock_cli.execution import notes, output, run
 from penstock_cli.failures import CommandFailed
-from penstock_cli.options import DEFAULT_BATCH_TARGET, ApiKey, BatchTarget, Json
+from penstock_cli.options import DEFAULT_BATCH_TARGET, ApiKey, BatchTarget, Json, own_tls
 from penstock_cli.views.batches import (
     ENDED,
     BatchProgress,
@@ -41,7 +41,7 @@ def submit(
 
     async def work() -> None:
         wanted = endpoint or first_url(path)
-        async with AsyncBatchClient(target, api_key=api_key or None) as client:
+        async with AsyncBatchClient(target, api_key=api_key or None, tls=own_tls()) as client:
             uploaded = await client.upload(path)
             batch = await client.create(
                 uploaded.id, wanted, completion_window_s=int(window_h * 3600)
@@ -64,7 +64,7 @@ def status(
     """Show where a batch is."""
 
     async def work() -> None:
-        async with AsyncBatchClient(target, api_key=api_key or None) as client:
+        async with AsyncBatchClient(target, api_key=api_key or None, tls=own_tls()) as client:
             _show(await client.get(batch_id), as_json=as_json)
 
     run(work())
@@ -81,7 +81,7 @@ def watch(
     """Follow a batch until it ended."""
 
     async def work() -> None:
-        async with AsyncBatchClient(target, api_key=api_key or None) as client:
+        async with AsyncBatchClient(target, api_key=api_key or None, tls=own_tls()) as client:
             _show(await followed(client, batch_id, show=not as_json), as_json=as_json)
 
     run(work())
@@ -98,7 +98,7 @@ def cancel(
     """Cancel a batch; what is done stays."""
 
     async def work() -> None:
-        async with AsyncBatchClient(target, api_key=api_key or None) as client:
+        async with AsyncBatchClient(target, api_key=api_key or None, tls=own_tls()) as client:
             _show(await client.cancel(batch_id), as_json=as_json)
 
     run(work())
@@ -118,7 +118,7 @@ def results(
     """Write a batch's output file (or its error file)."""
 
     async def work() -> None:
-        async with AsyncBatchClient(target, api_key=api_key or None) as client:
+        async with AsyncBatchClient(target, api_key=api_key or None, tls=own_tls()) as client:
             batch = await client.get(batch_id)
             file_id = batch.error_file_id if errors else batch.output_file_id
             if not file_id:
@@ -147,7 +147,7 @@ def list_(
     """List batches, newest first."""
 
     async def work() -> None:
-        async with AsyncBatchClient(target, api_key=api_key or None) as client:
+        async with AsyncBatchClient(target, api_key=api_key or None, tls=own_tls()) as client:
             page = await client.list(after=after, limit=limit)
         if as_json:
             output.out(messages_to_json(page.batches), highlight=False)

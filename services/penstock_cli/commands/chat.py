@@ -14,6 +14,7 @@ from penstock_cli.options import (
     Target,
     Temperature,
     Way,
+    own_tls,
 )
 from penstock_client import Client, Delta, GenerateOptions, Message
 
@@ -37,7 +38,10 @@ def chat(
         max_tokens=max_tokens, temperature=temperature, priority="interactive", adapter=adapter
     )
     turns = [Message("system", system)] if system else []
-    with failures_told(), Client(target, api_key=api_key or None, mode=mode) as client:
+    with (
+        failures_told(),
+        Client(target, api_key=api_key or None, tls=own_tls(), mode=mode) as client,
+    ):
         if message:
             _turn(client, turns, message, options, model)
             return

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from penstock_cli.execution import notes, output, run
-from penstock_cli.options import DEFAULT_TARGET, ApiKey, Json, Model, Target
+from penstock_cli.options import DEFAULT_TARGET, ApiKey, Json, Model, Target, own_tls
 from penstock_cli.views.documents import to_json
 from penstock_cli.views.embeddings import leading, similarities
 from penstock_client import AsyncClient, Pooling
@@ -34,7 +34,7 @@ def embed(
         texts = [line for line in sys.stdin.read().splitlines() if line]
 
     async def work() -> None:
-        async with AsyncClient(target, api_key=api_key or None) as client:
+        async with AsyncClient(target, api_key=api_key or None, tls=own_tls()) as client:
             found = await client.embed(
                 texts, model=model or None, pooling=pooling, dimensions=dimensions
             )

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from penstock_cli.execution import output, run
-from penstock_cli.options import DEFAULT_TARGET, ApiKey, Json, Target
+from penstock_cli.options import DEFAULT_TARGET, ApiKey, Json, Target, own_tls
 from penstock_cli.views.decision import decision_view
 from penstock_cli.views.documents import to_dict, to_json
 from penstock_client import AsyncClient
@@ -25,7 +25,7 @@ def explain(
 
     async def work() -> None:
         by_decision = name.startswith(_DECISION_PREFIX)
-        async with AsyncClient(target, api_key=api_key or None) as client:
+        async with AsyncClient(target, api_key=api_key or None, tls=own_tls()) as client:
             answer = await client.explain(
                 decision_id=name if by_decision else "", request_id="" if by_decision else name
             )

@@ -7,7 +7,7 @@ import typer
 from rich.live import Live
 
 from penstock_cli.execution import output, run
-from penstock_cli.options import DEFAULT_TARGET, ApiKey, Json, Target
+from penstock_cli.options import DEFAULT_TARGET, ApiKey, Json, Target, own_tls
 from penstock_cli.views.documents import messages_to_json
 from penstock_cli.views.fleet import fleet_table
 from penstock_client import AsyncClient
@@ -25,7 +25,7 @@ def fleet(
     """Show the workers: state, load and cache."""
 
     async def work() -> None:
-        async with AsyncClient(target, api_key=api_key or None) as client:
+        async with AsyncClient(target, api_key=api_key or None, tls=own_tls()) as client:
             if watch and not as_json:
                 await _follow(client)
                 return

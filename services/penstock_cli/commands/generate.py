@@ -20,6 +20,7 @@ from penstock_cli.options import (
     Target,
     Temperature,
     Way,
+    own_tls,
 )
 from penstock_cli.views.amounts import duration
 from penstock_cli.views.documents import to_json
@@ -57,7 +58,7 @@ def generate(
     )
 
     async def work() -> None:
-        async with AsyncClient(target, api_key=api_key or None, mode=mode) as client:
+        async with AsyncClient(target, api_key=api_key or None, tls=own_tls(), mode=mode) as client:
             whole = await streamed(client, text, options, model=model, show=not as_json)
         if as_json:
             output.out(to_json(asdict(whole)), highlight=False)

@@ -81,7 +81,7 @@ def platform_specs(site: Site) -> list[Spec]:
     """In the order of starting; they are stopped the other way round, edges first."""
     lease_secret = secrets.token_hex(32)
     workers = [_worker(site, number, lease_secret) for number in range(len(site.addresses.workers))]
-    return [*workers, _router(site, lease_secret), *_batch(site), _gateway(site.addresses)]
+    return [*workers, _router(site, lease_secret), *_batch(site), _gateway(site)]
 
 
 def _worker(site: Site, number: int, lease_secret: str) -> Spec:
@@ -146,12 +146,14 @@ def _batch(site: Site) -> list[Spec]:
     ]
 
 
-def _gateway(addresses: Addresses) -> Spec:
+def _gateway(site: Site) -> Spec:
+    addresses = site.addresses
     host, _, port = addresses.gateway.rpartition(":")
     environment = {
         "LISTEN": addresses.gateway,
         "ROUTER": addresses.router,
         "BATCH": addresses.batch,
+        "KEYS_FILE": site.keys.file,
     }
     ready = http_ok(host, int(port), "/readyz")
     return _spec("gateway", ("penstock_gateway",), ready, environment)

@@ -20,6 +20,6 @@ def test_public_names_are_these() -> None:
     assert sorted(penstock_client.__all__) == [
         "AsyncBatchClient", "AsyncClient", "Choice", "Client", "Completed", "Constraint", "Delta",
         "Embeddings", "Finished", "GenerateOptions", "Generation", "Inputs", "Message", "Mode",
-        "Pooling", "Prompt", "Started", "StreamEvent", "Timing", "TokenLogprob", "Usage", "Vote",
+        "Pooling", "Prompt", "Started", "StreamEvent", "Timing", "Tls", "TokenLogprob", "Usage", "Vote",
     ]  # fmt: skip
     assert all(hasattr(penstock_client, name) for name in penstock_client.__all__)

@@ -13,6 +13,7 @@ from penstock_cli.commands import (
     explain,
     fleet,
     generate,
+    keys,
     simulate,
     up,
 )
@@ -42,6 +43,7 @@ def build_app() -> typer.Typer:
     app.command(epilog=embed.EPILOG)(embed.embed)
     app.add_typer(batch.app, name="batch")
     app.add_typer(bench.app, name="bench")
+    app.add_typer(keys.app, name="keys")
     app.command(epilog=fleet.EPILOG)(fleet.fleet)
     app.command(epilog=explain.EPILOG)(explain.explain)
     app.command(epilog=simulate.EPILOG)(simulate.simulate)

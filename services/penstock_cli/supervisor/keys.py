@@ -1,6 +1,5 @@
 """API keys of a platform on one machine: the callers' and the batch runner's own."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,7 @@ _SERVICE_TENANT = "penstock-batch"
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """``file`` is what servers read; ``service`` the batch runner's key; ``shown`` a caller's key."""
+    """``file`` are the files that servers read; ``service`` the batch runner's key; ``shown`` a caller's key."""
 
     file: str
     service: str
@@ -38,21 +37,20 @@ def settle_keys(data_dir: Path, callers: Path | None) -> Keys:
     ours = [(service, _SERVICE_TENANT, True)]
     if shown:
         ours.append((shown, DEFAULT_TENANT, False))
-    entries = json.loads(key_file(ours))["keys"]
-    if callers:
-        entries += _entries(callers)
-    path = data_dir / "keys.json"
-    _write_private(path, json.dumps({"keys": entries}, indent=2))
-    return Keys(str(path), service, shown)
+    path = data_dir / "own_keys.json"
+    _write_private(path, key_file(ours))
+    if callers is None:
+        return Keys(str(path), service, shown)
+    _check(callers)
+    # The callers' file itself, so that servers see it change.
+    return Keys(f"{path},{callers.resolve()}", service, shown)
 
 
-def _entries(path: Path) -> list[object]:
+def _check(path: Path) -> None:
     try:
         KeyRing.load(path)
-        entries: list[object] = json.loads(path.read_text(encoding="utf-8"))["keys"]
     except (OSError, ValueError) as error:
         raise CommandFailed(f"cannot use the key file: {error}") from error
-    return entries
 
 
 def _kept_key(path: Path) -> str:

@@ -34,37 +34,40 @@ async def serve(settings: BatchSettings, stop: asyncio.Event) -> None:
     """Serve until ``stop`` is set, then drain.
 
     Raises:
-        SettingsError: the store or the key file cannot be opened.
+        SettingsError: the store or the keys cannot be opened.
         OSError: the address cannot be bound.
     """
-    objects, tls = open_objects(settings), settings.tls()
-    with telemetry.start(
-        "penstock-batch", metrics_listen=settings.metrics_listen, tls=settings.tls()
+    metrics_listen, tls = settings.metrics_listen, settings.tls()
+    with telemetry.start("penstock-batch", metrics_listen=metrics_listen, tls=tls):
+        await serve_batches(settings, stop)
+
+
+async def serve_batches(settings: BatchSettings, stop: asyncio.Event) -> None:
+    """``serve`` without telemetry of its own."""
+    objects, app = open_objects(settings), build_app(settings)
+    async with (
+        live_keys(settings.keys_file, settings.keys_url) as keys,
+        Board(settings.redis_url, settings.redis_prefix) as board,
     ):
-        app = build_app(settings)
-        async with (
-            live_keys(settings.keys_file, settings.keys_url) as keys,
-            Board(settings.redis_url, settings.redis_prefix) as board,
-        ):
-            store, files = FactStore(objects), FileStore(objects, settings.max_file_bytes)
-            queue = CeleryQueue(app, board, settings.redis_prefix)
-            steward = Steward(store, board, queue, queue_options(settings), time.time)
-            reconciler = Reconciler(
-                store, steward, BatchMetrics(), settings.reconcile_interval_s, time.time
-            )
-            batches = Batches(store, files, board, steward, time.time)
-            server = RpcServer(
-                ServerInterceptor(keys),
-                [
-                    lambda grpc_server: add_BatchServiceServicer_to_server(
-                        BatchServicer(batches, files, time.time), grpc_server
-                    )
-                ],
-                [_SERVICE],
-                tls=tls,
-            )
-            await _run(server, reconciler, settings, stop)
-        app.close()
+        store, files = FactStore(objects), FileStore(objects, settings.max_file_bytes)
+        queue = CeleryQueue(app, board, settings.redis_prefix)
+        steward = Steward(store, board, queue, queue_options(settings), time.time)
+        reconciler = Reconciler(
+            store, steward, BatchMetrics(), settings.reconcile_interval_s, time.time
+        )
+        batches = Batches(store, files, board, steward, time.time)
+        server = RpcServer(
+            ServerInterceptor(keys),
+            [
+                lambda grpc_server: add_BatchServiceServicer_to_server(
+                    BatchServicer(batches, files, time.time), grpc_server
+                )
+            ],
+            [_SERVICE],
+            tls=settings.tls(),
+        )
+        await _run(server, reconciler, settings, stop)
+    app.close()
 
 
 def queue_options(settings: BatchSettings) -> QueueOptions:

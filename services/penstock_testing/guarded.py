@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from penstock_batch.serve import serve
+from penstock_batch.serve import serve_batches
 from penstock_batch.settings import BatchSettings
 from penstock_core.auth import digest
 from penstock_core.tls import PLAIN, Tls
@@ -115,7 +115,7 @@ async def _running_batch(
         }
     )
     stop = asyncio.Event()
-    serving = asyncio.create_task(serve(settings, stop))
+    serving = asyncio.create_task(serve_batches(settings, stop))
     try:
         async with asyncio.timeout(_READY_S):
             while not await _listens(endpoint):

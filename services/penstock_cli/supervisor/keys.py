@@ -40,8 +40,12 @@ def settle_keys(data_dir: Path, callers: Path | None) -> Keys:
     path = data_dir / "own_keys.json"
     _write_private(path, key_file(ours))
     if callers is None:
-        return Keys(str(path), service, shown)
-    _check(callers)
+        # Where `penstock keys create --store DATA_DIR/keys.json` puts more of them.
+        callers = data_dir / "keys.json"
+        if not callers.exists():
+            _write_private(callers, key_file([]))
+    else:
+        _check(callers)
     # The callers' file itself, so that servers see it change.
     return Keys(f"{path},{callers.resolve()}", service, shown)
 

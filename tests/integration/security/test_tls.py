@@ -1,7 +1,9 @@
 """TLS and mutual TLS on every hop, by configuration alone; plaintext and strangers are refused."""
 
 import asyncio
+import os
 import ssl
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -12,7 +14,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from penstock_client import AsyncBatchClient, AsyncClient
-from penstock_core import probe, telemetry
+from penstock_core import probe
 from penstock_core.auth import KeyRing
 from penstock_core.channels import channel
 from penstock_core.errors import PenstockError, Unavailable
@@ -23,6 +25,7 @@ from penstock_core.tls import PLAIN, HttpTls, Tls
 from penstock_router.settings import RouterSettings
 from penstock_testing.certificates import Authority
 from penstock_testing.guarded import guarded_platform
+from penstock_testing.ports import free_port
 
 DEADLINE_S = 20.0
 
@@ -142,21 +145,52 @@ def test_certificates_rotate_under_a_running_http_server(tmp_path: Path) -> None
     assert (unchanged, changed, broken) == (False, True, False)
 
 
-async def test_the_scrape_endpoint_and_the_probe_speak_tls(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_probe_speaks_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = Authority(tmp_path).issue("ours")
     monkeypatch.setenv("PENSTOCK_TLS_CA", ours.ca)
     async with serving(ours) as target:
         ready = await asyncio.to_thread(probe.main, [target])
         monkeypatch.delenv("PENSTOCK_TLS_CA")
         without = await asyncio.to_thread(probe.main, [target])
-    with telemetry.start("test", metrics_listen="127.0.0.1:0", tls=ours) as running:
-        url = f"https://127.0.0.1:{running.metrics_port}/metrics"
-        context = ssl.create_default_context(cafile=ours.ca)
-        async with httpx.AsyncClient(verify=context) as http:
-            scraped = (await http.get(url)).status_code
-    assert (ready, without, scraped) == (0, 1, 200)
+    assert (ready, without) == (0, 1)
+
+
+@pytest.mark.process
+async def test_a_process_serves_its_metrics_over_tls(tmp_path: Path) -> None:
+    ours, port = Authority(tmp_path).issue("ours"), free_port()
+    settings = {
+        "LISTEN": f"unix:{tmp_path}/router.sock",
+        "WORKERS": "127.0.0.1:1",
+        "METRICS_LISTEN": f"127.0.0.1:{port}",
+        "TLS_CERT": ours.cert,
+        "TLS_KEY": ours.key,
+    }
+    environment = {f"PENSTOCK_ROUTER_{name}": value for name, value in settings.items()}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "penstock_router", env={**os.environ, **environment},
+        stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        async with (
+            asyncio.timeout(DEADLINE_S),
+            httpx.AsyncClient(verify=ssl.create_default_context(cafile=ours.ca)) as http,
+        ):
+            while (status := await scraped(http, f"https://127.0.0.1:{port}/metrics")) != 200:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        async with httpx.AsyncClient() as http:
+            plain = await scraped(http, f"http://127.0.0.1:{port}/metrics")
+    finally:
+        process.terminate()
+        await process.wait()
+    assert (status, plain) == (200, 0)
+
+
+async def scraped(http: httpx.AsyncClient, url: str) -> int:
+    """The status of a GET; 0 if nobody answers."""
+    try:
+        return (await http.get(url)).status_code
+    except httpx.TransportError:
+        return 0
 
 
 async def test_a_client_without_tls_is_told_that_nobody_answers(tmp_path: Path) -> None:

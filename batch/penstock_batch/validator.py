@@ -13,6 +13,8 @@ from penstock_batch.facts import Problem
 
 MAX_LINES = 50_000
 MAX_PROBLEMS = 100
+# As large as a request to the gateway may be.
+MAX_LINE_BYTES = 8 * 1024 * 1024
 MAX_CUSTOM_ID_CHARS = 512
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 
@@ -113,6 +115,8 @@ def _line(number: int, raw: bytes, endpoint: str, seen: set[str]) -> InputLine:
 
 
 def _parsed(raw: bytes) -> dict[str, Any]:
+    if len(raw) > MAX_LINE_BYTES:
+        raise _Refused("line_too_large", f"This line is longer than {MAX_LINE_BYTES} bytes.")
     try:
         record = json.loads(raw.decode(), parse_constant=_no_constant)
         json.dumps(record, ensure_ascii=False).encode()

@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
+from penstock_core.errors import Overloaded
 from penstock_router.cost import CostParams
 from penstock_router.facts import Decision, RoutingRequest, WorkerView
 from penstock_router.frames import Finished, LedgerEvent, PrefillDone
 
 _MAX_DECISIONS = 2048
 _MAX_WATCHER_BACKLOG = 256
+_MAX_WATCHERS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +167,13 @@ class DecisionBook:
 
     @contextmanager
     def watch(self) -> Iterator[asyncio.Queue[Entry]]:
-        """Everything from now on; a watcher that is too slow misses the oldest."""
+        """Everything from now on; a watcher that is too slow misses the oldest.
+
+        Raises:
+            Overloaded: too many watch already.
+        """
+        if len(self._watchers) >= _MAX_WATCHERS:
+            raise Overloaded(f"{_MAX_WATCHERS} watch already", retry_after_s=1.0)
         queue: asyncio.Queue[Entry] = asyncio.Queue(_MAX_WATCHER_BACKLOG)
         self._watchers.add(queue)
         try:

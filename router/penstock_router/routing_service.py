@@ -11,8 +11,9 @@ from penstock.common.v1 import tokens_pb2
 from penstock.routing.v1 import routing_service_pb2 as pb
 from penstock.routing.v1 import routing_service_pb2_grpc
 from penstock_core import logs
+from penstock_core.bounds import check_excluded
 from penstock_core.errors import InvalidRequest, NotFound
-from penstock_core.ids import new_id
+from penstock_core.ids import MAX_ID_LENGTH, new_id
 from penstock_core.interceptors import principal
 from penstock_core.quotas import check_model
 from penstock_router import translate
@@ -59,6 +60,7 @@ class RouterRouting(routing_service_pb2_grpc.RoutingServiceServicer):
     ) -> pb.RouteResponse:
         """Choose a worker for a client that streams from it directly."""
         wanted = request.request
+        check_excluded(len(request.excluded_worker_ids))
         tried = frozenset(request.excluded_worker_ids)
         caller, quotas = principal.get(), self._router.picture.quotas
         check_model(caller, *asked_names(wanted))
@@ -118,7 +120,7 @@ class RouterRouting(routing_service_pb2_grpc.RoutingServiceServicer):
         if record is None or not _may_see(record.tenant):
             # Another tenant's decision is none that exists.
             wanted = request.decision_id or request.request_id
-            raise NotFound(f"{wanted!r} is unknown here, or too long ago")
+            raise NotFound(f"{wanted[:MAX_ID_LENGTH]!r} is unknown here, or too long ago")
         outcome = await self._book.outcome(record.decision_id, _OUTCOME_WAIT_S)
         return pb.ExplainDecisionResponse(
             decision=translate.decision_message(record),

@@ -8,6 +8,7 @@ import grpc
 from penstock.common.v1 import tokens_pb2
 from penstock.inference.v1 import generate_pb2, inference_service_pb2, inference_service_pb2_grpc
 from penstock_core import blocks, logs, validation
+from penstock_core.bounds import check_name
 from penstock_core.errors import InvalidRequest, ModelNotFound
 from penstock_core.ids import new_id
 from penstock_core.interceptors import principal
@@ -115,6 +116,7 @@ class RouterInference(inference_service_pb2_grpc.InferenceServiceServicer):
     ) -> inference_service_pb2.GetModelResponse:
         """One model."""
         models = self._places.models()
+        check_name(request.model)
         check_model(principal.get(), request.model)
         if request.model not in models:
             raise ModelNotFound(
@@ -130,6 +132,7 @@ class RouterInference(inference_service_pb2_grpc.InferenceServiceServicer):
     async def _text(self, model: str) -> ModelText:
         if not model:
             raise InvalidRequest("model must be named", field="model")
+        check_name(model)
         check_model(principal.get(), model)
         return await self._preparer.text_of(model)
 

@@ -5,6 +5,7 @@ only raise ``PenstockError`` and read ``principal``; they see neither statuses n
 """
 
 import asyncio
+import inspect
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -20,7 +21,13 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from penstock_core import semconv as sc
 from penstock_core.auth import DEFAULT_TENANT, Authenticator, Principal
-from penstock_core.errors import Aborted, InternalError, MalformedMessage, PenstockError
+from penstock_core.errors import (
+    Aborted,
+    InternalError,
+    MalformedMessage,
+    NotSupported,
+    PenstockError,
+)
 from penstock_core.status import CODES, to_grpc_status
 from penstock_core.tracing import incoming
 
@@ -61,8 +68,10 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         """Wrap the handler of one call."""
         handler = await continuation(handler_call_details)
         method = str(handler_call_details.method)
-        if handler is None or method.startswith(_OPEN_SERVICES):
-            return handler
+        if handler is None:
+            return None
+        if method.startswith(_OPEN_SERVICES):
+            return _open(handler)
         headers = {k.lower(): v for k, v in handler_call_details.invocation_metadata or ()}
         call = _Call(self, method, {k: v for k, v in headers.items() if isinstance(v, str)})
         return call.wrap(handler)
@@ -162,9 +171,46 @@ class _Call:
 
     def _admit(self, request: Any) -> Any:
         principal.set(self._owner.authenticate(self._method, self._headers))
-        if isinstance(request, _Malformed):
-            raise MalformedMessage(f"the request does not parse: {request.reason}")
-        return _checked(request) if hasattr(request, "__aiter__") else request
+        return _parsed(request)
+
+
+def _open(handler: _Handler) -> _Handler:
+    """The same for everybody, untraced; malformed requests are refused without an entry in the log."""
+    behave = handler.stream_stream or handler.unary_stream or handler.unary_unary
+
+    async def call(request: Any, context: _Context) -> Any:
+        try:
+            return await behave(_parsed(request), context)
+        except MalformedMessage as error:
+            await _refuse(context, error)
+        except NotImplementedError:
+            await _refuse(context, NotSupported("this server does not implement the call"))
+
+    async def stream(request: Any, context: _Context) -> AsyncIterator[Any]:
+        try:
+            async for response in behave(_parsed(request), context):
+                yield response
+        except MalformedMessage as error:
+            await _refuse(context, error)
+
+    wrapped = stream if inspect.isasyncgenfunction(behave) else call
+    if handler.request_streaming:
+        make = grpc.stream_stream_rpc_method_handler
+    elif handler.response_streaming:
+        make = grpc.unary_stream_rpc_method_handler
+    else:
+        make = grpc.unary_unary_rpc_method_handler
+    return make(
+        wrapped,
+        request_deserializer=_tolerant(handler.request_deserializer),
+        response_serializer=handler.response_serializer,
+    )
+
+
+def _parsed(request: Any) -> Any:
+    if isinstance(request, _Malformed):
+        raise MalformedMessage(f"the request does not parse: {request.reason}")
+    return _checked(request) if hasattr(request, "__aiter__") else request
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from grpc_status import rpc_status
 from penstock_core import errors as e
 
 DOMAIN = "penstock"
+_MAX_MESSAGE_CHARS = 1000
+_MAX_FIELD_CHARS = 256
 
 CODES: dict[type[e.PenstockError], grpc.StatusCode] = {
     e.PenstockError: grpc.StatusCode.UNKNOWN,
@@ -62,14 +64,16 @@ _BY_REASON = {cls.slug.upper(): cls for cls in e.all_errors()}
 
 def to_status(error: e.PenstockError) -> status_pb2.Status:
     """The wire form of an error."""
-    status = status_pb2.Status(code=CODES[type(error)].value[0], message=error.message)
+    # It travels in a trailer, and trailers are bounded: what callers sent may stand in it.
+    message = error.message[:_MAX_MESSAGE_CHARS]
+    status = status_pb2.Status(code=CODES[type(error)].value[0], message=message)
     info = error_details_pb2.ErrorInfo(
         reason=error.slug.upper(), domain=DOMAIN, metadata=error.metadata
     )
     status.details.add().Pack(info)
     if isinstance(error, e.InvalidRequest | e.NotSupported) and error.field:
         bad = error_details_pb2.BadRequest()
-        bad.field_violations.add(field=error.field, description=error.message)
+        bad.field_violations.add(field=error.field[:_MAX_FIELD_CHARS], description=message)
         status.details.add().Pack(bad)
     if isinstance(error, e.Rejected) and error.retry_after_s is not None:
         delay = Duration()
@@ -77,7 +81,7 @@ def to_status(error: e.PenstockError) -> status_pb2.Status:
         status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
     if isinstance(error, e.QuotaExceeded):
         quota = error_details_pb2.QuotaFailure()
-        quota.violations.add(subject=error.subject, description=error.message)
+        quota.violations.add(subject=error.subject, description=message)
         status.details.add().Pack(quota)
     return status
 

@@ -10,6 +10,7 @@ from typing import Protocol
 from penstock.common.v1 import chat_pb2, sampling_pb2
 from penstock.inference.v1 import generate_pb2, inference_service_pb2
 from penstock_core.blocks import TOKEN_BYTES
+from penstock_core.bounds import check_bounds, check_name
 from penstock_core.errors import InvalidRequest, NotSupported, PromptTooLong
 from penstock_core.ids import MAX_ID_LENGTH, is_safe_id
 from penstock_core.tool_calls import FREE_CHOICES, REQUIRED
@@ -52,6 +53,7 @@ class _EmbedBounds(Protocol):
 def check_request(request: generate_pb2.GenerateRequest) -> None:
     """Check everything that needs no tokenizer. Raises InvalidRequest with the field's path."""
     _check_names(request.request_id, request.model)
+    check_bounds(request)
     checks = (
         _prompt(request), _tool_choice(request.chat), _sampling(request.sampling), _ends(request)
     )  # fmt: skip
@@ -174,6 +176,7 @@ def _check_names(request_id: str, model: str) -> None:
         )
     if not model:
         raise InvalidRequest("model must be named", field="model")
+    check_name(model)
 
 
 def prompt_field(request: generate_pb2.GenerateRequest) -> str:

@@ -94,9 +94,15 @@ class FormReader:
 
     def _on_header_field(self, data: bytes, start: int, end: int) -> None:
         self._header_name += data[start:end]
+        self._check_header()
 
     def _on_header_value(self, data: bytes, start: int, end: int) -> None:
         self._header_value += data[start:end]
+        self._check_header()
+
+    def _check_header(self) -> None:
+        if len(self._header_name) + len(self._header_value) > MAX_FIELD_BYTES:
+            raise InvalidRequest("a header of a form field is too long")
 
     def _on_header_end(self) -> None:
         if self._header_name.lower() == b"content-disposition":

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp
 
 from penstock_core.tls import PLAIN, HttpTls, Tls
 from penstock_gateway.gate import Gate
+from penstock_gateway.protocol import BoundedHttp
 
 _BACKLOG = 1024
 # What is left of a request after its grace is cancelled within this time.
@@ -49,7 +50,7 @@ class HttpServer:
         self._grace_s = grace_s
         config = uvicorn.Config(
             app,
-            http="httptools",
+            http=BoundedHttp,
             ws="none",
             lifespan="off",
             log_config=None,

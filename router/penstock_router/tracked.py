@@ -151,7 +151,7 @@ class TrackedWorker:
             self.load.apply(event, now)
             if isinstance(event, Admitted):
                 pending.keep(event.request_id, now + _ADMITTED_TTL_S)
-                self._picture.quotas.began(event.request_id)
+                self._picture.quotas.began(event.request_id, event.prompt_tokens)
             elif isinstance(event, PrefillDone | Finished):
                 pending.settle(event.request_id, now + _SETTLE_S)
                 self._join(event)

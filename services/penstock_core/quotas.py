@@ -47,6 +47,7 @@ class _Open:
     account: str
     expires: float
     is_leased: bool
+    tokens: int
 
 
 class Quotas:
@@ -105,7 +106,7 @@ class Quotas:
             account.tokens.level -= tokens
         account.open += 1
         until = now + (_LOST_AFTER_S if lease_s is None else lease_s)
-        self._open[request_id] = _Open(name, until, lease_s is not None)
+        self._open[request_id] = _Open(name, until, lease_s is not None, tokens)
 
     def used(self, request_id: str, tokens: int) -> None:
         """A request has taken more tokens; one that nobody counts is fine."""
@@ -115,11 +116,13 @@ class Quotas:
         if account is not None and account.tokens is not None:
             account.tokens.level -= tokens
 
-    def began(self, request_id: str) -> None:
-        """A worker has it, so it is open however long it takes."""
+    def began(self, request_id: str, tokens: int) -> None:
+        """A worker has it, so it is open however long it takes; its prompt may be longer than told."""
         found = self._open.get(request_id)
         if found is not None:
             found.expires = self._clock() + _LOST_AFTER_S
+            self.used(request_id, max(tokens - found.tokens, 0))
+            found.tokens = max(tokens, found.tokens)
 
     def ended(self, request_id: str, tokens: int, *, aborted: bool) -> None:
         """A worker is done with it. What was aborted may go on elsewhere, within seconds."""

@@ -1,6 +1,7 @@
 """Whether a request may run here: the worker's check of router-signed leases."""
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 
 from google.protobuf.message import DecodeError
@@ -27,6 +28,9 @@ class LeaseCheck:
     ) -> None:
         self._secret = secret
         self._verifier = LeaseVerifier(secret, worker_id, epoch, unix_time)
+        self._unix_time = unix_time
+        # Signatures of leases that were used and have not expired, with when they will.
+        self._used: OrderedDict[bytes, int] = OrderedDict()
 
     def claims(
         self,
@@ -36,7 +40,7 @@ class LeaseCheck:
         """What the request's lease says; empty claims if it needs none and has none.
 
         Raises:
-            LeaseInvalid: missing, forged, unreadable, or for another worker or request.
+            LeaseInvalid: missing, forged, unreadable, used, or for another worker or request.
             LeaseStale: expired, or from before this worker restarted.
         """
         if not request.HasField("lease"):
@@ -44,9 +48,21 @@ class LeaseCheck:
                 raise LeaseInvalid("this worker takes requests only with a router's lease")
             return lease_pb2.LeaseClaims()
         try:
-            return self._verifier.verify(self._signed(request.lease), request_id)
+            claims = self._verifier.verify(self._signed(request.lease), request_id)
         except DecodeError as error:
             raise LeaseInvalid("the lease's claims cannot be read") from error
+        if self._secret:
+            self._use(request.lease.signature, claims.expires_unix_ms)
+        return claims
+
+    def _use(self, signature: bytes, expires_unix_ms: int) -> None:
+        """Take a lease for good: what it permits was charged once."""
+        now = self._unix_time() * 1000
+        while self._used and next(iter(self._used.values())) < now:
+            self._used.popitem(last=False)
+        if signature in self._used:
+            raise LeaseInvalid("the lease was used already")
+        self._used[signature] = expires_unix_ms
 
     def _signed(self, lease: lease_pb2.Lease) -> lease_pb2.Lease:
         if self._secret:

@@ -1,4 +1,4 @@
-.PHONY: setup demo up test check bench protos
+.PHONY: setup demo up test check bench protos sbom audit
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
@@ -33,6 +33,13 @@ check: .venv/.ready  ## style, types, floor plan, protos
 bench: .venv/.ready  ## figures of the routing index and the engine
 	$(BIN)/penstock bench index
 	$(BIN)/penstock bench engine
+
+sbom: .venv/.ready  ## what is installed, as CycloneDX JSON
+	$(BIN)/python tools/make_sbom.py sbom.json
+
+audit: .venv/.ready  ## known vulnerabilities of the pinned packages; needs the network
+	$(BIN)/python -m pip install -q pip-audit
+	$(BIN)/pip-audit -r constraints.txt --no-deps --disable-pip
 
 protos:  ## regenerate the stubs beside every .proto
 	sh tools/generate_stubs.sh

@@ -45,6 +45,7 @@ def purl(one: Distribution) -> str:
 
 
 def main() -> int:
+    """Write the bill to the file that is named."""
     bill = document([one for one in distributions() if one.metadata["Name"]])
     Path(sys.argv[1]).write_text(json.dumps(bill, indent=2) + "\n", encoding="utf-8")
     return 0

@@ -16,7 +16,7 @@ from penstock.routing.v1 import routing_service_pb2, routing_service_pb2_grpc
 from penstock_core.interceptors import ServerInterceptor
 from penstock_core.leases import internal_metadata
 from penstock_core.live_keys import live_keys
-from penstock_core.registry import open_registry
+from penstock_core.registry import Registry, open_registry
 from penstock_core.rpc import RpcServer
 from penstock_core.settings import SettingsError
 from penstock_router.catalog import Catalog
@@ -30,7 +30,7 @@ from penstock_router.metrics import RouterMetrics
 from penstock_router.pace import Pace
 from penstock_router.places import Places
 from penstock_router.prompts import Preparer
-from penstock_router.routing import Router
+from penstock_router.routing import Policies, Router
 from penstock_router.routing_service import RouterRouting
 from penstock_router.servicer import RouterInference
 from penstock_router.settings import RouterSettings
@@ -68,16 +68,53 @@ async def running_router(settings: RouterSettings) -> AsyncIterator[RunningRoute
     if not settings.registry_url and not settings.endpoints():
         raise SettingsError("PENSTOCK_ROUTER_REGISTRY_URL or PENSTOCK_ROUTER_WORKERS must be set")
     catalog = await _catalog(settings)
-    tls, lease_secret = settings.tls(), settings.lease_secret.encode()
     try:
         policies = settings.policies()
         registry = open_registry(settings.registry_url, settings.endpoints())
     except ValueError as error:
         raise SettingsError(str(error)) from error
+    parts = _assembled(settings, registry, catalog, policies)
+    router, fleet, picture = parts.router, parts.fleet, parts.picture
+    work = [fleet.run(), router.room.run()]
+    if settings.decision_log:
+        work.append(write_decisions(picture.book, Path(settings.decision_log)))
+    try:
+        async with (
+            live_keys(settings.keys_file, settings.keys_url) as keys,
+            _background(*work) as tasks,
+        ):
+            server = _server(ServerInterceptor(keys), parts.inference, parts.routing, settings)
+            endpoint = _endpoint(settings.listen, server.bind(settings.listen))
+            await server.start()
+            await server.serve()
+            try:
+                yield RunningRouter(endpoint, fleet, picture.book, picture, tuple(tasks))
+            finally:
+                parts.routing.close()
+                await server.stop(settings.grace_s)
+    finally:
+        await registry.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What a router consists of."""
+
+    picture: Picture
+    fleet: Fleet
+    router: Router
+    routing: RouterRouting
+    inference: RouterInference
+
+
+def _assembled(
+    settings: RouterSettings, registry: Registry, catalog: Catalog, policies: Policies
+) -> _Parts:
+    lease_secret = settings.lease_secret.encode()
     picture = Picture(DecisionBook(), RouterMetrics(), time.monotonic)
     picture.zones = Zones(settings.zone, settings.zone_penalty_s)
     texts = TextLibrary()
-    way_in = WayIn(tls, internal_metadata(lease_secret))
+    way_in = WayIn(settings.tls(), internal_metadata(lease_secret))
     fleet = Fleet(registry, picture, texts, Changes(), way_in)
     picture.metrics.watch_fleet(fleet.states, lambda: len(picture.index), fleet.divergences)
     places = Places(catalog, fleet, picture.clock)
@@ -95,25 +132,7 @@ async def running_router(settings: RouterSettings) -> AsyncIterator[RunningRoute
     inference = RouterInference(
         preparer, Forwarder(surroundings), embedder, places, texts, picture.quotas
     )
-    work = [fleet.run(), router.room.run()]
-    if settings.decision_log:
-        work.append(write_decisions(picture.book, Path(settings.decision_log)))
-    try:
-        async with (
-            live_keys(settings.keys_file, settings.keys_url) as keys,
-            _background(*work) as tasks,
-        ):
-            server = _server(ServerInterceptor(keys), inference, routing, settings)
-            endpoint = _endpoint(settings.listen, server.bind(settings.listen))
-            await server.start()
-            await server.serve()
-            try:
-                yield RunningRouter(endpoint, fleet, picture.book, picture, tuple(tasks))
-            finally:
-                routing.close()
-                await server.stop(settings.grace_s)
-    finally:
-        await registry.close()
+    return _Parts(picture, fleet, router, routing, inference)
 
 
 async def _catalog(settings: RouterSettings) -> Catalog:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 from google.protobuf import descriptor_pb2
@@ -57,7 +58,7 @@ async def _call(to: grpc.aio.Channel, method: Method, metadata: Metadata, reques
     async def requests() -> AsyncIterator[bytes]:
         yield request
 
-    told = {"timeout": _TIMEOUT_S, "metadata": metadata}
+    told: dict[str, Any] = {"timeout": _TIMEOUT_S, "metadata": metadata}
     if method.client_streaming:
         if method.server_streaming:
             await to.stream_stream(method.path, _same, _same)(requests(), **told).read()

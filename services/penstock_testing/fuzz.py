@@ -9,8 +9,9 @@ import gc
 import json
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import grpc
 import httpx
@@ -279,9 +280,9 @@ async def _code(
     to: grpc.aio.Channel, method: Method, request: bytes, metadata: Metadata
 ) -> grpc.StatusCode:
     """The status that a raw call ends with; its stream is read for a moment."""
-    told = {"timeout": _TIMEOUT_S, "metadata": metadata}
+    told: dict[str, Any] = {"timeout": _TIMEOUT_S, "metadata": metadata}
 
-    async def requests():  # type: ignore[no-untyped-def]
+    async def requests() -> AsyncIterator[bytes]:
         yield request
 
     shape = (method.client_streaming, method.server_streaming)

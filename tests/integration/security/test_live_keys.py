@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
@@ -21,14 +21,14 @@ from penstock_core.errors import (
     Unavailable,
 )
 from penstock_core.key_entries import KeyEntry
-from penstock_core.key_stores import RedisKeys
 from penstock_core.live_keys import LiveKeys, live_keys
+from penstock_core.redis_keys import RedisKeys
 from penstock_core.settings import SettingsError
 from penstock_testing.engine import FakeEngine
 from penstock_testing.guarded import Guarded, guarded_platform, write_keys
 
 DEADLINE_S = 10.0
-ONE = {"pk-acme": {"tenant": "acme"}}
+ONE: Mapping[str, dict[str, object]] = {"pk-acme": {"tenant": "acme"}}
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -147,7 +147,10 @@ async def limited(
     directory: Path, redis_url: str, engine: FakeEngine | None = None, **entry: object
 ) -> AsyncIterator[tuple[Guarded, AsyncClient]]:
     """A platform and a client with a key that has these limits."""
-    keys = {"pk-acme": {"tenant": "acme", **entry}, "pk-free": {"tenant": "free"}}
+    keys: Mapping[str, dict[str, object]] = {
+        "pk-acme": {"tenant": "acme", **entry},
+        "pk-free": {"tenant": "free"},
+    }
     async with (
         guarded_platform(directory, redis_url, keys=keys, engine=engine) as platform,
         AsyncClient(platform.router, api_key="pk-acme", mode="proxy") as client,

@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from penstock_batch.app import build_app
 from penstock_batch.board import Board
 from penstock_batch.settings import BatchSettings
 from penstock_core.errors import Unavailable
-from penstock_core.key_stores import RedisKeys
+from penstock_core.redis_keys import RedisKeys
 from penstock_core.registry import RedisRegistry, WorkerEntry
 from penstock_testing.certificates import Authority
 from penstock_testing.redis import find_redis
@@ -91,5 +92,6 @@ def celery_sends(settings: BatchSettings) -> int:
     with closing(app), app.connection_for_write() as connection:
         connection.ensure_connection(max_retries=1, timeout=5)
         app.send_task("penstock.batch.plan", args=["batch_1"], connection=connection)
-        with connection.channel() as to:
+        to: Any = connection.channel()
+        with to:
             return int(to._size("shards"))

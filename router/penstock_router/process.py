@@ -111,8 +111,7 @@ def _assembled(
     settings: RouterSettings, registry: Registry, catalog: Catalog, policies: Policies
 ) -> _Parts:
     lease_secret = settings.lease_secret.encode()
-    picture = Picture(DecisionBook(), RouterMetrics(), time.monotonic)
-    picture.zones = Zones(settings.zone, settings.zone_penalty_s)
+    picture = _picture(settings)
     texts = TextLibrary()
     way_in = WayIn(settings.tls(), internal_metadata(lease_secret))
     fleet = Fleet(registry, picture, texts, Changes(), way_in)
@@ -124,15 +123,24 @@ def _assembled(
     picture.metrics.watch_queue(router.waiting)
     picture.metrics.watch_calibration(fleet.calibration)
     routing = RouterRouting(preparer, router, fleet, picture.book)
-    pace = Pace(settings.messages_per_s, settings.max_delay_ms)
-    surroundings = Surroundings(
-        preparer, router, fleet, picture.metrics, picture.clock, pace, settings.stall_s
-    )
+    forwarder = _forwarder(settings, preparer, router, fleet)
     embedder = Embedder(preparer, router, fleet, picture.metrics, picture.clock)
-    inference = RouterInference(
-        preparer, Forwarder(surroundings), embedder, places, texts, picture.quotas
-    )
+    inference = RouterInference(preparer, forwarder, embedder, places, texts, picture.quotas)
     return _Parts(picture, fleet, router, routing, inference)
+
+
+def _picture(settings: RouterSettings) -> Picture:
+    picture = Picture(DecisionBook(), RouterMetrics(), time.monotonic)
+    picture.zones = Zones(settings.zone, settings.zone_penalty_s)
+    return picture
+
+
+def _forwarder(
+    settings: RouterSettings, preparer: Preparer, router: Router, fleet: Fleet
+) -> Forwarder:
+    pace = Pace(settings.messages_per_s, settings.max_delay_ms)
+    metrics, clock = router.picture.metrics, router.picture.clock
+    return Forwarder(Surroundings(preparer, router, fleet, metrics, clock, pace, settings.stall_s))
 
 
 async def _catalog(settings: RouterSettings) -> Catalog:

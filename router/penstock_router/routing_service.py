@@ -12,7 +12,7 @@ from penstock.routing.v1 import routing_service_pb2 as pb
 from penstock.routing.v1 import routing_service_pb2_grpc
 from penstock_core import logs
 from penstock_core.bounds import check_excluded
-from penstock_core.errors import InvalidRequest, NotFound
+from penstock_core.errors import InvalidRequest, NotFound, NoWorker
 from penstock_core.ids import MAX_ID_LENGTH, new_id
 from penstock_core.interceptors import principal
 from penstock_core.quotas import check_model
@@ -20,8 +20,8 @@ from penstock_router import translate
 from penstock_router.decisions import DecisionBook, DecisionRecord
 from penstock_router.fleet import Fleet
 from penstock_router.load import RESERVATION_TTL_S
-from penstock_router.prompts import Preparer
-from penstock_router.routing import LEASE_TTL_S, Attempt, Router
+from penstock_router.prompts import PreparedRequest, Preparer
+from penstock_router.routing import LEASE_TTL_S, Attempt, Routed, Router
 from penstock_router.servicer import asked_names, time_left
 
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -75,10 +75,11 @@ class RouterRouting(routing_service_pb2_grpc.RoutingServiceServicer):
         )
         quotas.admit(caller, wanted.request_id, prepared.prefix_tokens, LEASE_TTL_S)
         try:
-            routed, _ = await self._router.route(prepared, attempt)
+            prepared, routed = await self._routed(prepared, attempt, tried)
         except BaseException:
             quotas.finish(wanted.request_id)
             raise
+        wanted = prepared.request
         facts = routed.worker.facts
         return pb.RouteResponse(
             worker_id=routed.chosen.worker_id,
@@ -93,6 +94,19 @@ class RouterRouting(routing_service_pb2_grpc.RoutingServiceServicer):
             model=wanted.model,
             model_revision=facts.model_revision if facts else "",
         )
+
+    async def _routed(
+        self, prepared: PreparedRequest, attempt: Attempt, tried: frozenset[str]
+    ) -> tuple[PreparedRequest, Routed]:
+        try:
+            routed, _ = await self._router.route(prepared, attempt)
+        except NoWorker:
+            if not prepared.asked:
+                raise
+            # Its place has lost its workers just now: another may do.
+            prepared = await self._preparer.elsewhere(prepared, tried)
+            routed, _ = await self._router.route(prepared, attempt)
+        return prepared, routed
 
     async def ListWorkers(  # noqa: N802
         self, request: pb.ListWorkersRequest, context: _Context

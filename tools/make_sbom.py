@@ -26,7 +26,7 @@ def document(found: list[Distribution]) -> dict[str, object]:
 
 def component(one: Distribution) -> dict[str, object]:
     """A package with its licence, where it tells one."""
-    said = one.metadata.get("License-Expression") or ""
+    said = str(one.metadata.json.get("license_expression", ""))
     licences = [{"expression": said}] if said else []
     return {
         "type": "library",

@@ -176,7 +176,8 @@ class _Call:
 
 def _open(handler: _Handler) -> _Handler:
     """The same for everybody, untraced; malformed requests are refused without an entry in the log."""
-    behave = handler.stream_stream or handler.unary_stream or handler.unary_unary
+    # Of grpc.aio's handlers, which its type stubs know only as those of the other stack.
+    behave: Any = handler.stream_stream or handler.unary_stream or handler.unary_unary
 
     async def call(request: Any, context: _Context) -> Any:
         try:

@@ -64,7 +64,7 @@ class TrtLlmEngine:
         self._info = describe(settings, checkpoint)
         self._abilities = _abilities(settings, self._info)
         self._feed = CacheFeed(self._info.block_tokens)
-        self._load = Load(self._info.block_tokens)
+        self._load = Load(self._info.block_tokens, settings.max_num_tokens)
         self._admission = Admission(settings.max_batch_size, settings.max_waiting)
         submitter = EngineSubmitter(
             loaded, self._abilities, self._feed, settings.lora, lambda why: self._end(why.message)

@@ -8,7 +8,7 @@ has begun may go on elsewhere until the budget is overdrawn by a tenth.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from penstock_core.budgets import Budget, ends_at, period_of
@@ -84,9 +84,9 @@ class Budgets:
             for tenant, budget in self._budgets.items()
         }
 
-    def of(self, tenants: Iterable[str] | None) -> dict[str, Budget]:
-        """The budgets of some tenants; of all if None."""
-        return {t: b for t, b in self._budgets.items() if tenants is None or t in tenants}
+    def of(self, tenant: str) -> dict[str, Budget]:
+        """A tenant's budget, if it has one; all budgets for the empty name."""
+        return {t: b for t, b in self._budgets.items() if tenant in {"", t}}
 
     async def run(self, every_s: float = READ_S) -> None:
         """Look into the ledger again and again, until cancelled."""

@@ -7,7 +7,7 @@ from penstock.routing.v1 import routing_service_pb2 as pb
 from penstock_core.auth import Principal
 from penstock_core.budgets import Budget, day_of, days_between, ends_at
 from penstock_core.errors import InvalidRequest, NotSupported, PermissionDenied
-from penstock_core.spending import Account, Spent, SpendingLedger
+from penstock_core.spending import Account, SpendingLedger, Spent
 from penstock_router.budgets import Budgets
 
 MAX_DAYS = 366
@@ -23,8 +23,13 @@ class CostReports:
         unix_time: Callable[[], float] = time.time,
     ) -> None:
         self._ledger = ledger
-        self._budgets = budgets
+        self.budgets = budgets
         self._unix_time = unix_time
+
+    async def close(self) -> None:
+        """Let go of the ledger."""
+        if self._ledger is not None:
+            await self._ledger.close()
 
     async def report(self, request: pb.ListCostsRequest, caller: Principal) -> pb.ListCostsResponse:
         """What was asked for, as far as the caller may know it.
@@ -41,18 +46,13 @@ class CostReports:
             raise PermissionDenied("this key may not see another tenant's costs")
         tenant = request.tenant if caller.is_service else caller.tenant
         costs = await self._ledger.costs(self._days(request))
-        shown = {None} if not tenant else {tenant}
         return pb.ListCostsResponse(
             costs=[
                 _daily(account, spent)
                 for account, spent in costs.items()
-                if (not tenant or account.tenant == tenant)
-                and request.model in {"", account.model}
+                if (not tenant or account.tenant == tenant) and request.model in {"", account.model}
             ],
-            budgets=[
-                self._state(name, budget)
-                for name, budget in self._budgets.of(None if None in shown else {tenant}).items()
-            ],
+            budgets=[self._state(name, budget) for name, budget in self.budgets.of(tenant).items()],
         )
 
     def _days(self, request: pb.ListCostsRequest) -> list[str]:
@@ -69,7 +69,7 @@ class CostReports:
             amount=budget.amount,
             currency=budget.currency,
             period=budget.period,
-            spent=self._budgets.spent(tenant, budget),
+            spent=self.budgets.spent(tenant, budget),
             resets_unix_s=int(ends_at(budget.period, self._unix_time())),
         )
 

@@ -27,7 +27,8 @@ class Budget:
         """
         if not isinstance(entry, Mapping) or (unknown := set(entry) - set(cls.__slots__)):
             raise ValueError(f"a budget has amount, period and currency, not {unknown or entry!r}")
-        amount, period = entry.get("amount"), entry.get("period", MONTH)
+        amount: Any = entry.get("amount")
+        period = entry.get("period", MONTH)
         currency = entry.get("currency", "USD")
         is_amount = isinstance(amount, int | float) and not isinstance(amount, bool)
         if not is_amount or not (math.isfinite(amount) and amount >= 0):

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from penstock_core.errors import Unavailable
-from penstock_core.spending import MAX_FIELDS, NOTHING, OTHERS, Account, Spent, SpendingLedger
+from penstock_core.spending import MAX_FIELDS, NOTHING, OTHERS, Account, SpendingLedger, Spent
 from penstock_worker.accounts import Accounts
 
 logger = logging.getLogger(__name__)
@@ -37,6 +37,10 @@ class Bookkeeper:
         while True:
             await asyncio.sleep(every_s)
             await self.book()
+
+    async def release(self) -> None:
+        """Let go of the ledger; what was not booked is lost, as in a crash."""
+        await self._ledger.close()
 
     async def close(self) -> None:
         """Book what is left, if the ledger answers soon, and let go of it."""

@@ -205,8 +205,8 @@ class Worker:
     async def _release(self, *, books: bool = True) -> None:
         for task in self._tasks:
             await _end(task)
-        if self._bookkeeper is not None and books:
-            await self._bookkeeper.close()
+        if self._bookkeeper is not None:
+            await (self._bookkeeper.close() if books else self._bookkeeper.release())
         await self._engine.close()
         if self._registry is not None:
             await self._registry.close()

@@ -25,8 +25,8 @@ class Budget:
         Raises:
             ValueError: it has another form.
         """
-        if not isinstance(entry, Mapping) or (unknown := set(entry) - set(cls.__slots__)):
-            raise ValueError(f"a budget has amount, period and currency, not {unknown or entry!r}")
+        if not isinstance(entry, Mapping) or not set(entry) <= {"amount", "period", "currency"}:
+            raise ValueError(f"a budget has amount, period and currency, not {entry!r}")
         amount: Any = entry.get("amount")
         period = entry.get("period", MONTH)
         currency = entry.get("currency", "USD")

@@ -99,14 +99,14 @@ class Worker:
         leases = LeaseCheck(options.lease_secret, self.info.worker_id, self.info.epoch)
         metrics = RequestMetrics()
         reporter = Reporter(metrics, options.worker_id)
-        self._accounts = Accounts(options.price, options.metered_tenants)
+        self.accounts = Accounts(options.price, options.metered_tenants)
         services = Services(
             engine=engine,
             model=model,
             ledger=Ledger(self._feed.note),
             reporter=reporter,
             coalesce_s=options.coalesce_s,
-            accounts=self._accounts,
+            accounts=self.accounts,
         )
         embedder = Embedder(engine, model, leases, self._requests, metrics)
         intake = Intake(model, leases)
@@ -169,7 +169,7 @@ class Worker:
         logger.info("worker %s serves on %s", self.info.worker_id, self.info.endpoint)
         if self._options.registry_url:
             ledger = SpendingLedger(self._options.registry_url)
-            self._bookkeeper = Bookkeeper(ledger, self._accounts, self.info.epoch)
+            self._bookkeeper = Bookkeeper(ledger, self.accounts, self.info.epoch)
             self._tasks.append(asyncio.create_task(self._bookkeeper.run()))
             self._registry = RedisRegistry(self._options.registry_url)
             entry = WorkerEntry(self.info.endpoint, self.info.worker_id)

@@ -92,6 +92,7 @@ def from_embed_response(wire: inference_service_pb2.EmbedResponse) -> results.Em
         wire.prompt_tokens,
         tuple(wire.worker_ids),
         wire.request_id,
+        _cost(wire.cost) if wire.HasField("cost") else None,
     )
 
 

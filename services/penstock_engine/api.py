@@ -202,6 +202,14 @@ Vector = Sequence[float]
 
 
 @dataclass(frozen=True, slots=True)
+class Embedded:
+    """A vector for each text, in order, and what reading them took of the engine (all of it prefill)."""
+
+    vectors: Sequence[Vector]
+    share: Share = NO_SHARE
+
+
+@dataclass(frozen=True, slots=True)
 class KvStored:
     """A run of new full blocks, each the child of the one before; the first hangs on ``parent``."""
 
@@ -294,7 +302,7 @@ class Engine(Protocol):
         """
         ...
 
-    async def embed(self, request: EmbedRequest) -> Sequence[Vector]:
+    async def embed(self, request: EmbedRequest) -> Embedded:
         """A vector for each text, in order; cancelling frees what the request held.
 
         Raises:

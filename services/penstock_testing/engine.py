@@ -26,6 +26,7 @@ from penstock_core.errors import (
 )
 from penstock_engine.api import (
     Admitted,
+    Embedded,
     EmbedRequest,
     EngineInfo,
     EngineOutput,
@@ -193,14 +194,19 @@ class FakeEngine:
         finally:
             self._leave(run)
 
-    async def embed(self, request: EmbedRequest) -> Sequence[Vector]:
+    async def embed(self, request: EmbedRequest) -> Embedded:
         """A unit vector that hangs on each text's tokens alone; takes a step, so it can be held."""
         self._raise_failure()
         check_embed(request, self.info())
         self.embedded.append(request)
-        await self._gate.step(lambda: self._failure is not None)
+        part = self._sharing.enter(sum(map(len, request.texts)), self._clock())
+        try:
+            await self._gate.step(lambda: self._failure is not None)
+        finally:
+            share = self._sharing.leave(part, self._clock())
         self._raise_failure()
-        return [self.vector_of(text, request.dimensions) for text in request.texts]
+        vectors = [self.vector_of(text, request.dimensions) for text in request.texts]
+        return Embedded(vectors, share)
 
     def vector_of(self, text: Sequence[int], dimensions: int | None = None) -> Vector:
         """What it says a text's vector is."""

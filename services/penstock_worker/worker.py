@@ -108,7 +108,7 @@ class Worker:
             coalesce_s=options.coalesce_s,
             accounts=self.accounts,
         )
-        embedder = Embedder(engine, model, leases, self._requests, metrics)
+        embedder = Embedder(engine, model, leases, self._requests, metrics, self.accounts)
         intake = Intake(model, leases)
         kept = ResponseCache(options.response_cache_bytes, options.response_cache_ttl_s)
         memory = Memory(kept, model, reporter)

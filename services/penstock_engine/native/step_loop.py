@@ -206,7 +206,7 @@ class StepLoop:
             tokens_per_step=stats.tokens_per_step,
             prefill_tokens_per_s=stats.prefill_tokens_per_s,
             preemptions=scheduler.preemptions,
-            busy_s=self._busy_s,
+            busy_s=self._busy_s + (self._embeddings.busy_s if self._embeddings else 0.0),
         )
         outputs = [*self._refused, *scheduler.take_outputs()]
         events = scheduler.memory.take_events()

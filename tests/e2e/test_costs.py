@@ -81,11 +81,11 @@ def test_every_face_of_the_platform_tells_what_things_cost(
     table = penstock(platform, "cost").stdout
     assert "2.00 USD a month" in table
 
-    refused = []
+    refused: list[httpx.Response] = []
 
     def is_refused() -> bool:
         refused[:] = [complete(platform, 128)]
-        return refused[0].status_code == 429
+        return bool(refused[0].status_code == 429)
 
     wait_for(is_refused, "the budget's end")
     error = refused[0].json()["error"]

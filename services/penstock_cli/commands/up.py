@@ -30,6 +30,20 @@ Keys = Annotated[
     ),
 ]
 
+HourlyPrice = Annotated[
+    float, typer.Option(min=0, help="Of an hour of a worker; requests then tell their cost.")
+]
+MonthlyBudget = Annotated[
+    float | None,
+    typer.Option(min=0, help="With --keys new: what may be spent with that key in a month."),
+]
+Adapters = Annotated[
+    Path | None,
+    typer.Option(
+        exists=True, file_okay=False, help="Directory of LoRA adapters, as PEFT saves them."
+    ),
+]
+
 
 class Speculation(StrEnum):
     """Where drafts come from; AUTO takes the better of prompt lookup and draft model."""
@@ -58,20 +72,10 @@ def up(
     data_dir: Annotated[Path, typer.Option(help="Redis' file, batches and logs.")] = _DATA_DIR,
     keys: Keys = "",
     quantization: Quantization = Weights.NONE,
-    price: Annotated[
-        float, typer.Option(min=0, help="Of an hour of a worker; requests then tell their cost.")
-    ] = 0.0,
+    price: HourlyPrice = 0.0,
     currency: Annotated[str, typer.Option(help="Of price and budget.")] = "USD",
-    budget: Annotated[
-        float | None,
-        typer.Option(min=0, help="With --keys new: what may be spent with that key in a month."),
-    ] = None,
-    adapters: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True, file_okay=False, help="Directory of LoRA adapters, as PEFT saves them."
-        ),
-    ] = None,
+    budget: MonthlyBudget = None,
+    adapters: Adapters = None,
 ) -> None:
     """Serve until Ctrl-C: Redis, router, workers, batch service and gateway.
 

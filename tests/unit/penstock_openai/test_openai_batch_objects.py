@@ -64,5 +64,5 @@ def test_a_batch_tells_its_cost_among_our_own_fields() -> None:
     batch.cost.micros, batch.cost.currency = 7, "USD"
     batch.cost.prefill_s, batch.cost.decode_s = 1.0, 2.0
 
-    cost = batch_object(batch)["penstock"]["cost"]  # type: ignore[index,call-overload]
+    cost = batch_object(batch)["penstock"]["cost"]  # type: ignore[index]
     assert cost == {"micros": 7, "currency": "USD", "prefill_s": 1.0, "decode_s": 2.0}

@@ -8,7 +8,7 @@ an answer that got lost had already booked is not booked twice.
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from datetime import datetime
 
 from redis.asyncio import Redis
@@ -49,7 +49,14 @@ class Spent:
 
     def __add__(self, other: "Spent") -> "Spent":
         """The sum."""
-        return Spent(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+        return Spent(
+            self.requests + other.requests,
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.prefill_ns + other.prefill_ns,
+            self.decode_ns + other.decode_ns,
+            self.amount_nanos + other.amount_nanos,
+        )
 
     @property
     def prefill_s(self) -> float:

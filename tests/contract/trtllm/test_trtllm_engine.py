@@ -7,7 +7,7 @@ from typing import Any, TypeVar, cast
 
 import pytest
 
-from penstock_core.errors import Conflict, EngineFailed, InternalError, NotSupported
+from penstock_core.errors import Conflict, EngineFailed, InternalError, InvalidRequest, NotSupported
 from penstock_engine.api import (
     Admitted,
     Constraint,
@@ -164,6 +164,16 @@ async def test_one_failed_request_leaves_the_others(start: Any) -> None:
         assert isinstance(fine, list)
         assert len(said(fine)) == 10
         assert not double.engine.state().failed
+
+
+async def test_a_request_that_the_package_refuses_ends_alone(start: Any) -> None:
+    async with start() as double:
+        with pytest.raises(InvalidRequest, match="bad sampling"):  # which nobody checks before
+            await run(double.engine, ask(sampling=Sampling(top_p=-1.0)))
+        outputs = await run(double.engine, ask("later"))
+        assert not double.engine.state().failed
+
+    assert len(said(outputs)) == 10
 
 
 async def test_a_dead_engine_fails_everything_and_says_so(start: Any) -> None:

@@ -223,6 +223,7 @@ class EngineState:
     """What an engine does now. Rates are smoothed (EWMA); see ``penstock.worker.v1.WorkerLoad``.
 
     ``figures_age_s`` is how old they are where they come from elsewhere; None if they are its own.
+    ``cache_losses`` counts how often its picture of its cache was lost and began anew.
     """
 
     running: int = 0
@@ -237,6 +238,7 @@ class EngineState:
     preemptions: int = 0
     failed: bool = False
     figures_age_s: float | None = None
+    cache_losses: int = 0
 
 
 class Engine(Protocol):

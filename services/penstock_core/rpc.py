@@ -1,5 +1,6 @@
 """The builder of gRPC servers, with health, reflection and limits. Channels: ``penstock_core.channels``."""
 
+import asyncio
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -76,9 +77,14 @@ class RpcServer:
         """Tell the world to go elsewhere; calls are still answered."""
         await self._set(health_pb2.HealthCheckResponse.NOT_SERVING)
 
-    async def stop(self, grace_s: float) -> None:
-        """Refuse new calls, give running ones ``grace_s`` seconds, then cancel them."""
+    async def stop(self, grace_s: float, linger_s: float = 0.0) -> None:
+        """Refuse new calls, give running ones ``grace_s`` seconds, then cancel them.
+
+        For ``linger_s`` before that calls are still taken while health says otherwise, so that
+        balancers have looked before anybody is refused.
+        """
         await self.not_serving()
+        await asyncio.sleep(linger_s)
         await self._server.stop(grace_s)
 
     async def _set(self, status: Any) -> None:

@@ -32,10 +32,11 @@ async def serve(
             batch_channel = await stack.enter_async_context(channel(settings.batch))
             batches = BatchClient(batch_channel, settings.request_timeout_s)
         gate = Gate(settings.max_requests)
-        upstreams = Upstreams(RouterClient(router, settings.request_timeout_s), batches)
+        routers = RouterClient(router, settings.request_timeout_s, settings.router_patience_s)
+        upstreams = Upstreams(routers, batches)
         app = build_app(upstreams, gate, settings)
         bound(address_of(listener))
-        await HttpServer(app, gate, settings.grace_s).serve(listener, stop)
+        await HttpServer(app, gate, settings.grace_s, settings.linger_s).serve(listener, stop)
 
 
 def main(arguments: list[str]) -> int:

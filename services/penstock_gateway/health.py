@@ -24,7 +24,7 @@ class HealthEndpoint:
 
     async def ready(self, _request: Request) -> JSONResponse:
         """Requests are welcome: the router answers, serves a model, and this process stays."""
-        if self._gate.is_closed:
+        if self._gate.is_leaving:
             raise Draining("the gateway is shutting down")
         await self._router.check_ready()
         return JSONResponse({"status": "ready"})

@@ -46,7 +46,8 @@ class Gate:
         anybody is refused.
         """
         self.is_leaving = True
-        await asyncio.sleep(linger_s)
+        if linger_s:
+            await asyncio.sleep(linger_s)
         self._is_closed = True
         try:
             await asyncio.wait_for(self._idle.wait(), timeout_s)

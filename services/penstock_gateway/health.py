@@ -1,12 +1,14 @@
 """Probes and metrics."""
 
 import asyncio
+import time
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from penstock_core.errors import Draining
 from penstock_core.telemetry import METRICS_CONTENT_TYPE, scrape
+from penstock_core.version import VERSION
 from penstock_gateway.gate import Gate
 from penstock_gateway.upstream import RouterClient
 
@@ -20,7 +22,8 @@ class HealthEndpoint:
 
     async def alive(self, _request: Request) -> JSONResponse:
         """The process runs."""
-        return JSONResponse({"status": "ok"})
+        now_ms = int(time.time() * 1000)
+        return JSONResponse({"status": "ok", "version": VERSION, "unix_ms": now_ms})
 
     async def ready(self, _request: Request) -> JSONResponse:
         """Requests are welcome: the router answers, serves a model, and this process stays."""

@@ -25,7 +25,7 @@ SERVER_OPTIONS = (
 )
 
 
-class _Health(HealthServicer):  # type: ignore[misc] - grpc ships it untyped
+class _Health(HealthServicer):  # type: ignore[misc]
     """Health that also says, as metadata, which version answers and what time it is there."""
 
     async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name

@@ -41,6 +41,13 @@ class Service:
     log: Path
     _process: asyncio.subprocess.Process | None = None
 
+    @property
+    def pid(self) -> int:
+        """Its process id. Raises RuntimeError if it never ran."""
+        if self._process is None:
+            raise RuntimeError(f"{self.name} was not started")
+        return self._process.pid
+
     async def start(self) -> None:
         """Start it, or start it again; returns when it is ready. Raises AssertionError."""
         with self.log.open("ab") as log:

@@ -149,10 +149,13 @@ class _Stream:
                 tried = self._attempts.excluded(has_begun=False)
                 self._prepared = await self._with.preparer.elsewhere(self._prepared, tried)
             return await self._open(self._prepared)
-        except NoWorker:
+        except NoWorker as error:
             if self._failure is not None:
                 raise self._failure from None
-            raise
+            if not self._prepared.asked:
+                raise
+            self._failure = error  # its place has lost its workers just now: another may do
+            return await self._first()
 
     async def _resumed(self) -> Leg:
         """Go on elsewhere; wait for a worker that can, since tokens are at stake."""

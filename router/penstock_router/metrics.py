@@ -6,6 +6,7 @@ from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Observation
 
 from penstock_core import semconv as sc
+from penstock_core.errors import Overloaded
 
 
 class RouterMetrics:
@@ -68,7 +69,10 @@ class RouterMetrics:
         self._shadow.add(1, {sc.SHADOW_AGREES: agrees})
 
     def watch_queue(self, waiting: Callable[[], Mapping[str, int]]) -> None:
-        """Read how many wait, by class, whenever metrics are collected."""
+        """Read how many wait, by class, whenever metrics are collected; count their refusals from 0."""
+        for kind in waiting():
+            # A counter that begins at its first event shows no rate for it.
+            self._refusals.add(0, {sc.ERROR_TYPE: Overloaded.slug, sc.PRIORITY: kind})
 
         def queued(_options: CallbackOptions) -> Iterable[Observation]:
             return [Observation(n, {sc.PRIORITY: kind}) for kind, n in waiting().items()]

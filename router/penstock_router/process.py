@@ -72,8 +72,7 @@ async def running_router(settings: RouterSettings) -> AsyncIterator[RunningRoute
         registry = open_registry(settings.registry_url, settings.endpoints())
     except ValueError as error:
         raise SettingsError(str(error)) from error
-    picture = Picture(DecisionBook(), RouterMetrics(), time.monotonic)
-    picture.zones = Zones(settings.zone, settings.zone_penalty_s)
+    picture = _picture(settings)
     texts = TextLibrary()
     fleet = Fleet(registry, picture, texts, Changes())
     picture.metrics.watch_fleet(fleet.states, lambda: len(picture.index), fleet.divergences)
@@ -84,12 +83,9 @@ async def running_router(settings: RouterSettings) -> AsyncIterator[RunningRoute
     picture.metrics.watch_queue(router.waiting)
     picture.metrics.watch_calibration(fleet.calibration)
     routing = RouterRouting(preparer, router, fleet, picture.book)
-    pace = Pace(settings.messages_per_s, settings.max_delay_ms)
-    surroundings = Surroundings(
-        preparer, router, fleet, picture.metrics, picture.clock, pace, settings.stall_s
-    )
+    forwarder = _forwarder(settings, preparer, router, fleet)
     embedder = Embedder(preparer, router, fleet, picture.metrics, picture.clock)
-    inference = RouterInference(preparer, Forwarder(surroundings), embedder, places, texts)
+    inference = RouterInference(preparer, forwarder, embedder, places, texts)
     server = _server(keys, inference, routing, shares_port=settings.shares_port)
     port = server.bind(settings.listen)
     work = [fleet.run(), router.room.run()]
@@ -107,6 +103,20 @@ async def running_router(settings: RouterSettings) -> AsyncIterator[RunningRoute
                 await server.stop(settings.grace_s, settings.linger_s)
     finally:
         await registry.close()
+
+
+def _picture(settings: RouterSettings) -> Picture:
+    picture = Picture(DecisionBook(), RouterMetrics(), time.monotonic)
+    picture.zones = Zones(settings.zone, settings.zone_penalty_s)
+    return picture
+
+
+def _forwarder(
+    settings: RouterSettings, preparer: Preparer, router: Router, fleet: Fleet
+) -> Forwarder:
+    pace = Pace(settings.messages_per_s, settings.max_delay_ms)
+    metrics, clock = router.picture.metrics, router.picture.clock
+    return Forwarder(Surroundings(preparer, router, fleet, metrics, clock, pace, settings.stall_s))
 
 
 async def _files(settings: RouterSettings) -> tuple[KeyRing, Catalog]:

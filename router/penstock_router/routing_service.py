@@ -11,7 +11,7 @@ from penstock.common.v1 import tokens_pb2
 from penstock.routing.v1 import routing_service_pb2 as pb
 from penstock.routing.v1 import routing_service_pb2_grpc
 from penstock_core import logs
-from penstock_core.errors import InvalidRequest, NotFound
+from penstock_core.errors import InvalidRequest, NotFound, NoWorker
 from penstock_core.ids import new_id
 from penstock_core.interceptors import principal
 from penstock_router import translate
@@ -68,7 +68,15 @@ class RouterRouting(routing_service_pb2_grpc.RoutingServiceServicer):
             ttl_s=RESERVATION_TTL_S,
             deadline=self._clock() + (_NO_DEADLINE_S if left is None else left),
         )
-        routed, _ = await self._router.route(prepared, attempt)
+        try:
+            routed, _ = await self._router.route(prepared, attempt)
+        except NoWorker:
+            if not prepared.asked:
+                raise
+            # Its place has lost its workers just now: another may do.
+            prepared = await self._preparer.elsewhere(prepared, tried)
+            wanted = prepared.request
+            routed, _ = await self._router.route(prepared, attempt)
         facts = routed.worker.facts
         return pb.RouteResponse(
             worker_id=routed.chosen.worker_id,

@@ -50,9 +50,9 @@ def alert_queries() -> dict[str, str]:
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProcess]:
     """A platform of its own, since everything is to be seen: drafts too."""
-    with up(
-        tmp_path_factory.mktemp("dashboards"), "--keys", "new", "--speculation", "auto"
-    ) as running:
+    options = ("--keys", "new", "--speculation", "auto")
+    shadow = {"PENSTOCK_ROUTER_SHADOW_POLICY": "replication=0"}
+    with up(tmp_path_factory.mktemp("dashboards"), *options, environment=shadow) as running:
         yield running
 
 

@@ -16,8 +16,9 @@ from penstock_core.errors import InvalidRequest
 from penstock_router.simulate import catalogue
 from penstock_router.simulate.catalogue import Setup
 from penstock_router.simulate.engine import EngineModel
+from penstock_router.simulate.report import Result
 from penstock_router.simulate.run import Run, simulate_all
-from penstock_router.simulate.trace import read_trace
+from penstock_router.simulate.trace import TraceRequest, read_trace
 
 EPILOG = (
     "Example: penstock simulate trace.jsonl --workers 8 --policy penstock --policy dynamo --json"
@@ -61,27 +62,27 @@ def simulate(
     if trace is None:
         raise typer.BadParameter("a trace is needed, or --replay")
     model = EngineModel(
-        cache_blocks=cache_blocks,
-        block_tokens=block_tokens,
-        prefill_rate=prefill_rate,
-        step_s=step_ms / 1000,
-        max_active=max_active,
-        step_per_request_s=step_per_request_ms / 1000,
-        step_per_token_s=step_per_token_us / 1e6,
-        attention=attention,
-        slowdown=slowdown,
-        stall=stall,
-        tokens_per_step=accepted,
-    )
+        cache_blocks=cache_blocks, block_tokens=block_tokens, max_active=max_active,
+        prefill_rate=prefill_rate, attention=attention, slowdown=slowdown, stall=stall,
+        step_s=step_ms / 1000, step_per_request_s=step_per_request_ms / 1000,
+        step_per_token_s=step_per_token_us / 1e6, tokens_per_step=accepted,
+    )  # fmt: skip
     with failures_told():
         names = [catalogue.canonical(name) for name in policy or [catalogue.OWN]]
         cost = catalogue.without(Setup(()).cost, ablate or [])
         setup = Setup(_fleet(model, workers, speeds), seed, cost)
-        requests = read_trace(trace, block_tokens, speedup)
-        with simulating(names, len(requests)) as tell:
-            results = simulate_all(Run(names, requests, setup), tell)
+        results = _play(names, read_trace(trace, block_tokens, speedup), setup)
         if plot is not None:
             save_plots(results, plot)
+    _show(results, setup, as_json=as_json)
+
+
+def _play(names: list[str], requests: list[TraceRequest], setup: Setup) -> list[Result]:
+    with simulating(names, len(requests)) as tell:
+        return simulate_all(Run(names, requests, setup), tell)
+
+
+def _show(results: list[Result], setup: Setup, *, as_json: bool) -> None:
     if as_json:
         output.out(to_json([asdict(each.summary) for each in results]), highlight=False)
     else:

@@ -73,8 +73,7 @@ async def send(cluster: Cluster, tokens: list[int], request_id: str, blocks: int
     assert outcome.status == "OK"
     assert outcome.predicted_cached_tokens == outcome.actual_cached_tokens
     assert outcome.actual_cached_tokens == answer.completed.usage.cached_tokens
-    # The index has a row for the chain's start, too.
-    await cluster.until(lambda: len(cluster.router.picture.index) == blocks + 1)
+    await cluster.until(lambda: len(cluster.router.picture.index) == blocks)
     return answer
 
 

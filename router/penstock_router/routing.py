@@ -30,6 +30,8 @@ from penstock_router.tracked import Picture, TrackedWorker
 from penstock_router.waiting_room import WaitingRoom
 
 _LEASE_TTL_S = 10.0
+# Candidates that a trace tells of; the decision's record has all.
+_MAX_SHOWN = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +276,11 @@ class _Visitor:
 
 
 def _describe(span: trace.Span, record: DecisionRecord) -> None:
+    if not span.is_recording():
+        return
     decision, chosen = record.decision, record.decision.chosen
+    # Side by side, as a trace's viewer shows them; the best first.
+    shown = decision.candidates[:_MAX_SHOWN]
     tracing.set_attributes(
         span,
         (
@@ -283,7 +289,12 @@ def _describe(span: trace.Span, record: DecisionRecord) -> None:
             (semconv.ATTEMPT, record.attempt),
             (semconv.DECISION_REASON, decision.reason),
             (semconv.DECISION_MARGIN_S, decision.margin_s),
-            (semconv.DECISION_CANDIDATES, len(decision.candidates)),
+            (semconv.DECISION_QUEUE_S, record.queued_s),
+            (semconv.DECISION_CANDIDATES, [c.worker_id for c in shown]),
+            (semconv.CANDIDATE_COSTS_S, [c.total_s for c in shown]),
+            (semconv.CANDIDATE_TTFTS_S, [c.ttft_s for c in shown]),
+            (semconv.CANDIDATE_CACHED_TOKENS, [c.matched_tokens for c in shown]),
+            (semconv.CANDIDATE_REFUSALS, [c.excluded_because for c in shown]),
             (semconv.WORKER_ID, record.worker_id or None),
             (semconv.PREDICTED_CACHED_TOKENS, record.predicted_cached_tokens),
             (semconv.PREDICTED_TTFT_S, chosen.ttft_s if chosen else None),

@@ -9,6 +9,7 @@ from penstock_cli.commands import (
     bench,
     chat,
     demo,
+    doctor,
     embed,
     explain,
     fleet,
@@ -41,6 +42,7 @@ def build_app() -> typer.Typer:
     app.add_typer(bench.app, name="bench")
     app.command(epilog=fleet.EPILOG)(fleet.fleet)
     app.command(epilog=explain.EPILOG)(explain.explain)
+    app.command(epilog=doctor.EPILOG)(doctor.doctor)
     app.command(epilog=simulate.EPILOG)(simulate.simulate)
     return app
 

@@ -10,10 +10,10 @@ from opentelemetry.util.types import AttributeValue
 Metadata = tuple[tuple[str, str], ...]
 
 
-def outgoing(*pairs: tuple[str, str]) -> Metadata:
-    """Metadata for a call: the given pairs and the current trace context."""
+def outgoing(*pairs: tuple[str, str], span: Span | None = None) -> Metadata:
+    """Metadata for a call: the given pairs and the trace context, of ``span`` or the current one."""
     carrier: dict[str, str] = {}
-    propagate.inject(carrier)
+    propagate.inject(carrier, None if span is None else trace.set_span_in_context(span))
     return (*pairs, *carrier.items())
 
 

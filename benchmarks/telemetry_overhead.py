@@ -1,0 +1,205 @@
+"""What telemetry costs: requests through the whole platform with traces of all of them, and without any.
+
+Two platforms (gateway, router, worker each) stand side by side; rounds of the same requests go to one
+and the other in turn, the order changing, so that whatever else the machine does hits both. ``off`` has
+OpenTelemetry's SDK disabled; ``on`` samples 100 %, exports every span over OTLP to a receiver that only
+counts bytes, and is scraped like by Prometheus. Printed are the medians of the rounds' paired ratios: of
+throughput (tokens a second), and of the CPU seconds that all processes of a platform used for a token,
+which is steadier.
+
+    python benchmarks/telemetry_overhead.py --pairs 10 --json
+"""
+
+import argparse
+import asyncio
+import json
+import statistics
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import grpc
+import httpx
+import psutil
+
+from penstock_testing.deployment import Deployment, deployment
+
+MODEL = "penstock-demo"
+ACCEPT = "application/openmetrics-text;version=1.0.0"
+OFF = {"OTEL_SDK_DISABLED": "true"}
+SERVING = ("gateway", "router-1", "worker-1")
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One round on one platform: tokens a second, and CPU seconds a token of its processes."""
+
+    tokens_s: float
+    cpu_s_token: float
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a round consists of."""
+
+    requests: int
+    concurrency: int
+    tokens: int
+
+
+class Sink(grpc.GenericRpcHandler):
+    """Takes OTLP without looking into it."""
+
+    def __init__(self) -> None:
+        self.num_bytes = 0
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler":
+        """Whatever is called."""
+
+        async def take(raw: bytes, _context: object) -> bytes:
+            self.num_bytes += len(raw)
+            return b""
+
+        return grpc.unary_unary_rpc_method_handler(take)
+
+
+@asynccontextmanager
+async def sink() -> AsyncIterator[tuple[str, Sink]]:
+    server, handler = grpc.aio.server(), Sink()
+    server.add_generic_rpc_handlers((handler,))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield f"http://127.0.0.1:{port}", handler
+    finally:
+        await server.stop(None)
+
+
+def cpu_s(platform: Deployment) -> float:
+    """CPU seconds of the processes that serve."""
+    spent = 0.0
+    for name in SERVING:
+        times = psutil.Process(platform.services[name].pid).cpu_times()
+        spent += times.user + times.system
+    return spent
+
+
+async def one(http: httpx.AsyncClient, prompt: str, tokens: int) -> None:
+    body = {
+        "model": MODEL, "prompt": prompt, "max_tokens": tokens, "temperature": 0,
+        "stream": True, "ignore_eos": True,
+    }  # fmt: skip
+    async with http.stream("POST", "/completions", json=body, timeout=120) as answer:
+        answer.raise_for_status()
+        async for _ in answer.aiter_bytes():
+            pass
+
+
+async def run_round(platform: Deployment, work: Work, salt: int) -> Round:
+    places = asyncio.Semaphore(work.concurrency)
+    limits = httpx.Limits(max_connections=work.concurrency)
+    async with httpx.AsyncClient(base_url=platform.gateway, limits=limits) as http:
+
+        async def placed(number: int) -> None:
+            async with places:
+                await one(http, f"# {salt} {number}\n" + "def f(a, b):\n    " * 6, work.tokens)
+
+        before, began = cpu_s(platform), time.perf_counter()
+        await asyncio.gather(*(placed(n) for n in range(work.requests)))
+        seconds = time.perf_counter() - began
+    tokens = work.requests * work.tokens
+    return Round(tokens / seconds, (cpu_s(platform) - before) / tokens)
+
+
+async def scrape_often(platform: Deployment) -> None:
+    """As Prometheus does, every 5 s."""
+    addresses = [platform.services[name].metrics for name in SERVING]
+    while True:
+        for address in addresses:
+            request = urllib.request.Request(
+                f"http://{address}/metrics", headers={"accept": ACCEPT}
+            )
+            await asyncio.to_thread(lambda r=request: urllib.request.urlopen(r).read())
+        await asyncio.sleep(5)
+
+
+async def measure(pairs: int, work: Work) -> dict[str, object]:
+    """All rounds, and the ratios on/off."""
+    rounds: dict[str, list[Round]] = {"off": [], "on": []}
+    async with sink() as (endpoint, sent):
+        on = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_METRICS_EXPORTER": "none"}
+        with tempfile.TemporaryDirectory(prefix="pk-") as a, tempfile.TemporaryDirectory() as b:
+            async with (
+                deployment(Path(a), routers=1, workers=1, environment=OFF) as without,
+                deployment(Path(b), routers=1, workers=1, environment=on) as with_it,
+            ):
+                platforms = {"off": without, "on": with_it}
+                for platform in platforms.values():
+                    await platform.live()
+                    for name in ("batch", "batch-worker"):
+                        await platform.services[name].stop()
+                    await run_round(platform, work, -1)
+                scraping = asyncio.create_task(scrape_often(with_it))
+                for pair in range(pairs):
+                    order = ("off", "on") if pair % 2 else ("on", "off")
+                    for name in order:
+                        rounds[name].append(await run_round(platforms[name], work, pair))
+                    sys.stderr.write(f"\r{pair + 1}/{pairs} pairs")
+                scraping.cancel()
+        num_bytes = sent.num_bytes
+    return report(rounds, num_bytes)
+
+
+def report(rounds: dict[str, list[Round]], num_bytes: int) -> dict[str, object]:
+    """Medians over the pairs."""
+    paired = list(zip(rounds["off"], rounds["on"], strict=True))
+    throughput = [on.tokens_s / off.tokens_s for off, on in paired]
+    cpu = [on.cpu_s_token / off.cpu_s_token for off, on in paired]
+    return {
+        "tokens_s": {
+            name: statistics.median(r.tokens_s for r in rs) for name, rs in rounds.items()
+        },
+        "throughput_ratio": statistics.median(throughput),
+        "throughput_ratio_range": quartiles(throughput),
+        "cpu_ratio": statistics.median(cpu),
+        "cpu_ratio_range": quartiles(cpu),
+        "otlp_bytes": num_bytes,
+        "rounds": {name: [asdict(r) for r in rs] for name, rs in rounds.items()},
+    }
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float]:
+    if len(values) < 2:
+        return values[0], values[0]
+    low, _, high = statistics.quantiles(values, n=4)
+    return low, high
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=10, help="rounds on each platform")
+    parser.add_argument("--requests", type=int, default=32, help="requests of a round")
+    parser.add_argument("--concurrency", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=64, help="of each answer")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    work = Work(options.requests, options.concurrency, options.tokens)
+    result = asyncio.run(measure(options.pairs, work))
+    sys.stderr.write("\n")
+    if options.json:
+        print(json.dumps(result, indent=2))
+        return
+    low, high = result["throughput_ratio_range"]
+    print(f"tokens/s off and on: {result['tokens_s']}")
+    print(f"throughput on/off: {result['throughput_ratio']:.4f} (quartiles {low:.4f} {high:.4f})")
+    low, high = result["cpu_ratio_range"]
+    print(f"CPU a token on/off: {result['cpu_ratio']:.4f} (quartiles {low:.4f} {high:.4f})")
+
+
+if __name__ == "__main__":
+    main()

@@ -148,9 +148,7 @@ def price(
     )
 
 
-def price_uncached(
-    worker: WorkerView, request: RoutingRequest, at: Scene, p: CostParams
-) -> float:
+def price_uncached(worker: WorkerView, request: RoutingRequest, at: Scene, p: CostParams) -> float:
     """Seconds in all if the worker held nothing of the prompt."""
     uncached = max(float(request.prompt_tokens), 1.0)
     return _terms(worker, (uncached, 0.0), request, at, p).total_s

@@ -97,18 +97,7 @@ def scene(workers: Sequence[WorkerView], now: float, p: CostParams) -> Scene:
     return Scene(now, min(steps, default=0.0), delayed)
 
 
-class _Terms(NamedTuple):
-    """Seconds of what depends on how much is computed; the fields' names are the candidate's."""
-
-    ttft_s: float
-    backlog_s: float
-    prefill_s: float
-    externality_s: float
-    tpot_s: float
-    kv_pressure_s: float
-    lateness_s: float
-    replication_s: float
-    total_s: float
+_Terms = tuple[float, float, float, float, float, float, float, float]
 
 
 def price(
@@ -125,7 +114,9 @@ def price(
     pending_s = 0.0
     if coming:
         pending_s = max(eta - at.now - backlog_s(worker, p), 0.0) * p.pending
-    terms = _terms(worker, (uncached, pending_s), request, at, p)
+    ahead_s, prefill_s, externality_s, tpot_s, kv_s, lateness_s, replication_s, total_s = _terms(
+        worker, (uncached, pending_s), request, at, p
+    )
     return Candidate(
         worker.worker_id,
         worker.epoch,
@@ -135,23 +126,23 @@ def price(
         trusted,
         uncached,
         worker.network_s,
-        terms.backlog_s,
-        terms.prefill_s,
+        ahead_s,
+        prefill_s,
         pending_s,
-        terms.externality_s,
-        terms.tpot_s,
-        terms.kv_pressure_s,
-        terms.total_s,
+        externality_s,
+        tpot_s,
+        kv_s,
+        total_s,
         worker.excluded_because,
-        terms.lateness_s,
-        terms.replication_s,
+        lateness_s,
+        replication_s,
     )
 
 
 def price_uncached(worker: WorkerView, request: RoutingRequest, at: Scene, p: CostParams) -> float:
     """Seconds in all if the worker held nothing of the prompt."""
     uncached = max(float(request.prompt_tokens), 1.0)
-    return _terms(worker, (uncached, 0.0), request, at, p).total_s
+    return _terms(worker, (uncached, 0.0), request, at, p)[-1]
 
 
 def _terms(
@@ -161,7 +152,10 @@ def _terms(
     at: Scene,
     p: CostParams,
 ) -> _Terms:
-    """``work``: tokens to compute, and seconds to wait for those that another request computes."""
+    """Backlog, prefill, externality, TPOT, KV pressure, lateness, replication and the sum of all.
+
+    ``work``: tokens to compute, and seconds to wait for those that another request computes.
+    """
     # This runs twice for each worker in each decision: no more calls than there must be.
     uncached, pending_s = work
     ahead_s = backlog_s(worker, p)
@@ -180,10 +174,8 @@ def _terms(
     wanted = request.replicas and worker.worker_id in request.replicas
     replication_s = -p.replication * externality_s if wanted else 0.0
     beside_s = lateness_s + externality_s + replication_s + tpot_s + kv_s
-    return _Terms(
-        ttft_s, ahead_s, prefill_s, externality_s, tpot_s, kv_s, lateness_s, replication_s,
-        ttft_s + beside_s,
-    )  # fmt: skip
+    total_s = ttft_s + beside_s
+    return ahead_s, prefill_s, externality_s, tpot_s, kv_s, lateness_s, replication_s, total_s
 
 
 def worth_waiting(worker: WorkerView, match: Match, at: Scene, p: CostParams) -> Match:

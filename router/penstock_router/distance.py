@@ -19,15 +19,17 @@ class Distance:
 
     def __init__(self) -> None:
         self._round_trips: deque[float] = deque(maxlen=_WINDOW)
+        self._seconds = 0.0
 
     @property
     def seconds(self) -> float:
         """The round trip; 0 until one was measured."""
-        return min(self._round_trips, default=0.0) // _STEP_S * _STEP_S
+        return self._seconds
 
     def add(self, round_trip_s: float) -> None:
         """Take one measurement in."""
         self._round_trips.append(round_trip_s)
+        self._seconds = min(self._round_trips) // _STEP_S * _STEP_S
 
     async def measure(self, channel: grpc.aio.Channel, timeout_s: float) -> None:
         """Ask for its health; a worker that does not answer tells nothing of its distance."""

@@ -43,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     logs.configure(SERVICE)
     calm_threads(settings.threads)
     try:
+        settings.price()  # before the model is loaded, which takes a while
         engine, text = _load(settings)
     except SettingsError as error:
         return fail(str(error))
@@ -89,6 +90,9 @@ def _options(settings: WorkerSettings, model: str) -> Options:
         response_cache_ttl_s=settings.response_cache_ttl_s,
         zone=settings.zone,
         pool=settings.pool,
+        cost_class=settings.cost_class,
+        price=settings.price(),
+        metered_tenants=settings.metered_tenants,
     )
 
 

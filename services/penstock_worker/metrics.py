@@ -35,6 +35,9 @@ class EngineGauges:
             (sc.ENGINE_FIGURES_AGE, "s", lambda s: s.figures_age_s or 0.0),
         ):
             meter.create_observable_gauge(name, [self._callback(read)], unit=unit)
+        meter.create_observable_counter(
+            sc.ENGINE_BUSY, [self._callback(lambda s: s.busy_s)], "s", "Seconds of computing."
+        )
 
     def update(self, state: EngineState) -> None:
         """Leave the current state for the next scrape."""

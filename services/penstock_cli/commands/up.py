@@ -16,6 +16,8 @@ from penstock_cli.execution import notes, output, run
 from penstock_cli.options import BATCH_PORT, GATEWAY_PORT, ROUTER_PORT, Quantization, Weights
 from penstock_cli.supervisor.environment import Addresses, EngineChoice
 from penstock_cli.supervisor.platform import Platform, PlatformOptions, running_platform
+from penstock_core.budgets import Budget
+from penstock_core.pricing import Price
 
 EPILOG = "Example: penstock up --workers 2 --model Qwen/Qwen3-0.6B --port 8000"
 _NEW_KEY = "new"
@@ -56,6 +58,14 @@ def up(
     data_dir: Annotated[Path, typer.Option(help="Redis' file, batches and logs.")] = _DATA_DIR,
     keys: Keys = "",
     quantization: Quantization = Weights.NONE,
+    price: Annotated[
+        float, typer.Option(min=0, help="Of an hour of a worker; requests then tell their cost.")
+    ] = 0.0,
+    currency: Annotated[str, typer.Option(help="Of price and budget.")] = "USD",
+    budget: Annotated[
+        float | None,
+        typer.Option(min=0, help="With --keys new: what may be spent with that key in a month."),
+    ] = None,
     adapters: Annotated[
         Path | None,
         typer.Option(
@@ -77,6 +87,8 @@ def up(
             quantization.value,
             adapters=str(adapters.resolve()) if adapters else "",
         ),
+        price=Price(price, currency),
+        budget=None if budget is None else Budget(budget, currency=currency),
         host=host,
         gateway_port=port,
         router_port=router_port,

@@ -8,6 +8,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 _WINDOW = 16
 _STEP_S = 0.001
+_LEAST = 4
+"""Round trips before the least of them is believed: the first ones pay for connections."""
 
 
 class Distance:
@@ -23,13 +25,14 @@ class Distance:
 
     @property
     def seconds(self) -> float:
-        """The round trip; 0 until one was measured."""
+        """The round trip; 0 until a few were measured."""
         return self._seconds
 
     def add(self, round_trip_s: float) -> None:
         """Take one measurement in."""
         self._round_trips.append(round_trip_s)
-        self._seconds = min(self._round_trips) // _STEP_S * _STEP_S
+        if len(self._round_trips) >= _LEAST:
+            self._seconds = min(self._round_trips) // _STEP_S * _STEP_S
 
     async def measure(self, channel: grpc.aio.Channel, timeout_s: float) -> None:
         """Ask for its health; a worker that does not answer tells nothing of its distance."""

@@ -26,7 +26,16 @@ SETTINGS: tuple[type[ProcessSettings], ...] = (
     BatchSettings,
     GatewaySettings,
 )
-SUFFIXES = ("", "_total", "_seconds", "_seconds_bucket", "_seconds_sum", "_seconds_count", "_sum")
+SUFFIXES = (
+    "",
+    "_total",
+    "_seconds",
+    "_seconds_bucket",
+    "_seconds_sum",
+    "_seconds_count",
+    "_seconds_total",
+    "_sum",
+)
 
 
 def emitted() -> set[str]:

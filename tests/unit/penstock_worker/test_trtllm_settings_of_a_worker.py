@@ -79,7 +79,7 @@ def test_no_variable_is_without_effect_in_silence() -> None:
     of_the_process = {
         "listen", "advertise", "id", "engine", "config", "trtllm", "served_names", "registry_url",
         "lease_secret", "metrics_listen", "response_cache_mib", "response_cache_ttl_s", "grace_s",
-        "zone", "pool",
+        "zone", "pool", "prices", "currency", "cost_class", "metered_tenants",
     }  # fmt: skip
 
     assert set(WorkerSettings.model_fields) == {*_SHARED, *_NATIVE_ONLY, *of_the_process}

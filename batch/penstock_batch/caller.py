@@ -97,7 +97,8 @@ class LineCaller:
                     result = await attempt(refusals + losses)
                 self._gate.succeeded()
             except e.Rejected as refused:
-                self._gate.pushed_back()
+                if not isinstance(refused, e.BudgetSpent):  # no reason to ask less for others
+                    self._gate.pushed_back()
                 refusals += 1
                 await asyncio.sleep(_wait_s(refusals, refused.retry_after_s))
             except (e.Evicted, e.DeadlineExceeded, e.InternalError):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from penstock_core.budgets import Budget, ends_at, period_of
-from penstock_core.errors import QuotaExceeded, Unavailable
+from penstock_core.errors import BudgetSpent, Unavailable
 from penstock_core.pricing import amount_text
 from penstock_core.spending import SpendingLedger
 from penstock_router.metrics import RouterMetrics
@@ -54,7 +54,7 @@ class Budgets:
         """Let a request pass.
 
         Raises:
-            QuotaExceeded: the tenant's budget of this period is spent; it tells when the next begins.
+            BudgetSpent: the tenant's budget of this period is spent; it tells when the next begins.
         """
         budget = self._budgets.get(tenant)
         if budget is None:
@@ -64,7 +64,7 @@ class Budgets:
             return
         self._metrics.over_budget(tenant)
         now = self._unix_time()
-        raise QuotaExceeded(
+        raise BudgetSpent(
             f"the budget of {amount_text(budget.amount, budget.currency)} a {budget.period} is spent: "
             f"{amount_text(spent, budget.currency)} so far",
             subject=f"tenant:{tenant}/budget:{budget.period}",

@@ -19,7 +19,7 @@ from penstock.routing.v1.routing_service_pb2_grpc import RoutingServiceStub
 from penstock_client import AsyncClient
 from penstock_core import rpc
 from penstock_core.auth import TENANT_KEY, digest
-from penstock_core.errors import QuotaExceeded
+from penstock_core.errors import BudgetSpent
 from penstock_core.pricing import Price
 from penstock_core.settings import SettingsError
 from penstock_router.process import running_router
@@ -145,7 +145,7 @@ async def test_a_spent_budget_is_refused_by_every_router_in_every_way(
                 await refused
             quota_of(caught.value)
         async with AsyncClient(second.endpoint, api_key="poor", mode="lookaside") as client:
-            with pytest.raises(QuotaExceeded):
+            with pytest.raises(BudgetSpent):
                 await client.generate("hello")
 
         assert (await second.generate(by("rich"))).cost.amount > 0

@@ -1,11 +1,11 @@
 """What telemetry costs: requests through the whole platform with traces of all of them, and without any.
 
-Two platforms (gateway, router, worker each) stand side by side; rounds of the same requests go to one
-and the other in turn, the order changing, so that whatever else the machine does hits both. ``off`` has
-OpenTelemetry's SDK disabled; ``on`` samples 100 %, exports every span over OTLP to a receiver that only
-counts bytes, and is scraped like by Prometheus. Printed are the medians of the rounds' paired ratios: of
-throughput (tokens a second), and of the CPU seconds that all processes of a platform used for a token,
-which is steadier.
+Two platforms (gateway, router, worker each) stand side by side. ``off`` has OpenTelemetry's SDK disabled;
+``on`` samples 100 %, exports every span over OTLP to a receiver that only counts bytes, and is scraped as by
+Prometheus. First rounds of the same requests go to one and the other in turn, the order changing: the median
+of the rounds' paired ratios of throughput. Then rounds go to both at once, and the CPU seconds that each
+platform's processes used for a token are compared: whatever else the machine does hits both alike, so this
+is the steadier figure, and what throughput loses where the CPU is what limits it.
 
     python benchmarks/telemetry_overhead.py --pairs 10 --json
 """
@@ -128,9 +128,10 @@ async def scrape_often(platform: Deployment) -> None:
         await asyncio.sleep(5)
 
 
-async def measure(pairs: int, work: Work) -> dict[str, object]:
+async def measure(pairs: int, together: int, work: Work) -> dict[str, object]:
     """All rounds, and the ratios on/off."""
     rounds: dict[str, list[Round]] = {"off": [], "on": []}
+    at_once: dict[str, list[Round]] = {"off": [], "on": []}
     async with sink() as (endpoint, sent):
         on = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_METRICS_EXPORTER": "none"}
         with tempfile.TemporaryDirectory(prefix="pk-") as a, tempfile.TemporaryDirectory() as b:
@@ -150,26 +151,39 @@ async def measure(pairs: int, work: Work) -> dict[str, object]:
                     for name in order:
                         rounds[name].append(await run_round(platforms[name], work, pair))
                     sys.stderr.write(f"\r{pair + 1}/{pairs} pairs")
+                for number in range(together):
+                    both = [run_round(p, work, pairs + number) for p in platforms.values()]
+                    for name, done in zip(platforms, await asyncio.gather(*both), strict=True):
+                        at_once[name].append(done)
+                    sys.stderr.write(f"\r{number + 1}/{together} at once")
                 scraping.cancel()
         num_bytes = sent.num_bytes
-    return report(rounds, num_bytes)
+    return report(rounds, at_once, num_bytes)
 
 
-def report(rounds: dict[str, list[Round]], num_bytes: int) -> dict[str, object]:
-    """Medians over the pairs."""
-    paired = list(zip(rounds["off"], rounds["on"], strict=True))
+def report(
+    rounds: dict[str, list[Round]], at_once: dict[str, list[Round]], num_bytes: int
+) -> dict[str, object]:
+    """Ratios on/off."""
+    paired = zip(rounds["off"], rounds["on"], strict=True)
     throughput = [on.tokens_s / off.tokens_s for off, on in paired]
-    cpu = [on.cpu_s_token / off.cpu_s_token for off, on in paired]
+    cpu = [
+        on.cpu_s_token / off.cpu_s_token
+        for off, on in zip(at_once["off"], at_once["on"], strict=True)
+    ]
+    whole = {name: sum(r.cpu_s_token for r in rs) for name, rs in at_once.items()}
     return {
         "tokens_s": {
             name: statistics.median(r.tokens_s for r in rs) for name, rs in rounds.items()
         },
         "throughput_ratio": statistics.median(throughput),
-        "throughput_ratio_range": quartiles(throughput),
-        "cpu_ratio": statistics.median(cpu),
-        "cpu_ratio_range": quartiles(cpu),
+        "throughput_quartiles": quartiles(throughput),
+        "cpu_ratio": whole["on"] / whole["off"],
+        "cpu_quartiles": quartiles(cpu),
+        "cpu_standard_error": statistics.stdev(cpu) / len(cpu) ** 0.5,
         "otlp_bytes": num_bytes,
         "rounds": {name: [asdict(r) for r in rs] for name, rs in rounds.items()},
+        "at_once": {name: [asdict(r) for r in rs] for name, rs in at_once.items()},
     }
 
 
@@ -182,23 +196,24 @@ def quartiles(values: Sequence[float]) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=10, help="rounds on each platform")
+    parser.add_argument("--pairs", type=int, default=8, help="rounds on each platform, in turn")
+    parser.add_argument("--together", type=int, default=24, help="rounds on both at once")
     parser.add_argument("--requests", type=int, default=32, help="requests of a round")
     parser.add_argument("--concurrency", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=64, help="of each answer")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     work = Work(options.requests, options.concurrency, options.tokens)
-    result = asyncio.run(measure(options.pairs, work))
+    result = asyncio.run(measure(options.pairs, options.together, work))
     sys.stderr.write("\n")
     if options.json:
         print(json.dumps(result, indent=2))
         return
-    low, high = result["throughput_ratio_range"]
     print(f"tokens/s off and on: {result['tokens_s']}")
-    print(f"throughput on/off: {result['throughput_ratio']:.4f} (quartiles {low:.4f} {high:.4f})")
-    low, high = result["cpu_ratio_range"]
-    print(f"CPU a token on/off: {result['cpu_ratio']:.4f} (quartiles {low:.4f} {high:.4f})")
+    for name in ("throughput", "cpu"):
+        low, high = result[f"{name}_quartiles"]
+        print(f"{name} on/off: {result[f'{name}_ratio']:.4f} (quartiles {low:.4f} {high:.4f})")
+    print(f"standard error of the CPU's: {result['cpu_standard_error']:.4f}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """What telemetry costs: requests through the whole platform with traces of all of them, and without any.
 
-Two platforms (gateway, router, worker each) stand side by side; rounds of the same requests go to one
-and the other in turn, the order changing, so that whatever else the machine does hits both. ``off`` has
-OpenTelemetry's SDK disabled; ``on`` samples 100 %, exports every span over OTLP to a receiver that only
-counts bytes, and is scraped like by Prometheus. Printed are the medians of the rounds' paired ratios: of
-throughput (tokens a second), and of the CPU seconds that all processes of a platform used for a token,
-which is steadier.
+Two platforms (gateway, router, worker each) stand side by side. ``off`` has OpenTelemetry's SDK disabled;
+``on`` samples 100 %, exports every span over OTLP to a receiver that only counts bytes, and is scraped as by
+Prometheus. Rounds of the same requests go to one and the other in turn, the order changing: the median of the
+rounds' paired ratios of throughput. Two sets of processes are never quite alike, so tracing is measured
+alone as well: rounds on the ``on`` platform whose callers' ``traceparent`` says sampled or not in turn,
+and the CPU seconds its processes use for a token.
 
     python benchmarks/telemetry_overhead.py --pairs 10 --json
 """
@@ -13,6 +13,7 @@ which is steadier.
 import argparse
 import asyncio
 import json
+import secrets
 import statistics
 import sys
 import tempfile
@@ -89,25 +90,33 @@ def cpu_s(platform: Deployment) -> float:
     return spent
 
 
-async def one(http: httpx.AsyncClient, prompt: str, tokens: int) -> None:
+async def one(http: httpx.AsyncClient, prompt: str, tokens: int, *, sampled: bool) -> None:
     body = {
         "model": MODEL, "prompt": prompt, "max_tokens": tokens, "temperature": 0,
         "stream": True, "ignore_eos": True,
     }  # fmt: skip
-    async with http.stream("POST", "/completions", json=body, timeout=120) as answer:
+    trace = f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-{'01' if sampled else '00'}"
+    async with http.stream(
+        "POST", "/completions", json=body, timeout=120, headers={"traceparent": trace}
+    ) as answer:
         answer.raise_for_status()
         async for _ in answer.aiter_bytes():
             pass
 
 
-async def run_round(platform: Deployment, work: Work, salt: int) -> Round:
+async def run_round(platform: Deployment, work: Work, salt: int, *, sampled: bool = True) -> Round:
     places = asyncio.Semaphore(work.concurrency)
     limits = httpx.Limits(max_connections=work.concurrency)
     async with httpx.AsyncClient(base_url=platform.gateway, limits=limits) as http:
 
         async def placed(number: int) -> None:
             async with places:
-                await one(http, f"# {salt} {number}\n" + "def f(a, b):\n    " * 6, work.tokens)
+                await one(
+                    http,
+                    f"# {salt} {number}\n" + "def f(a, b):\n    " * 6,
+                    work.tokens,
+                    sampled=sampled,
+                )
 
         before, began = cpu_s(platform), time.perf_counter()
         await asyncio.gather(*(placed(n) for n in range(work.requests)))
@@ -128,9 +137,10 @@ async def scrape_often(platform: Deployment) -> None:
         await asyncio.sleep(5)
 
 
-async def measure(pairs: int, work: Work) -> dict[str, object]:
+async def measure(pairs: int, sampling: int, work: Work) -> dict[str, object]:
     """All rounds, and the ratios on/off."""
     rounds: dict[str, list[Round]] = {"off": [], "on": []}
+    traced: dict[str, list[Round]] = {"off": [], "on": []}
     async with sink() as (endpoint, sent):
         on = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_METRICS_EXPORTER": "none"}
         with tempfile.TemporaryDirectory(prefix="pk-") as a, tempfile.TemporaryDirectory() as b:
@@ -150,26 +160,41 @@ async def measure(pairs: int, work: Work) -> dict[str, object]:
                     for name in order:
                         rounds[name].append(await run_round(platforms[name], work, pair))
                     sys.stderr.write(f"\r{pair + 1}/{pairs} pairs")
+                for number in range(sampling):
+                    for name in ("off", "on") if number % 2 else ("on", "off"):
+                        # New prompts, else the second would find the first's in the cache.
+                        salt = pairs + 2 * number + (name == "on")
+                        done = await run_round(with_it, work, salt, sampled=name == "on")
+                        traced[name].append(done)
+                    sys.stderr.write(f"\r{number + 1}/{sampling} pairs, sampled or not")
                 scraping.cancel()
         num_bytes = sent.num_bytes
-    return report(rounds, num_bytes)
+    return report(rounds, traced, num_bytes)
 
 
-def report(rounds: dict[str, list[Round]], num_bytes: int) -> dict[str, object]:
-    """Medians over the pairs."""
-    paired = list(zip(rounds["off"], rounds["on"], strict=True))
+def report(
+    rounds: dict[str, list[Round]], traced: dict[str, list[Round]], num_bytes: int
+) -> dict[str, object]:
+    """Ratios on/off."""
+    paired = zip(rounds["off"], rounds["on"], strict=True)
     throughput = [on.tokens_s / off.tokens_s for off, on in paired]
-    cpu = [on.cpu_s_token / off.cpu_s_token for off, on in paired]
+    cpu = [
+        on.cpu_s_token / off.cpu_s_token
+        for off, on in zip(traced["off"], traced["on"], strict=True)
+    ]
+    whole = {name: sum(r.cpu_s_token for r in rs) for name, rs in traced.items()}
     return {
         "tokens_s": {
             name: statistics.median(r.tokens_s for r in rs) for name, rs in rounds.items()
         },
         "throughput_ratio": statistics.median(throughput),
-        "throughput_ratio_range": quartiles(throughput),
-        "cpu_ratio": statistics.median(cpu),
-        "cpu_ratio_range": quartiles(cpu),
+        "throughput_quartiles": quartiles(throughput),
+        "tracing_cpu_ratio": whole["on"] / whole["off"],
+        "tracing_cpu_quartiles": quartiles(cpu),
+        "tracing_cpu_standard_error": statistics.stdev(cpu) / len(cpu) ** 0.5,
         "otlp_bytes": num_bytes,
         "rounds": {name: [asdict(r) for r in rs] for name, rs in rounds.items()},
+        "traced": {name: [asdict(r) for r in rs] for name, rs in traced.items()},
     }
 
 
@@ -182,23 +207,24 @@ def quartiles(values: Sequence[float]) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=10, help="rounds on each platform")
+    parser.add_argument("--pairs", type=int, default=8, help="rounds on each platform, in turn")
+    parser.add_argument("--sampling", type=int, default=24, help="pairs of rounds, sampled or not")
     parser.add_argument("--requests", type=int, default=32, help="requests of a round")
     parser.add_argument("--concurrency", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=64, help="of each answer")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     work = Work(options.requests, options.concurrency, options.tokens)
-    result = asyncio.run(measure(options.pairs, work))
+    result = asyncio.run(measure(options.pairs, options.sampling, work))
     sys.stderr.write("\n")
     if options.json:
         print(json.dumps(result, indent=2))
         return
-    low, high = result["throughput_ratio_range"]
     print(f"tokens/s off and on: {result['tokens_s']}")
-    print(f"throughput on/off: {result['throughput_ratio']:.4f} (quartiles {low:.4f} {high:.4f})")
-    low, high = result["cpu_ratio_range"]
-    print(f"CPU a token on/off: {result['cpu_ratio']:.4f} (quartiles {low:.4f} {high:.4f})")
+    for name in ("throughput", "tracing_cpu"):
+        low, high = result[f"{name}_quartiles"]
+        print(f"{name} on/off: {result[f'{name}_ratio']:.4f} (quartiles {low:.4f} {high:.4f})")
+    print(f"standard error of the CPU's: {result['tracing_cpu_standard_error']:.4f}")
 
 
 if __name__ == "__main__":

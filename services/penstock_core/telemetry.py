@@ -26,7 +26,8 @@ from penstock_core.exposition import ExemplarReader, Exposition
 from penstock_core.semconv import BUCKETS
 from penstock_core.version import VERSION
 
-_EXPORT_DELAY_MS = 500
+# Each export is a call of its own, whatever it carries; a trace may be some seconds late.
+_EXPORT_DELAY_MS = 2_000
 
 
 @dataclass(frozen=True, slots=True)

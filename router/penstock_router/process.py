@@ -105,7 +105,7 @@ async def running_router(settings: RouterSettings) -> AsyncIterator[RunningRoute
                 yield RunningRouter(endpoint, fleet, picture.book, picture, tuple(tasks))
             finally:
                 routing.close()
-                await server.stop(settings.grace_s)
+                await server.stop(settings.grace_s, settings.linger_s)
     finally:
         await registry.close()
         await reports.close()

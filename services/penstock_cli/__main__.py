@@ -10,6 +10,7 @@ from penstock_cli.commands import (
     chat,
     cost,
     demo,
+    doctor,
     embed,
     explain,
     fleet,
@@ -43,6 +44,7 @@ def build_app() -> typer.Typer:
     app.command(epilog=fleet.EPILOG)(fleet.fleet)
     app.command(epilog=cost.EPILOG)(cost.cost)
     app.command(epilog=explain.EPILOG)(explain.explain)
+    app.command(epilog=doctor.EPILOG)(doctor.doctor)
     app.command(epilog=simulate.EPILOG)(simulate.simulate)
     return app
 

@@ -71,6 +71,16 @@ class Usage:
     drafted_tokens: int = 0
     accepted_draft_tokens: int = 0
 
+    @property
+    def acceptance_rate(self) -> float | None:
+        """Share of drafts that were accepted; None if there were none."""
+        return self.accepted_draft_tokens / self.drafted_tokens if self.drafted_tokens else None
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Tokens that a sample gained in a decode step: its own and the accepted drafts."""
+        return self.completion_tokens / max(self.completion_tokens - self.accepted_draft_tokens, 1)
+
 
 @dataclass(frozen=True, slots=True)
 class Timing:

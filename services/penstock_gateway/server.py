@@ -41,9 +41,10 @@ def address_of(bound: socket.socket) -> str:
 class HttpServer:
     """Serves an application until told to stop."""
 
-    def __init__(self, app: ASGIApp, gate: Gate, grace_s: float) -> None:
+    def __init__(self, app: ASGIApp, gate: Gate, grace_s: float, linger_s: float = 0.0) -> None:
         self._gate = gate
         self._grace_s = grace_s
+        self._linger_s = linger_s
         config = uvicorn.Config(
             app,
             http="httptools",
@@ -66,7 +67,7 @@ class HttpServer:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._server.serve(sockets=[bound]))
             await stop.wait()
-            await self._gate.drain(self._grace_s)
+            await self._gate.drain(self._grace_s, self._linger_s)
             self._server.should_exit = True
 
 

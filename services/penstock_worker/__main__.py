@@ -48,7 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
     except SettingsError as error:
         return fail(str(error))
     except (PenstockError, OSError) as error:
-        logger.error("cannot serve %s: %s", settings.model, error)
+        what = settings.config if settings.engine == "trtllm" else settings.model
+        logger.error("cannot serve %s: %s", what, error)
         return 1
 
     options = _options(settings, text.source)

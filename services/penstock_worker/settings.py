@@ -19,6 +19,9 @@ class WorkerSettings(ProcessSettings):
     id: str = Field("", description="id in the fleet; empty: worker-<random>")
     engine: Literal["native", "trtllm"] = Field("native", description="engine to run")
     config: str = Field("", description="YAML file with the settings of the engine trtllm")
+    trtllm: str = Field(
+        "", description="settings that override that file's, as YAML: {kv_cache: {dtype: fp8}}"
+    )
     model: str = Field("demo", description="demo, a model directory or a Hugging Face hub id")
     served_names: str = Field("", description="names to serve it under, by comma; empty: its own")
     registry_url: str = Field("", description="redis:// or unix:// URL to announce at; empty: none")

@@ -100,3 +100,7 @@ def test_every_query_returns_data(
         wait_for(all_found, "data of every query", timeout_s=120)
     except AssertionError as error:
         raise AssertionError(f"no data: {missing}") from error
+
+    kept = scraper.exemplars("gen_ai_server_time_to_first_token_seconds_bucket")
+    assert kept
+    assert all(len(labels["trace_id"]) == 32 for labels in kept)

@@ -81,25 +81,15 @@ def up(
 
     What dies is started again; everything ends together.
     """
+    folder = str(adapters.resolve()) if adapters else ""
     options = PlatformOptions(
-        data_dir=data_dir,
-        workers=workers,
-        model=model,
-        engine=EngineChoice(
-            speculation.value,
-            draft_model,
-            quantization.value,
-            adapters=str(adapters.resolve()) if adapters else "",
-        ),
+        data_dir=data_dir, workers=workers, model=model,
+        engine=EngineChoice(speculation.value, draft_model, quantization.value, adapters=folder),
         price=Price(price, currency),
         budget=None if budget is None else Budget(budget, currency=currency),
-        host=host,
-        gateway_port=port,
-        router_port=router_port,
-        batch_port=batch_port,
-        require_key=bool(keys),
-        keys_file=Path(keys) if keys not in {"", _NEW_KEY} else None,
-    )
+        host=host, gateway_port=port, router_port=router_port, batch_port=batch_port,
+        require_key=bool(keys), keys_file=Path(keys) if keys not in {"", _NEW_KEY} else None,
+    )  # fmt: skip
     # Ctrl-C is how this command ends, so it is a success.
     run(_serve(options), status_when_stopped=0)
 

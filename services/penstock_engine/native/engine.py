@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -28,7 +29,7 @@ from penstock_engine.api import (
 from penstock_engine.native.embedding import Embeddings
 from penstock_engine.native.events import KvEventLog
 from penstock_engine.native.grammars import Grammars
-from penstock_engine.native.limits import Limits, check_embed
+from penstock_engine.native.limits import Limits, check_embed, check_fits
 from penstock_engine.native.loading import (
     AdapterShelf,
     Blueprint,
@@ -84,6 +85,7 @@ class NativeEngine:
             max_context=info.max_context_tokens,
         )
         memory = KvMemory(info.capacity_blocks, info.block_tokens)
+        self._check_fits = partial(check_fits, limits=limits, memory=memory)
         self._embeddings = Embeddings(self._blueprint.embed_limits, read_pooling(settings.model))
         self._embedding: set[asyncio.Future[Embedded]] = set()
         self._steps = StepLoop(
@@ -240,6 +242,7 @@ class NativeEngine:
         for path, tokens in (("prompt", request.prompt), ("sampling", named)):
             if tokens and not 0 <= min(tokens) <= max(tokens) < vocab:
                 raise InvalidRequest(f"a token id is outside the vocabulary of {vocab}", field=path)
+        self._check_fits(request)  # before it waits for its adapter
 
     def _submit(
         self, request: EngineRequest, arrived: float, matchers: Sequence[Matcher]

@@ -70,7 +70,12 @@ class TrtLlmEngine:
             loaded, self._abilities, self._feed, settings.lora, lambda why: self._end(why.message)
         )
         self._desk = Desk(
-            submitter, self._admission, self._feed, self._load, settings.drain_timeout_s
+            submitter,
+            self._admission,
+            self._feed,
+            self._load,
+            settings.drain_timeout_s,
+            settings.drafting.draft_tokens if settings.drafting is not None else 0,
         )
         llm = loaded.llm
         self._events = Pump(llm.get_kv_cache_events_async, self._feed.take, self._feed.lose)
@@ -90,7 +95,7 @@ class TrtLlmEngine:
         tokens = sum(job.waiting_tokens for job in self._jobs.values())
         waiting = Waiting(self._admission.num_waiting, tokens)
         state = self._load.state(waiting, len(self._feed.mirror), time.monotonic())
-        return replace(state, failed=True) if self._has_failed else state
+        return replace(state, failed=self._has_failed, cache_losses=self._feed.taints)
 
     async def start(self) -> None:
         """Have a first request answered, then follow events and figures.

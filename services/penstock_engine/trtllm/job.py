@@ -63,6 +63,8 @@ class Desk:
     feed: CacheFeed
     load: Load
     drain_timeout_s: float
+    draft_tokens: int = 0
+    """Most drafts of a step; 0 if there are none, or nobody knows."""
 
 
 @dataclass(slots=True)
@@ -284,7 +286,12 @@ class Job:
         self.items.put_nowait(self._admitted)
 
     def _note(self, output: Output) -> None:
-        self._figures.append(RequestFigures.of(output.outputs[0].request_perf_metrics))
+        completion = output.outputs[0]
+        told = RequestFigures.of(completion.request_perf_metrics)
+        steps = output.decoding_iter
+        self._figures.append(
+            told.with_drafts(len(completion.token_ids), steps, self._desk.draft_tokens)
+        )
         speed = getattr(output, "avg_decoded_tokens_per_iter", None)
         if isinstance(speed, int | float) and speed > 0:
             self._desk.load.rates.note_speed(float(speed))

@@ -235,6 +235,7 @@ class WorkerStatus(google.protobuf.message.Message):
     TRUST_FIELD_NUMBER: builtins.int
     BREAKER_OPEN_FIELD_NUMBER: builtins.int
     LAST_FRAME_AGE_S_FIELD_NUMBER: builtins.int
+    INDEX_DIGEST_FIELD_NUMBER: builtins.int
     sync_state: Global___SyncState.ValueType
     """How well it is known."""
     seq: builtins.int
@@ -249,6 +250,8 @@ class WorkerStatus(google.protobuf.message.Message):
     """Whether the passive breaker keeps requests away."""
     last_frame_age_s: builtins.float
     """Seconds since the last frame."""
+    index_digest: builtins.int
+    """XOR of the hashes of the blocks in the router's index, after delta seq: equals the worker's own."""
     @property
     def info(self) -> penstock.worker.v1.state_pb2.WorkerInfo:
         """Who it is."""
@@ -269,9 +272,10 @@ class WorkerStatus(google.protobuf.message.Message):
         trust: builtins.float = ...,
         breaker_open: builtins.bool = ...,
         last_frame_age_s: builtins.float = ...,
+        index_digest: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["info", b"info", "load", b"load"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["breaker_open", b"breaker_open", "divergences", b"divergences", "indexed_blocks", b"indexed_blocks", "info", b"info", "last_frame_age_s", b"last_frame_age_s", "load", b"load", "seq", b"seq", "sync_state", b"sync_state", "trust", b"trust"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["breaker_open", b"breaker_open", "divergences", b"divergences", "index_digest", b"index_digest", "indexed_blocks", b"indexed_blocks", "info", b"info", "last_frame_age_s", b"last_frame_age_s", "load", b"load", "seq", b"seq", "sync_state", b"sync_state", "trust", b"trust"]) -> None: ...
 
 Global___WorkerStatus: typing_extensions.TypeAlias = WorkerStatus
 

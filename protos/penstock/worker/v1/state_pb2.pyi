@@ -216,6 +216,8 @@ class WorkerLoad(google.protobuf.message.Message):
     PREFILL_TOKENS_PER_S_FIELD_NUMBER: builtins.int
     HEALTH_FIELD_NUMBER: builtins.int
     PREEMPTIONS_FIELD_NUMBER: builtins.int
+    FIGURES_AGE_S_FIELD_NUMBER: builtins.int
+    CACHE_LOSSES_FIELD_NUMBER: builtins.int
     running: builtins.int
     """Requests in the running batch."""
     waiting: builtins.int
@@ -240,6 +242,10 @@ class WorkerLoad(google.protobuf.message.Message):
     """Whether it takes requests."""
     preemptions: builtins.int
     """Requests preempted since the start."""
+    figures_age_s: builtins.float
+    """Seconds since the engine told its rates and blocks, where it is asked for them; unset if they are its own counts."""
+    cache_losses: builtins.int
+    """How often the picture of its cache was lost and began anew."""
     def __init__(
         self,
         *,
@@ -255,8 +261,12 @@ class WorkerLoad(google.protobuf.message.Message):
         prefill_tokens_per_s: builtins.float = ...,
         health: Global___WorkerHealth.ValueType = ...,
         preemptions: builtins.int = ...,
+        figures_age_s: builtins.float | None = ...,
+        cache_losses: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["cached_blocks", b"cached_blocks", "capacity_blocks", b"capacity_blocks", "context_tokens", b"context_tokens", "health", b"health", "preemptions", b"preemptions", "prefill_tokens_per_s", b"prefill_tokens_per_s", "queued_prefill_tokens", b"queued_prefill_tokens", "running", b"running", "step_s", b"step_s", "tokens_per_step", b"tokens_per_step", "used_blocks", b"used_blocks", "waiting", b"waiting"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_figures_age_s", b"_figures_age_s", "figures_age_s", b"figures_age_s"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_figures_age_s", b"_figures_age_s", "cache_losses", b"cache_losses", "cached_blocks", b"cached_blocks", "capacity_blocks", b"capacity_blocks", "context_tokens", b"context_tokens", "figures_age_s", b"figures_age_s", "health", b"health", "preemptions", b"preemptions", "prefill_tokens_per_s", b"prefill_tokens_per_s", "queued_prefill_tokens", b"queued_prefill_tokens", "running", b"running", "step_s", b"step_s", "tokens_per_step", b"tokens_per_step", "used_blocks", b"used_blocks", "waiting", b"waiting"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_figures_age_s", b"_figures_age_s"]) -> typing.Literal["figures_age_s"] | None: ...
 
 Global___WorkerLoad: typing_extensions.TypeAlias = WorkerLoad
 

@@ -159,6 +159,24 @@ def test_request_figures_that_are_not_told_are_none() -> None:
     assert RequestFigures.of(SimpleNamespace(timing_metrics=unset)) == RequestFigures()
 
 
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        (RequestFigures(), (12, 9)),
+        (RequestFigures(drafted_tokens=0, accepted_draft_tokens=0), (12, 9)),
+        (RequestFigures(drafted_tokens=8, accepted_draft_tokens=6), (8, 6)),
+    ],
+)
+def test_drafts_that_are_not_told_are_counted_from_steps(
+    told: RequestFigures, expected: tuple[int, int]
+) -> None:
+    counted = told.with_drafts(14, 5, 3)  # a prompt's step and four with three drafts each
+
+    assert (counted.drafted_tokens, counted.accepted_draft_tokens) == expected
+    assert told.with_drafts(14, 5, 0) == told  # without speculation
+    assert told.with_drafts(14, 0, 3) == told  # or steps that nobody told of
+
+
 class Reads:
     """A stream that gives what lies there and ends; ``asked`` counts."""
 

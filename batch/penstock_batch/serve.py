@@ -97,7 +97,7 @@ async def _run(
         reconciling.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await reconciling
-        await server.stop(settings.grace_s)
+        await server.stop(settings.grace_s, settings.linger_s)
 
 
 async def _first(stop: asyncio.Event, reconciling: "asyncio.Task[None]") -> None:

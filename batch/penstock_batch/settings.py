@@ -64,4 +64,7 @@ class BatchSettings(TlsSettings):
     )
     queue_window: int = Field(256, ge=1, description="most tasks kept in Celery's queue")
     grace_s: float = Field(30.0, ge=0, description="seconds to finish running work after SIGTERM")
+    linger_s: float = Field(
+        0.0, ge=0, description="seconds on SIGTERM of not being ready and still taking requests"
+    )
     log_level: str = Field("INFO", description="least severe level that is logged")

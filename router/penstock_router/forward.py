@@ -6,17 +6,20 @@ the lost worker stopped, on whichever worker is cheapest given prompt and emitte
 """
 
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from opentelemetry import trace
 
 from penstock.common.v1 import usage_pb2
 from penstock.inference.v1 import generate_pb2, inference_service_pb2
+from penstock_core import semconv
 from penstock_core.attempts import PATIENCE_S, Attempts
 from penstock_core.errors import NoWorker, PenstockError, Rejected, WorkerLost
 from penstock_core.stalls import STALL_FLOOR_S
-from penstock_core.tracing import Metadata
+from penstock_core.tracing import Metadata, outgoing
 from penstock_router.emitted import STARTED_TAG, Emitted
 from penstock_router.fleet import Fleet
-from penstock_router.leg import Leg, Moves, RawCall
+from penstock_router.leg import Call, Leg, Moves, RawCall
 from penstock_router.metrics import RouterMetrics
 from penstock_router.pace import Pace
 from penstock_router.prompts import PreparedRequest, Preparer
@@ -40,6 +43,7 @@ class Surroundings:
     clock: Callable[[], float]
     pace: Pace
     stall_s: float = STALL_FLOOR_S
+    tracer: trace.Tracer = field(default_factory=lambda: trace.get_tracer("penstock.router"))
 
 
 class Forwarder:
@@ -181,12 +185,14 @@ class _Stream:
         attempts = self._attempts
         excluded = attempts.excluded(has_begun=self.emitted.has_begun)
         attempt = Attempt(attempts.number, excluded, _RESERVED_S, self._deadline)
-        routed, metadata = await self._with.router.route(prepared, attempt)
+        routed, _ = await self._with.router.route(prepared, attempt)
         facts = routed.worker.facts
         self._revision = self._revision or (facts.model_revision if facts else "")
+        span = self._span(routed)
         try:
-            call = self._call(prepared, routed, metadata)
+            call = self._call(prepared, routed, outgoing(span=span))
         except PenstockError:
+            span.end()
             self._with.router.release(routed, status=NoWorker.slug)
             raise
 
@@ -195,7 +201,19 @@ class _Stream:
             return any(w is not here and not w.why_not(now) for w in prepared.workers)
 
         moves = Moves(may_move, self._with.stall_s)
-        return Leg(self._with.router, routed, call, self._with.clock, moves)
+        return Leg(self._with.router, routed, Call(call, span), self._with.clock, moves)
+
+    def _span(self, routed: Routed) -> trace.Span:
+        """From here to the last frame; the worker's own hang beneath it."""
+        record = routed.record
+        return self._with.tracer.start_span(
+            semconv.SPAN_FORWARD,
+            attributes={
+                semconv.WORKER_ID: record.worker_id,
+                semconv.DECISION_ID: record.decision_id,
+                semconv.ATTEMPT: record.attempt,
+            },
+        )
 
     def _call(self, prepared: PreparedRequest, routed: Routed, metadata: Metadata) -> RawCall:
         request = prepared.request

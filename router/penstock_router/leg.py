@@ -7,7 +7,10 @@ from typing import TypeAlias
 
 import grpc
 from google.protobuf.message import Message
+from opentelemetry import trace
+from opentelemetry.trace import Status, StatusCode
 
+from penstock_core import semconv
 from penstock_core.attempts import call_failure
 from penstock_core.errors import PenstockError, Unavailable, WorkerLost
 from penstock_core.stalls import STALL_FLOOR_S, StallWatch
@@ -32,6 +35,14 @@ class Moves:
     stall_s: float = STALL_FLOOR_S
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call that has begun, and the span that lasts as long."""
+
+    stream: RawCall
+    span: trace.Span
+
+
 class Leg:
     """Frames of one worker. ``close`` frees what it holds, however it ends."""
 
@@ -39,13 +50,14 @@ class Leg:
         self,
         router: Router,
         routed: Routed,
-        call: RawCall,
+        call: "Call",
         clock: Callable[[], float],
         moves: "Moves",
     ) -> None:
         self._router = router
         self._routed = routed
-        self._call = call
+        self._call = call.stream
+        self._span = call.span
         self._clock = clock
         self._may_move = moves.may
         self._watch = StallWatch(self._give_up, floor_s=moves.stall_s)
@@ -106,6 +118,10 @@ class Leg:
         self._call.cancel()
         settle_s = 0.0 if self._status else _SETTLE_S
         self._router.release(self._routed, status=self._status, settle_s=settle_s)
+        self._span.set_attribute(semconv.STATUS, self._status or "OK")
+        if self._status not in ("", "cancelled"):
+            self._span.set_status(Status(StatusCode.ERROR, self._status))
+        self._span.end()
 
     def _failed(self, failure: PenstockError) -> PenstockError:
         self._status = failure.slug

@@ -5,7 +5,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +15,15 @@ from penstock.inference.v1 import inference_service_pb2, inference_service_pb2_g
 from penstock.routing.v1 import routing_service_pb2, routing_service_pb2_grpc
 from penstock_core.interceptors import ServerInterceptor
 from penstock_core.leases import internal_metadata
-from penstock_core.live_keys import live_keys
+from penstock_core.live_keys import LiveKeys, live_keys
 from penstock_core.registry import Registry, open_registry
 from penstock_core.rpc import RpcServer
 from penstock_core.settings import SettingsError
+from penstock_core.spending import SpendingLedger
+from penstock_router.budgets import Budgets
 from penstock_router.catalog import Catalog
 from penstock_router.changes import Changes
+from penstock_router.costs import CostReports
 from penstock_router.decision_log import write_decisions
 from penstock_router.decisions import DecisionBook
 from penstock_router.embedding import Embedder
@@ -73,60 +76,78 @@ async def running_router(settings: RouterSettings) -> AsyncIterator[RunningRoute
         registry = open_registry(settings.registry_url, settings.endpoints())
     except ValueError as error:
         raise SettingsError(str(error)) from error
-    parts = _assembled(settings, registry, catalog, policies)
-    router, fleet, picture = parts.router, parts.fleet, parts.picture
-    work = [fleet.run(), router.room.run()]
-    if settings.decision_log:
-        work.append(write_decisions(picture.book, Path(settings.decision_log)))
-    try:
-        async with (
-            live_keys(settings.keys_file, settings.keys_url) as keys,
-            _background(*work) as tasks,
-        ):
-            server = _server(ServerInterceptor(keys), parts.inference, parts.routing, settings)
-            endpoint = _endpoint(settings.listen, server.bind(settings.listen))
-            await server.start()
-            await server.serve()
-            try:
-                yield RunningRouter(endpoint, fleet, picture.book, picture, tuple(tasks))
-            finally:
-                parts.routing.close()
-                await server.stop(settings.grace_s)
-    finally:
-        await registry.close()
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(registry.close)
+        keys = await stack.enter_async_context(live_keys(settings.keys_file, settings.keys_url))
+        reports = _reports(settings, keys, picture := _picture(settings))
+        stack.push_async_callback(reports.close)
+        await reports.budgets.read()
+        parts = _assembled(settings, _Given(registry, catalog, policies, picture, reports))
+        work = [parts.fleet.run(), parts.router.room.run(), reports.budgets.run()]
+        if settings.decision_log:
+            work.append(write_decisions(picture.book, Path(settings.decision_log)))
+        tasks = await stack.enter_async_context(_background(*work))
+        server = _server(ServerInterceptor(keys), parts.inference, parts.routing, settings)
+        endpoint = _endpoint(settings.listen, server.bind(settings.listen))
+        await server.start()
+        await server.serve()
+        try:
+            yield RunningRouter(endpoint, parts.fleet, picture.book, picture, tuple(tasks))
+        finally:
+            parts.routing.close()
+            await server.stop(settings.grace_s, settings.linger_s)
+
+
+def _reports(settings: RouterSettings, keys: LiveKeys, picture: Picture) -> CostReports:
+    if keys.budgets and not settings.registry_url:
+        raise SettingsError(
+            "keys have budgets, and what is spent is kept in Redis: set PENSTOCK_ROUTER_REGISTRY_URL"
+        )
+    ledger = SpendingLedger(settings.registry_url) if settings.registry_url else None
+    return CostReports(ledger, Budgets(lambda: keys.budgets, ledger, picture.metrics))
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What a router is put together from beside its settings."""
+
+    registry: Registry
+    catalog: Catalog
+    policies: Policies
+    picture: Picture
+    reports: CostReports
 
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
     """What a router consists of."""
 
-    picture: Picture
     fleet: Fleet
     router: Router
     routing: RouterRouting
     inference: RouterInference
 
 
-def _assembled(
-    settings: RouterSettings, registry: Registry, catalog: Catalog, policies: Policies
-) -> _Parts:
+def _assembled(settings: RouterSettings, given: _Given) -> _Parts:
     lease_secret = settings.lease_secret.encode()
-    picture = _picture(settings)
+    picture, reports = given.picture, given.reports
     texts = TextLibrary()
     way_in = WayIn(settings.tls(), internal_metadata(lease_secret))
-    fleet = Fleet(registry, picture, texts, Changes(), way_in)
+    fleet = Fleet(given.registry, picture, texts, Changes(), way_in)
     picture.metrics.watch_fleet(fleet.states, lambda: len(picture.index), fleet.divergences)
-    places = Places(catalog, fleet, picture.clock)
+    places = Places(given.catalog, fleet, picture.clock)
     salt_key = settings.cache_secret.encode() or secrets.token_bytes(32)
     preparer = Preparer(fleet, texts, salt_key, places)
-    router = Router(picture, fleet.changes, lease_secret, policies)
+    router = Router(picture, fleet.changes, lease_secret, given.policies)
     picture.metrics.watch_queue(router.waiting)
     picture.metrics.watch_calibration(fleet.calibration)
-    routing = RouterRouting(preparer, router, fleet, picture.book)
+    routing = RouterRouting(preparer, router, fleet, picture.book, reports)
     forwarder = _forwarder(settings, preparer, router, fleet)
     embedder = Embedder(preparer, router, fleet, picture.metrics, picture.clock)
-    inference = RouterInference(preparer, forwarder, embedder, places, texts, picture.quotas)
-    return _Parts(picture, fleet, router, routing, inference)
+    inference = RouterInference(
+        preparer, forwarder, embedder, places, texts, reports.budgets, picture.quotas
+    )
+    return _Parts(fleet, router, routing, inference)
 
 
 def _picture(settings: RouterSettings) -> Picture:

@@ -1,16 +1,20 @@
 """From a request to what routing needs: tokens, who may serve it, hashes of its blocks."""
 
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 
+from opentelemetry import trace
+
 from penstock.common.v1 import sampling_pb2
 from penstock.inference.v1 import generate_pb2
-from penstock_core import blocks, validation
+from penstock_core import blocks, semconv, validation
 from penstock_core.auth import Principal
 from penstock_core.determinism import settle_response_cache
 from penstock_core.errors import InvalidRequest, NotFound, NoWorker, Unavailable
 from penstock_core.ids import new_id
 from penstock_core.tool_calls import hold_to_tool_call
+from penstock_core.tracing import record_span
 from penstock_router.fleet import RETRY_AFTER_S, Fleet
 from penstock_router.frames import WorkerFacts
 from penstock_router.places import Found, Places
@@ -80,6 +84,7 @@ class Preparer:
         self._places = places
         self._texts = texts
         self._cache_secret = cache_secret
+        self._tracer = trace.get_tracer("penstock.router")
 
     async def prepare(
         self,
@@ -180,8 +185,11 @@ class Preparer:
             packed = request.tokens.ids
         else:
             text = await self._text(workers)
+            began = time.time()
             ids = await encode_prompt(request, text.tokenizer, text.template)
             packed = blocks.pack_tokens(ids)
+            attributes = {semconv.INPUT_TOKENS: len(ids)}
+            record_span(self._tracer, semconv.SPAN_TOKENIZE, began, time.time(), attributes)
         validation.check_token_ids(ids, facts, validation.prompt_field(request))
         return packed, len(ids)
 

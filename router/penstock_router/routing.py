@@ -22,7 +22,7 @@ from penstock_router.cost import CostParams
 from penstock_router.decisions import DecisionRecord, Inputs
 from penstock_router.facts import Candidate, RoutingRequest, WorkerView
 from penstock_router.fleet import RETRY_AFTER_S
-from penstock_router.lookup import look_up, observe_demand
+from penstock_router.lookup import PromptLookup
 from penstock_router.pending import Times
 from penstock_router.policy import decide
 from penstock_router.prompts import PreparedRequest
@@ -30,6 +30,8 @@ from penstock_router.tracked import Picture, TrackedWorker
 from penstock_router.waiting_room import WaitingRoom
 
 LEASE_TTL_S = 10.0
+# Candidates that a trace tells of; the decision's record has all.
+_MAX_SHOWN = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +115,8 @@ class Router:
                 deadline_s=attempt.deadline,
                 has_begun=prepared.request.resume.attempt > 0,
             )
-            observe_demand(self.picture, prepared)
             visitor = _Visitor(self, prepared, attempt, span)
+            ticket.work_s = visitor.lookup.arrived()
             kind, metrics = ticket.priority.name.lower(), self.picture.metrics
             try:
                 routed = await self.room.place(ticket, visitor, self._undo)
@@ -215,6 +217,7 @@ class _Visitor:
         self._prepared = prepared
         self._attempt = attempt
         self._span = span
+        self.lookup = PromptLookup(router.picture, prepared)
         self._trace_id = tracing.current_trace_id()
         self._pool = tuple(w.worker_id for w in prepared.workers)
         self._arrived_s = router.picture.clock()
@@ -237,7 +240,7 @@ class _Visitor:
 
     def request(self, now: float) -> RoutingRequest:
         """What each holds."""
-        return look_up(self._router.picture, self._prepared, self._attempt.excluded)
+        return self.lookup.request(self._attempt.excluded)
 
     def seed(self) -> int:
         """Kept, for the record."""
@@ -275,7 +278,11 @@ class _Visitor:
 
 
 def _describe(span: trace.Span, record: DecisionRecord) -> None:
+    if not span.is_recording():
+        return
     decision, chosen = record.decision, record.decision.chosen
+    # Side by side, as a trace's viewer shows them; the best first.
+    shown = decision.candidates[:_MAX_SHOWN]
     tracing.set_attributes(
         span,
         (
@@ -284,7 +291,12 @@ def _describe(span: trace.Span, record: DecisionRecord) -> None:
             (semconv.ATTEMPT, record.attempt),
             (semconv.DECISION_REASON, decision.reason),
             (semconv.DECISION_MARGIN_S, decision.margin_s),
-            (semconv.DECISION_CANDIDATES, len(decision.candidates)),
+            (semconv.DECISION_QUEUE_S, record.queued_s),
+            (semconv.DECISION_CANDIDATES, [c.worker_id for c in shown]),
+            (semconv.CANDIDATE_COSTS_S, [c.total_s for c in shown]),
+            (semconv.CANDIDATE_TTFTS_S, [c.ttft_s for c in shown]),
+            (semconv.CANDIDATE_CACHED_TOKENS, [c.matched_tokens for c in shown]),
+            (semconv.CANDIDATE_REFUSALS, [c.excluded_because for c in shown]),
             (semconv.WORKER_ID, record.worker_id or None),
             (semconv.PREDICTED_CACHED_TOKENS, record.predicted_cached_tokens),
             (semconv.PREDICTED_TTFT_S, chosen.ttft_s if chosen else None),

@@ -17,6 +17,7 @@ from penstock_core.ids import MAX_ID_LENGTH, new_id
 from penstock_core.interceptors import principal
 from penstock_core.quotas import check_model
 from penstock_router import translate
+from penstock_router.costs import CostReports
 from penstock_router.decisions import DecisionBook, DecisionRecord
 from penstock_router.fleet import Fleet
 from penstock_router.load import RESERVATION_TTL_S
@@ -41,6 +42,7 @@ class RouterRouting(routing_service_pb2_grpc.RoutingServiceServicer):
         router: Router,
         fleet: Fleet,
         book: DecisionBook,
+        reports: CostReports,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._preparer = preparer
@@ -48,6 +50,7 @@ class RouterRouting(routing_service_pb2_grpc.RoutingServiceServicer):
         self._fleet = fleet
         self._book = book
         self._clock = clock
+        self._reports = reports
         self._closed = False
 
     def close(self) -> None:
@@ -63,6 +66,7 @@ class RouterRouting(routing_service_pb2_grpc.RoutingServiceServicer):
         check_excluded(len(request.excluded_worker_ids))
         tried = frozenset(request.excluded_worker_ids)
         caller, quotas = principal.get(), self._router.picture.quotas
+        self._reports.budgets.check(caller.tenant, has_begun=bool(wanted.resume.choices))
         check_model(caller, *asked_names(wanted))
         prepared = await self._preparer.prepare(wanted, caller, tried)
         logs.request_id.set(wanted.request_id)
@@ -158,6 +162,12 @@ class RouterRouting(routing_service_pb2_grpc.RoutingServiceServicer):
                     yield pb.WatchDecisionsResponse(decision=translate.decision_message(entry))
                 else:
                     yield pb.WatchDecisionsResponse(outcome=translate.outcome_message(entry))
+
+    async def ListCosts(  # noqa: N802
+        self, request: pb.ListCostsRequest, context: _Context
+    ) -> pb.ListCostsResponse:
+        """What tenants took of workers."""
+        return await self._reports.report(request, principal.get())
 
     def _statuses(self, model: str = "") -> list[pb.WorkerStatus]:
         now = self._clock()

@@ -14,6 +14,7 @@ from penstock_core.ids import new_id
 from penstock_core.interceptors import principal
 from penstock_core.model_names import SEPARATOR
 from penstock_core.quotas import Quotas, check_model
+from penstock_router.budgets import Budgets
 from penstock_router.embedding import Embedder
 from penstock_router.forward import Forwarder
 from penstock_router.frames import WorkerFacts
@@ -38,8 +39,10 @@ class RouterInference(inference_service_pb2_grpc.InferenceServiceServicer):
         embedder: Embedder,
         places: Places,
         texts: TextLibrary,
+        budgets: Budgets,
         quotas: Quotas,
     ) -> None:
+        self._budgets = budgets
         self._preparer = preparer
         self._quotas = quotas
         self._forwarder = forwarder
@@ -52,6 +55,7 @@ class RouterInference(inference_service_pb2_grpc.InferenceServiceServicer):
     ) -> AsyncIterator[bytes]:
         """Stream tokens from the worker that was chosen."""
         caller = principal.get()
+        self._budgets.check(caller.tenant, has_begun=bool(request.resume.choices))
         check_model(caller, *asked_names(request))
         self._quotas.check(caller)
         prepared = await self._preparer.prepare(request, caller)
@@ -69,6 +73,7 @@ class RouterInference(inference_service_pb2_grpc.InferenceServiceServicer):
     ) -> inference_service_pb2.EmbedResponse:
         """Have workers embed the inputs, each part where it is done soonest."""
         caller = principal.get()
+        self._budgets.check(caller.tenant)
         check_model(caller, request.model)
         validation.check_embed(request)
         request.request_id = request.request_id or new_id("emb")

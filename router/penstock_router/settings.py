@@ -59,6 +59,9 @@ class RouterSettings(TlsSettings):
         32_000_000, ge=1, description="prompt tokens of one tenant that may wait"
     )
     grace_s: float = Field(30.0, ge=0, description="seconds that running requests get on SIGTERM")
+    linger_s: float = Field(
+        0.0, ge=0, description="seconds on SIGTERM of not being ready and still taking requests"
+    )
     catalog: str = Field(
         "", description="JSON file of aliases, canaries, pools and fall-backs; empty = none"
     )

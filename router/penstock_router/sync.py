@@ -159,6 +159,10 @@ class WorkerSync:
         """Blocks of this worker in the index."""
         return self._index.blocks(self.slot) if self.slot is not None else 0
 
+    def digest(self) -> int:
+        """XOR of the hashes of this worker's blocks in the index."""
+        return self._index.digest(self.slot) if self.slot is not None else 0
+
     def apply(self, frame: Frame, now: float) -> Iterator[None]:
         """Take one frame in. Run the iterator to its end before the next frame."""
         self._last_frame_at, self._connected, self._refused = now, True, False

@@ -173,6 +173,7 @@ def worker_status(worker: TrackedWorker, now: float) -> routing_service_pb2.Work
         trust=worker.load.trust_factor,
         breaker_open=worker.breaker.is_open(now),
         last_frame_age_s=max(silence, 0.0) if silence != float("inf") else 0.0,
+        index_digest=worker.sync.digest(),
     )
 
 

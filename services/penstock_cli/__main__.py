@@ -8,7 +8,9 @@ from penstock_cli.commands import (
     batch,
     bench,
     chat,
+    cost,
     demo,
+    doctor,
     embed,
     explain,
     fleet,
@@ -45,7 +47,9 @@ def build_app() -> typer.Typer:
     app.add_typer(bench.app, name="bench")
     app.add_typer(keys.app, name="keys")
     app.command(epilog=fleet.EPILOG)(fleet.fleet)
+    app.command(epilog=cost.EPILOG)(cost.cost)
     app.command(epilog=explain.EPILOG)(explain.explain)
+    app.command(epilog=doctor.EPILOG)(doctor.doctor)
     app.command(epilog=simulate.EPILOG)(simulate.simulate)
     return app
 

@@ -22,7 +22,7 @@ from penstock_client.deadlines import Deadline
 from penstock_client.results import StreamEvent
 from penstock_client.translate import from_response
 from penstock_core.attempts import MAX_FIRST_ATTEMPTS, PATIENCE_S, Attempts, is_lost_connection
-from penstock_core.errors import PenstockError, Rejected, Unavailable
+from penstock_core.errors import Conflict, Draining, PenstockError, Rejected, Unavailable
 from penstock_core.stalls import STALL_FLOOR_S
 from penstock_core.status import from_rpc_error
 from penstock_core.tool_calls import hold_to_tool_call
@@ -31,7 +31,7 @@ from penstock_core.transcript import Response, Transcript
 
 Mode = Literal["lookaside", "proxy"]
 Events = AsyncGenerator[StreamEvent, None]
-_Messages = AsyncGenerator[Response, None]
+Responses = AsyncGenerator[Response, None]
 
 _ROUTER = "the router"
 _LOOK_AGAIN_S = 0.25
@@ -40,10 +40,17 @@ _MAX_UNREACHABLE = 3
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """Which way tokens take, and after how many seconds of silence a worker counts as lost."""
+    """Which way tokens take.
+
+    Attributes:
+        mode: straight from a worker where that works, or through the router.
+        stall_s: seconds of silence after which a worker counts as lost.
+        patience_s: how long a request that has not begun waits for a router that cannot be reached.
+    """
 
     mode: Mode = "lookaside"
     stall_s: float = STALL_FLOOR_S
+    patience_s: float = 0.0
 
 
 class Streamer:
@@ -66,15 +73,15 @@ class Streamer:
             PenstockError: as the router or the worker answered.
         """
         stream = _Stream(self, request, deadline)
-        while not stream.transcript.is_completed:
-            try:
-                async with aclosing(stream.attempt()) as attempt:
-                    async for message in attempt:
-                        event = from_response(message, stream.mode)
-                        if event is not None:
-                            yield event
-            except PenstockError as error:
-                await stream.failed(error)
+        async with aclosing(stream.responses()) as responses:
+            async for message in responses:
+                event = from_response(message, stream.mode)
+                if event is not None:
+                    yield event
+
+    def responses(self, request: generate_pb2.GenerateRequest, deadline: Deadline) -> Responses:
+        """As ``stream``, in the messages of the wire."""
+        return _Stream(self, request, deadline).responses()
 
 
 class _Stream:
@@ -93,11 +100,21 @@ class _Stream:
         self._seen_worker = ""
         self._is_resumed = False
         self._revision = self._model = ""
-        self._num_unreachable = 0
+        self._num_unreachable = self._num_silent = 0
         self.mode: Mode = streamer.way.mode
         self.transcript = Transcript(request)
 
-    async def attempt(self) -> _Messages:
+    async def responses(self) -> Responses:
+        """What the caller is to have, each message once."""
+        while not self.transcript.is_completed:
+            try:
+                async with aclosing(self.attempt()) as attempt:
+                    async for message in attempt:
+                        yield message
+            except PenstockError as error:
+                await self.failed(error)
+
+    async def attempt(self) -> Responses:
         """One attempt's messages, as far as they are new.
 
         Raises:
@@ -126,15 +143,23 @@ class _Stream:
         if self.transcript.is_completed:
             return  # the caller has everything
         if not self.transcript.has_begun:
-            self._failed_first(error)
+            await self._failed_first(error)
         else:
             await self._failed_midway(error)
 
-    def _failed_first(self, error: PenstockError) -> None:
-        # What the router says stands: it has tried, or knows that there is nothing to try.
-        if not self._seen_worker or self.mode == "proxy" or not error.retryable:
+    async def _failed_first(self, error: PenstockError) -> None:
+        if self._seen_worker and self.mode != "proxy" and error.retryable:
+            self._attempts.failed(self._seen_worker, 0)
+            return
+        # What the router says stands: it has tried, or knows that there is nothing to try. One that
+        # is going away says nothing about the next; what it had begun may be ending at its worker.
+        self._num_silent += is_lost_connection(error) or isinstance(error, Draining)
+        may_pass = is_lost_connection(error) or isinstance(error, Draining | Conflict)
+        waited = time.monotonic() - self._began
+        few = self._num_silent < MAX_FIRST_ATTEMPTS
+        if not (self._num_silent and may_pass and (few or waited < self._with.way.patience_s)):
             raise error
-        self._attempts.failed(self._seen_worker, 0)
+        await self._pause()
 
     async def _failed_midway(self, error: PenstockError) -> None:
         if self._seen_worker:
@@ -145,9 +170,12 @@ class _Stream:
         # The router went away or knows nobody at the moment: either may pass.
         now = time.monotonic()
         self._patience_ends = min(self._patience_ends, now + PATIENCE_S)
-        may_pass = is_lost_connection(error) or isinstance(error, Rejected)
+        may_pass = is_lost_connection(error) or isinstance(error, Rejected | Conflict)
         if now >= self._patience_ends or not may_pass:
             raise error
+        await self._pause()
+
+    async def _pause(self) -> None:
         await asyncio.sleep(min(_LOOK_AGAIN_S, self._deadline.remaining_s()))
 
     def _next_request(self) -> generate_pb2.GenerateRequest:
@@ -161,7 +189,7 @@ class _Stream:
         request.model = self._model or request.model
         return request
 
-    async def _way(self, request: generate_pb2.GenerateRequest) -> _Messages:
+    async def _way(self, request: generate_pb2.GenerateRequest) -> Responses:
         """Straight from a worker, as long as one can be reached."""
         if self.mode == "lookaside" and (
             self.transcript.has_begun or self._attempts.number < MAX_FIRST_ATTEMPTS
@@ -192,7 +220,7 @@ class _Stream:
             message = f"worker {self._seen_worker} cannot be reached"
             raise Unavailable(message) from error
 
-    async def _direct(self, request: generate_pb2.GenerateRequest) -> _Messages:
+    async def _direct(self, request: generate_pb2.GenerateRequest) -> Responses:
         route = await self._route(request)
         self._request.request_id = route.request_id
         leased = generate_pb2.GenerateRequest()

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, Self
 
+from penstock_core.budgets import Budget
 from penstock_core.errors import PermissionDenied, Unauthenticated
 
 DEFAULT_TENANT = "default"
@@ -74,6 +75,8 @@ class KeyRing:
 
     by_digest: Mapping[str, Principal]
     is_open: bool = False
+    budgets: Mapping[str, Budget] = field(default_factory=dict)
+    """What tenants may spend, by tenant; see ``penstock_core.budgets``."""
     unix_time: Callable[[], float] = field(default=time.time, compare=False, repr=False)
 
     @classmethod
@@ -88,15 +91,19 @@ class KeyRing:
         Raises:
             ValueError: the file does not have this form.
         """
-        from penstock_core.key_entries import parse_keys  # noqa: PLC0415 - it builds on this module
+        from penstock_core.key_entries import (  # noqa: PLC0415 - it builds on this module
+            budgets_of,
+            parse_keys,
+        )
 
         try:
             entries = parse_keys(path.read_text(encoding="utf-8"))
+            budgets = budgets_of(entries)
         except ValueError as error:
             raise ValueError(f"{path} is no key file: {error}") from error
         if not entries:
             raise ValueError(f"{path} holds no key; leave the setting empty to admit everybody")
-        return cls({entry.sha256: entry.principal() for entry in entries})
+        return cls({entry.sha256: entry.principal() for entry in entries}, budgets=budgets)
 
     def authenticate(self, headers: Mapping[str, str], method: str = "") -> Principal:
         """See ``Authenticator``; every method asks for the same."""

@@ -4,7 +4,8 @@
     {"keys": [{"id": "key_...", "sha256": "...", "tenant": "acme", "name": "web", "service": false,
                "created_unix_s": 0, "expires_unix_s": 0,
                "limits": {"requests_per_minute": 600, "tokens_per_minute": 100000, "max_concurrency": 32},
-               "models": ["penstock-demo"]}]}
+               "models": ["penstock-demo"],
+               "budget": {"amount": 25, "period": "month", "currency": "USD"}}]}
 
 Only ``sha256`` and ``tenant`` must be there. An unknown field is an error: a limit that is spelled
 wrong must not silently be none.
@@ -12,12 +13,14 @@ wrong must not silently be none.
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from penstock_core.auth import MAX_TENANT_LENGTH, UNLIMITED, Limits, Principal
+from penstock_core.budgets import Budget, agreed_budgets
 
 _FIELDS = frozenset(
-    {"id", "sha256", "tenant", "name", "service", "created_unix_s", "expires_unix_s", "limits", "models"}
+    {"id", "sha256", "tenant", "name", "service", "created_unix_s", "expires_unix_s", "limits", "models",
+     "budget"}
 )  # fmt: skip
 _LIMITS = ("requests_per_minute", "tokens_per_minute", "max_concurrency")
 _DIGEST_CHARS = 64
@@ -36,6 +39,7 @@ class KeyEntry:
     created_unix_s: int = 0
     expires_unix_s: int = 0
     limits: Limits = UNLIMITED
+    budget: Budget | None = None
 
     def principal(self) -> Principal:
         """Whom the key admits."""
@@ -60,6 +64,7 @@ class KeyEntry:
             "expires_unix_s": self.expires_unix_s,
             "limits": {name: value for name, value in told.items() if value is not None},
             "models": sorted(self.limits.models),
+            "budget": asdict(self.budget) if self.budget else None,
         }
         return {name: value for name, value in everything.items() if value}
 
@@ -104,7 +109,13 @@ def parse_key(raw: object) -> KeyEntry:
         created_unix_s=_count(raw, "created_unix_s") or 0,
         expires_unix_s=_count(raw, "expires_unix_s") or 0,
         limits=_limits(raw),
+        budget=None if raw.get("budget") is None else Budget.read(raw["budget"]),
     )
+
+
+def budgets_of(entries: Iterable[KeyEntry]) -> dict[str, Budget]:
+    """Budgets by tenant. Raises ValueError if those of one tenant's keys differ."""
+    return agreed_budgets((entry.tenant, entry.budget) for entry in entries)
 
 
 def _limits(raw: Mapping[str, object]) -> Limits:

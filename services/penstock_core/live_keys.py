@@ -10,8 +10,9 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from penstock_core.auth import KeyRing, Principal
+from penstock_core.budgets import Budget
 from penstock_core.errors import Unavailable
-from penstock_core.key_entries import KeyEntry
+from penstock_core.key_entries import KeyEntry, budgets_of
 from penstock_core.key_stores import KeyStore, open_store
 from penstock_core.settings import SettingsError
 
@@ -38,6 +39,11 @@ class LiveKeys:
     def asks(self) -> bool:
         """Whether callers need a key."""
         return not self._ring.is_open
+
+    @property
+    def budgets(self) -> Mapping[str, Budget]:
+        """What tenants may spend, by tenant, as it is now."""
+        return self._ring.budgets
 
     async def load(self) -> None:
         """Read the store. Raises Unavailable, ValueError."""
@@ -69,8 +75,9 @@ class LiveKeys:
 
 
 def ring_of(entries: list[KeyEntry]) -> KeyRing:
-    """A ring that admits exactly these."""
-    return KeyRing({entry.sha256: entry.principal() for entry in entries})
+    """A ring that admits exactly these. Raises ValueError if their budgets contradict one another."""
+    admitted = {entry.sha256: entry.principal() for entry in entries}
+    return KeyRing(admitted, budgets=budgets_of(entries))
 
 
 @asynccontextmanager

@@ -30,6 +30,16 @@ class WorkerEntry:
     worker_id: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class RedisFacts:
+    """What a Redis server says of itself. ``unix_s`` is its clock."""
+
+    version: str
+    eviction: str
+    has_aof: bool
+    unix_s: float
+
+
 class Registry(Protocol):
     """Finds workers."""
 
@@ -112,6 +122,18 @@ class RedisRegistry:
             if expired:
                 await self._redis.srem(self._index, *expired)
         return [WorkerEntry(**json.loads(record)) for record in records if record is not None]
+
+    async def server(self) -> RedisFacts:
+        """The server behind it. Raises Unavailable."""
+        with _translated():
+            told = await self._redis.info()
+            seconds, microseconds = await self._redis.time()
+        return RedisFacts(
+            version=str(told.get("redis_version", "")),
+            eviction=str(told.get("maxmemory_policy", "")),
+            has_aof=bool(told.get("aof_enabled")),
+            unix_s=int(seconds) + int(microseconds) / 1e6,
+        )
 
     async def close(self) -> None:
         """Close the connections."""

@@ -1,5 +1,7 @@
 """The builder of gRPC servers, with health, reflection and limits. Channels: ``penstock_core.channels``."""
 
+import asyncio
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,6 +13,7 @@ from grpc_reflection.v1alpha import reflection
 from penstock_core.channels import COMMON_OPTIONS, KEEPALIVE_MS, channel, sync_channel
 from penstock_core.interceptors import ServerInterceptor
 from penstock_core.tls import PLAIN, Tls, is_local, server_credentials
+from penstock_core.version import UNIX_MS_KEY, VERSION, VERSION_KEY
 
 __all__ = ["RpcServer", "channel", "sync_channel"]
 
@@ -21,6 +24,15 @@ SERVER_OPTIONS = (
     ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
     ("grpc.keepalive_permit_without_calls", 1),
 )
+
+
+class _Health(HealthServicer):  # type: ignore[misc]
+    """Health that also says, as metadata, which version answers and what time it is there."""
+
+    async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
+        now_ms = str(int(time.time() * 1000))
+        await context.send_initial_metadata(((VERSION_KEY, VERSION), (UNIX_MS_KEY, now_ms)))
+        return await super().Check(request, context)
 
 
 class RpcServer:
@@ -52,7 +64,7 @@ class RpcServer:
         # Two servers on one port each get some of the calls: refuse to start unless that is wanted.
         options = (*SERVER_OPTIONS, ("grpc.so_reuseport", int(shares_port)))
         self._server = grpc.aio.server(options=options, interceptors=[interceptor])
-        self._health = HealthServicer()
+        self._health = _Health()
         self._names = tuple(service_names)
         for add in register:
             add(self._server)
@@ -90,9 +102,14 @@ class RpcServer:
         """Tell the world to go elsewhere; calls are still answered."""
         await self._set(health_pb2.HealthCheckResponse.NOT_SERVING)
 
-    async def stop(self, grace_s: float) -> None:
-        """Refuse new calls, give running ones ``grace_s`` seconds, then cancel them."""
+    async def stop(self, grace_s: float, linger_s: float = 0.0) -> None:
+        """Refuse new calls, give running ones ``grace_s`` seconds, then cancel them.
+
+        For ``linger_s`` before that calls are still taken while health says otherwise, so that
+        balancers have looked before anybody is refused.
+        """
         await self.not_serving()
+        await asyncio.sleep(linger_s)
         await self._server.stop(grace_s)
 
     async def _set(self, status: Any) -> None:

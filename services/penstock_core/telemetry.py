@@ -1,8 +1,9 @@
 """Traces and metrics of one process; the only importer of OpenTelemetry's SDK.
 
 Everything else uses the API through ``opentelemetry.trace`` and ``opentelemetry.metrics``, which
-do nothing until ``start`` ran. OTLP goes out when ``OTEL_EXPORTER_OTLP_ENDPOINT`` is set; the
-Prometheus scrape endpoint is always there.
+do nothing until ``start`` ran. OTLP goes out when ``OTEL_EXPORTER_OTLP_ENDPOINT`` is set, metrics too
+unless ``OTEL_METRICS_EXPORTER`` is ``none`` (then each is summed up once only); the Prometheus scrape
+endpoint is always there.
 """
 
 import os
@@ -13,28 +14,34 @@ from dataclasses import dataclass
 from opentelemetry import metrics, trace
 from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
 from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, View
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from prometheus_client import REGISTRY, generate_latest, start_http_server
+from prometheus_client import REGISTRY, start_http_server
 
+from penstock_core.exposition import ExemplarReader, Exposition
 from penstock_core.semconv import BUCKETS
 from penstock_core.tls import PLAIN, Tls
 from penstock_core.version import VERSION
 
-METRICS_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_EXPORT_DELAY_MS = 500
+# Each export is a call of its own, whatever it carries; a trace may be some seconds late.
+_EXPORT_DELAY_MS = 2_000
 
 
 @dataclass(frozen=True, slots=True)
 class Telemetry:
-    """What runs for a process; ``metrics_port`` is where Prometheus scrapes, 0 if nowhere."""
+    """What runs for a process.
+
+    Attributes:
+        metrics_port: where Prometheus scrapes; 0 if nowhere.
+        exposition: what it gets, for a process that serves HTTP itself.
+    """
 
     metrics_port: int
+    exposition: Exposition
 
 
 @contextmanager
@@ -55,12 +62,14 @@ def start(
     resource = Resource.create(attributes)
     exports = bool(os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"))
     tracer_provider = TracerProvider(resource=resource)
-    readers: list[MetricReader] = [PrometheusMetricReader()]
+    exposition = Exposition(REGISTRY, ExemplarReader(REGISTRY))
+    readers: list[MetricReader] = [exposition.reader]
     if exports:
         tracer_provider.add_span_processor(
             BatchSpanProcessor(OTLPSpanExporter(), schedule_delay_millis=_EXPORT_DELAY_MS)
         )
-        readers.append(PeriodicExportingMetricReader(OTLPMetricExporter()))
+        if os.environ.get("OTEL_METRICS_EXPORTER") != "none":
+            readers.append(PeriodicExportingMetricReader(OTLPMetricExporter()))
     meter_provider = MeterProvider(resource=resource, metric_readers=readers, views=_views())
     trace.set_tracer_provider(tracer_provider)
     metrics.set_meter_provider(meter_provider)
@@ -70,6 +79,7 @@ def start(
         server, _thread = start_http_server(
             int(wanted),
             addr=host,
+            registry=exposition,
             certfile=tls.cert or None,
             keyfile=tls.key or None,
             client_cafile=tls.ca if tls.client_auth else None,
@@ -77,18 +87,13 @@ def start(
         )
         port = server.server_port
     try:
-        yield Telemetry(port)
+        yield Telemetry(port, exposition)
     finally:
         if server is not None:
             server.shutdown()
             server.server_close()
         tracer_provider.shutdown()
         meter_provider.shutdown()
-
-
-def scrape() -> bytes:
-    """This process's metrics in Prometheus' text format, for a process that serves HTTP itself."""
-    return generate_latest(REGISTRY)
 
 
 def _views() -> list[View]:

@@ -10,10 +10,10 @@ from opentelemetry.util.types import AttributeValue
 Metadata = tuple[tuple[str, str], ...]
 
 
-def outgoing(*pairs: tuple[str, str]) -> Metadata:
-    """Metadata for a call: the given pairs and the current trace context."""
+def outgoing(*pairs: tuple[str, str], span: Span | None = None) -> Metadata:
+    """Metadata for a call: the given pairs and the trace context, of ``span`` or the current one."""
     carrier: dict[str, str] = {}
-    propagate.inject(carrier)
+    propagate.inject(carrier, None if span is None else trace.set_span_in_context(span))
     return (*pairs, *carrier.items())
 
 
@@ -49,7 +49,5 @@ def current_trace_id() -> str:
 
 
 def set_attributes(span: Span, pairs: Iterable[tuple[str, AttributeValue | None]]) -> None:
-    """Set those attributes that have a value."""
-    for key, value in pairs:
-        if value is not None:
-            span.set_attribute(key, value)
+    """Set those attributes that have a value, at once: each call takes the span's lock."""
+    span.set_attributes({key: value for key, value in pairs if value is not None})

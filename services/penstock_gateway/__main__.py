@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 
 from penstock_core import lifecycle, logs, telemetry
 from penstock_core.channels import channel
+from penstock_core.exposition import Exposition
 from penstock_core.live_keys import live_keys
 from penstock_core.settings import SettingsError
 from penstock_gateway.app import Upstreams, build_app
@@ -22,7 +23,10 @@ SERVICE = "penstock-gateway"
 
 
 async def serve(
-    settings: GatewaySettings, stop: asyncio.Event, bound: Callable[[str], None]
+    settings: GatewaySettings,
+    stop: asyncio.Event,
+    bound: Callable[[str], None],
+    exposition: Exposition | None = None,
 ) -> None:
     """Serve until ``stop``, then drain. ``bound`` is told the address as soon as it is taken."""
     async with AsyncExitStack() as stack:
@@ -35,10 +39,12 @@ async def serve(
             batch_channel = await stack.enter_async_context(channel(settings.batch, tls))
             batches = BatchClient(batch_channel, settings.request_timeout_s)
         gate = Gate(settings.max_requests)
-        upstreams = Upstreams(RouterClient(router, settings.request_timeout_s), batches)
+        routers = RouterClient(router, settings.request_timeout_s, settings.router_patience_s)
+        upstreams = Upstreams(routers, batches, exposition)
         app = build_app(upstreams, gate, settings, keys if keys.asks else None)
         bound(address_of(listener))
-        await HttpServer(app, gate, settings.grace_s, https).serve(listener, stop)
+        server = HttpServer(app, gate, settings.grace_s, settings.linger_s, https)
+        await server.serve(listener, stop)
 
 
 def main(arguments: list[str]) -> int:
@@ -54,10 +60,12 @@ def main(arguments: list[str]) -> int:
         return lifecycle.fail(str(error))
     logs.configure(SERVICE)
 
-    async def run(stop: asyncio.Event) -> None:
-        await serve(settings, stop, lambda address: logger.info("listening on %s", address))
+    with telemetry.start(SERVICE) as measuring:
 
-    with telemetry.start(SERVICE):
+        async def run(stop: asyncio.Event) -> None:
+            tell = lambda address: logger.info("listening on %s", address)  # noqa: E731
+            await serve(settings, stop, tell, measuring.exposition)
+
         return lifecycle.run(run)
 
 

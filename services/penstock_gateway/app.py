@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, ExceptionHandler
 
 from penstock_core.auth import Authenticator
 from penstock_core.errors import Aborted, InternalError, PenstockError
+from penstock_core.exposition import Exposition
 from penstock_gateway.batches import BatchEndpoint
 from penstock_gateway.chat import ChatEndpoint
 from penstock_gateway.completions import CompletionEndpoint
@@ -28,10 +29,11 @@ from penstock_gateway.upstream import BatchClient, RouterClient
 
 @dataclass(frozen=True, slots=True)
 class Upstreams:
-    """Whom the gateway asks. Without a batch service there are no file and batch paths."""
+    """What the gateway stands on. Without a batch service there are no file and batch paths."""
 
     router: RouterClient
     batches: BatchClient | None
+    exposition: Exposition | None = None
 
 
 def build_app(
@@ -43,7 +45,7 @@ def build_app(
     """The whole application. Without ``callers`` only the services behind it ask for keys."""
     routes = [
         *_inference_routes(upstreams.router, settings),
-        *_health_routes(upstreams.router, gate),
+        *_health_routes(upstreams, gate),
     ]
     if upstreams.batches is not None:
         routes += _batch_routes(upstreams.batches, settings)
@@ -84,8 +86,8 @@ def _batch_routes(client: BatchClient, settings: GatewaySettings) -> list[Route]
     ]
 
 
-def _health_routes(router: RouterClient, gate: Gate) -> list[Route]:
-    health = HealthEndpoint(router, gate)
+def _health_routes(upstreams: Upstreams, gate: Gate) -> list[Route]:
+    health = HealthEndpoint(upstreams.router, gate, upstreams.exposition)
     return [
         Route("/healthz", health.alive, methods=["GET"]),
         Route("/readyz", health.ready, methods=["GET"]),

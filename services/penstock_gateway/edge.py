@@ -127,7 +127,8 @@ class Edge:
             }
             if exchange.route:
                 attributes[sc.HTTP_ROUTE] = exchange.route
-            self._duration.record(time.perf_counter() - started, attributes)
+            here = trace.set_span_in_context(span)  # an exemplar points to this trace
+            self._duration.record(time.perf_counter() - started, attributes, here)
             span.update_name(f"{exchange.method} {exchange.route}".strip())
             span.set_attributes(attributes)
             if exchange.status >= 500:

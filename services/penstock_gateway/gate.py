@@ -15,7 +15,8 @@ class Gate:
         self._inside = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self.is_closed = False
+        self._is_closed = False
+        self.is_leaving = False
 
     @contextmanager
     def pass_through(self) -> Iterator[None]:
@@ -25,7 +26,7 @@ class Gate:
             Draining: the gateway is about to end.
             Overloaded: as many requests as allowed are in flight.
         """
-        if self.is_closed:
+        if self._is_closed:
             raise Draining("the gateway is shutting down")
         if self._inside >= self._limit:
             raise Overloaded(f"{self._limit} requests are in flight, the gateway's limit")
@@ -38,9 +39,16 @@ class Gate:
             if not self._inside:
                 self._idle.set()
 
-    async def drain(self, timeout_s: float) -> bool:
-        """Let nobody in any more and wait for those inside; whether all left in time."""
-        self.is_closed = True
+    async def drain(self, timeout_s: float, linger_s: float = 0.0) -> bool:
+        """Let nobody in any more and wait for those inside; whether all left in time.
+
+        For ``linger_s`` it only says that it is leaving: who asks for readiness learns it before
+        anybody is refused.
+        """
+        self.is_leaving = True
+        if linger_s:
+            await asyncio.sleep(linger_s)
+        self._is_closed = True
         try:
             await asyncio.wait_for(self._idle.wait(), timeout_s)
         except TimeoutError:

@@ -44,10 +44,13 @@ def address_of(bound: socket.socket) -> str:
 class HttpServer:
     """Serves an application until told to stop."""
 
-    def __init__(self, app: ASGIApp, gate: Gate, grace_s: float, https: Tls = PLAIN) -> None:
+    def __init__(
+        self, app: ASGIApp, gate: Gate, grace_s: float, linger_s: float = 0.0, https: Tls = PLAIN
+    ) -> None:
         self._tls = HttpTls(https) if https.serves else None
         self._gate = gate
         self._grace_s = grace_s
+        self._linger_s = linger_s
         config = uvicorn.Config(
             app,
             http=BoundedHttp,
@@ -74,8 +77,8 @@ class HttpServer:
             group.create_task(self._server.serve(sockets=[bound]))
             rotating = group.create_task(self._rotate())
             await stop.wait()
+            await self._gate.drain(self._grace_s, self._linger_s)
             rotating.cancel()
-            await self._gate.drain(self._grace_s)
             self._server.should_exit = True
 
     async def _rotate(self) -> None:

@@ -23,7 +23,13 @@ class GatewaySettings(TlsSettings):
     max_upload_bytes: int = Field(512 * _MIB, gt=0, description="largest file upload, in bytes")
     max_requests: int = Field(512, gt=0, description="requests in flight; more are refused")
     request_timeout_s: float = Field(600.0, gt=0, description="deadline of each RPC, in seconds")
+    router_patience_s: float = Field(
+        10.0, ge=0, description="seconds that a request waits while no router can be reached"
+    )
     grace_s: float = Field(30.0, ge=0, description="seconds that running requests get at shutdown")
+    linger_s: float = Field(
+        0.0, ge=0, description="seconds on SIGTERM of not being ready and still taking requests"
+    )
     keys_file: str = Field(
         "", description="files of API keys, by comma, to refuse strangers before their body is read"
     )

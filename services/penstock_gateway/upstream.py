@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from typing import TypeVar
 
 import grpc
@@ -14,6 +14,9 @@ from penstock.inference.v1 import (
     inference_service_pb2,
     inference_service_pb2_grpc,
 )
+from penstock_client.connections import Connections
+from penstock_client.deadlines import Deadline
+from penstock_client.streaming import Streamer, Way
 from penstock_core.client_stream import exchange
 from penstock_core.errors import PenstockError, Unauthenticated, Unavailable
 from penstock_core.status import from_rpc_error
@@ -39,22 +42,28 @@ def translated() -> Iterator[None]:
 class RouterClient:
     """Inference through a router (or a worker: both speak the same service)."""
 
-    def __init__(self, channel: grpc.aio.Channel, timeout_s: float) -> None:
+    def __init__(
+        self, channel: grpc.aio.Channel, timeout_s: float, patience_s: float = 0.0
+    ) -> None:
+        self._channel = channel
         self._stub = inference_service_pb2_grpc.InferenceServiceStub(channel)
         self._health = health_pb2_grpc.HealthStub(channel)
         self._timeout_s = timeout_s
+        self._way = Way("proxy", patience_s=patience_s)
+        self._workers = Connections()  # never used: all goes through routers
 
     async def generate(
         self, request: generate_pb2.GenerateRequest, caller: Caller
     ) -> AsyncGenerator[generate_pb2.GenerateResponse, None]:
-        """The events of one request. Closing the generator cancels the call."""
-        call = self._stub.Generate(request, timeout=self._timeout_s, metadata=caller.metadata())
-        try:
-            with translated():
-                async for event in call:
-                    yield event
-        finally:
-            call.cancel()
+        """The events of one request. Closing the generator cancels the call.
+
+        A router that goes away costs nothing: another one, or the same when it is back, goes on.
+        """
+        streamer = Streamer(self._channel, self._workers, caller.credentials, self._way)
+        events = streamer.responses(request, Deadline.after(self._timeout_s))
+        async with aclosing(events):
+            async for event in events:
+                yield event
 
     async def embed(
         self, request: inference_service_pb2.EmbedRequest, caller: Caller

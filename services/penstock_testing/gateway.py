@@ -31,7 +31,14 @@ async def running_gateway(
     router: str, batch: str = "", **settings: object
 ) -> AsyncIterator[RunningGateway]:
     """Serve in front of a router and a batch service; settings by their names."""
-    values = {"listen": "127.0.0.1:0", "router": router, "batch": batch, "grace_s": 5.0, **settings}
+    values = {
+        "listen": "127.0.0.1:0",
+        "router": router,
+        "batch": batch,
+        "grace_s": 5.0,
+        "router_patience_s": 0.5,
+        **settings,
+    }
     stop = asyncio.Event()
     bound: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     settings_model = GatewaySettings.model_validate(values)

@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -35,6 +36,15 @@ class Prometheus:
         data = document["data"]
         return data["result"] if data["resultType"] == "vector" else [data]
 
+    def exemplars(self, expression: str) -> list[dict[str, str]]:
+        """Labels of the exemplars of a minute's samples."""
+        now = time.time()
+        asked = {"query": expression, "start": str(now - 60), "end": str(now + 1)}
+        text = urllib.parse.urlencode(asked)
+        with urllib.request.urlopen(f"{self.url}/api/v1/query_exemplars?{text}", timeout=10) as got:
+            series = json.load(got)["data"]
+        return [exemplar["labels"] for one in series for exemplar in one["exemplars"]]
+
 
 def is_installed() -> bool:
     """Whether there is a Prometheus to start."""
@@ -63,6 +73,7 @@ def prometheus(folder: Path, jobs: Mapping[str, str], rules: Path) -> Iterator[P
         f"--config.file={config}",
         f"--storage.tsdb.path={folder / 'data'}",
         f"--web.listen-address={listen}",
+        "--enable-feature=exemplar-storage",
     ]
     with (
         (folder / "prometheus.log").open("wb") as log,

@@ -50,7 +50,7 @@ def alert_queries() -> dict[str, str]:
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProcess]:
     """A platform of its own, since everything is to be seen: drafts too."""
-    options = ("--keys", "new", "--speculation", "auto")
+    options = ("--keys", "new", "--speculation", "auto", "--price", "1", "--budget", "1000")
     shadow = {"PENSTOCK_ROUTER_SHADOW_POLICY": "replication=0"}
     with up(tmp_path_factory.mktemp("dashboards"), *options, environment=shadow) as running:
         yield running
@@ -100,3 +100,7 @@ def test_every_query_returns_data(
         wait_for(all_found, "data of every query", timeout_s=120)
     except AssertionError as error:
         raise AssertionError(f"no data: {missing}") from error
+
+    kept = scraper.exemplars("gen_ai_server_time_to_first_token_seconds_bucket")
+    assert kept
+    assert all(len(labels["trace_id"]) == 32 for labels in kept)

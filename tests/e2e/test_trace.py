@@ -10,6 +10,7 @@ from pathlib import Path
 import grpc
 import openai
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from penstock.inference.v1 import generate_pb2, inference_service_pb2_grpc
 from penstock_core import semconv as sc
@@ -51,7 +52,18 @@ def check_request(spans: Sequence[ReceivedSpan], parent_id: str) -> None:
 
     assert routed.parent_id == parent_id
     assert decided.parent_id == routed.span_id
-    assert served.parent_id == decided.span_id
+    forwarded = place["penstock-router", sc.SPAN_FORWARD]
+    assert forwarded.parent_id == routed.span_id
+    assert decided.end_ns <= forwarded.start_ns <= served.start_ns
+    assert served.parent_id == forwarded.span_id
+    assert place["penstock-router", sc.SPAN_TOKENIZE].parent_id == routed.span_id
+    candidates = decided.attributes[sc.DECISION_CANDIDATES]
+    assert isinstance(candidates, list)
+    assert decided.attributes[sc.WORKER_ID] == candidates[0]
+    for side in (sc.CANDIDATE_COSTS_S, sc.CANDIDATE_TTFTS_S, sc.CANDIDATE_CACHED_TOKENS):
+        told = decided.attributes[side]
+        assert isinstance(told, list)
+        assert len(told) == len(candidates)
     assert {phase.parent_id for phase in phases} == {served.span_id}
     assert [phase.start_ns for phase in phases] == sorted(phase.start_ns for phase in phases)
     assert all(served.start_ns <= p.start_ns <= p.end_ns <= served.end_ns for p in phases)
@@ -64,7 +76,9 @@ def check_request(spans: Sequence[ReceivedSpan], parent_id: str) -> None:
 Place = tuple[str, str]
 REQUEST: tuple[Place, ...] = (
     ("penstock-router", GENERATE),
+    ("penstock-router", sc.SPAN_TOKENIZE),
     ("penstock-router", sc.SPAN_ROUTE),
+    ("penstock-router", sc.SPAN_FORWARD),
     ("penstock-worker", GENERATE),
     *(("penstock-worker", name) for name in PHASES),
 )
@@ -96,7 +110,7 @@ def test_request_through_the_gateway_is_one_trace(
     assert edge.parent_id == caller.span_id
     assert edge.attributes["http.response.status_code"] == 200
     check_request(spans, edge.span_id)
-    assert len(spans) == 7
+    assert len(spans) == 9
     assert "def main" not in repr([span.attributes for span in spans])
 
 
@@ -184,3 +198,42 @@ def test_metrics_go_out_by_otlp_and_are_there_to_scrape(
 def metrics_addresses(platform: UpProcess) -> list[str]:
     announced = json.loads((platform.data_dir / "platform.json").read_text(encoding="utf-8"))
     return list(announced["metrics"].values())
+
+
+def scraped(address: str) -> str:
+    """A scrape as Prometheus asks for it."""
+    accept = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
+    request = urllib.request.Request(f"http://{address}/metrics", headers={"accept": accept})
+    with urllib.request.urlopen(request, timeout=5) as answer:
+        assert answer.headers["content-type"].startswith("application/openmetrics-text")
+        text: str = answer.read().decode()
+    families = list(text_string_to_metric_families(text))  # type: ignore[no-untyped-call]
+    assert families
+    return text
+
+
+@pytest.mark.parametrize(
+    ("process", "name"),
+    [("worker", sc.TTFT), ("router", sc.RPC_DURATION), ("gateway", sc.HTTP_DURATION)],
+)
+def test_exemplars_lead_from_histograms_to_traces(
+    platform: UpProcess,
+    sdk: openai.OpenAI,
+    model: str,
+    process: str,
+    name: str,
+) -> None:
+    announced = json.loads((platform.data_dir / "platform.json").read_text(encoding="utf-8"))
+    metrics = {**announced["metrics"], "gateway": platform.gateway}
+    addresses = [address for place, address in metrics.items() if place.startswith(process)]
+    for address in addresses:
+        scraped(address)  # what was there before is shown once
+    mine = Caller()
+    header = {"traceparent": mine.traceparent}
+    sdk.completions.create(model=model, prompt=CODE, max_tokens=4, extra_headers=header)
+    shown = "".join(map(scraped, addresses))
+
+    buckets = [line for line in shown.splitlines() if line.startswith(name.replace(".", "_"))]
+    pointing = [line for line in buckets if f'trace_id="{mine.trace_id}"' in line]
+    assert pointing
+    assert all("_bucket{" in line for line in pointing)

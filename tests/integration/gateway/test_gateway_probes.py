@@ -2,8 +2,18 @@
 
 import httpx
 import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.trace import TracerProvider
+from prometheus_client import CollectorRegistry
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from penstock_core.auth import KeyRing, Principal, digest
+from penstock_core.channels import channel
+from penstock_core.exposition import ExemplarReader, Exposition
+from penstock_gateway.app import Upstreams, build_app
+from penstock_gateway.gate import Gate
+from penstock_gateway.settings import GatewaySettings
+from penstock_gateway.upstream import RouterClient
 from penstock_testing.gateway import running_gateway
 from penstock_testing.memory_batches import Stored, running_batches
 from penstock_testing.ports import free_port
@@ -74,14 +84,37 @@ async def test_without_a_batch_service_there_are_no_batch_paths() -> None:
         assert (await http.get("/v1/batches")).status_code == 404
 
 
-async def test_metrics_are_prometheus_text() -> None:
-    async with (
-        running_router(Script()) as router,
-        running_gateway(router) as gateway,
-        httpx.AsyncClient(base_url=gateway.url) as http,
-    ):
-        response = await http.get("/metrics")
+async def test_metrics_come_as_plain_text_or_as_openmetrics_with_exemplars() -> None:
+    registry = CollectorRegistry()
+    exposition = Exposition(registry, ExemplarReader(registry))
+    meters, tracers = MeterProvider([exposition.reader]), TracerProvider()
+    latency = meters.get_meter("test").create_histogram("a.latency", unit="s")
+    latency.record(0.1, {"to": "untraced"})
+    with tracers.get_tracer("test").start_as_current_span("request") as span:
+        for seconds in (0.3, 7.0):
+            latency.record(seconds, {"to": "traced"})
+    trace_id = format(span.get_span_context().trace_id, "032x")
+    app = build_app(
+        Upstreams(RouterClient(channel("127.0.0.1:1"), 1.0), None, exposition),
+        Gate(1),
+        GatewaySettings(),
+    )
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as http:
+        wanted = {"accept": "application/openmetrics-text;version=1.0.0"}
+        told = await http.get("/metrics", headers=wanted)
+        plain = await http.get("/metrics")
+    meters.shutdown()
+    tracers.shutdown()
 
-    assert response.status_code == 200
-    assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
-    assert "python_info" in response.text
+    assert plain.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert "trace_id" not in plain.text
+    assert told.headers["content-type"].startswith("application/openmetrics-text")
+    families = {f.name: f for f in text_string_to_metric_families(told.text)}  # type: ignore[no-untyped-call]
+    pointing = [s for s in families["a_latency_seconds"].samples if s.exemplar is not None]
+    assert [(s.labels["to"], s.exemplar.value) for s in pointing] == [
+        ("traced", 0.3),
+        ("traced", 7.0),
+    ]
+    assert {s.exemplar.labels["trace_id"] for s in pointing} == {trace_id}
+    assert all(s.exemplar.value <= float(s.labels["le"]) for s in pointing)

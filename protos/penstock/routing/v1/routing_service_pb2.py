@@ -29,15 +29,15 @@ from penstock.routing.v1 import decision_pb2 as penstock_dot_routing_dot_v1_dot_
 from penstock.worker.v1 import state_pb2 as penstock_dot_worker_dot_v1_dot_state__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)penstock/routing/v1/routing_service.proto\x12\x13penstock.routing.v1\x1a\x1epenstock/common/v1/lease.proto\x1a\x1fpenstock/common/v1/tokens.proto\x1a$penstock/inference/v1/generate.proto\x1a\"penstock/routing/v1/decision.proto\x1a\x1epenstock/worker/v1/state.proto\"d\n\x0cRouteRequest\x12\x37\n\x07request\x18\x01 \x01(\x0b\x32&.penstock.inference.v1.GenerateRequest\x12\x1b\n\x13\x65xcluded_worker_ids\x18\x02 \x03(\t\"\xb4\x02\n\rRouteResponse\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12(\n\x05lease\x18\x03 \x01(\x0b\x32\x19.penstock.common.v1.Lease\x12\x33\n\rprompt_tokens\x18\x04 \x01(\x0b\x32\x1c.penstock.common.v1.TokenIds\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x05 \x01(\t\x12\x14\n\x0cresume_token\x18\x06 \x01(\t\x12\x1f\n\x17predicted_cached_tokens\x18\x07 \x01(\r\x12\x18\n\x10predicted_ttft_s\x18\x08 \x01(\x01\x12\x12\n\nrequest_id\x18\t \x01(\t\x12\r\n\x05model\x18\n \x01(\t\x12\x16\n\x0emodel_revision\x18\x0b \x01(\t\"#\n\x12ListWorkersRequest\x12\r\n\x05model\x18\x01 \x01(\t\"I\n\x13ListWorkersResponse\x12\x32\n\x07workers\x18\x01 \x03(\x0b\x32!.penstock.routing.v1.WorkerStatus\"\x13\n\x11WatchFleetRequest\"H\n\x12WatchFleetResponse\x12\x32\n\x07workers\x18\x01 \x03(\x0b\x32!.penstock.routing.v1.WorkerStatus\"\x97\x02\n\x0cWorkerStatus\x12,\n\x04info\x18\x01 \x01(\x0b\x32\x1e.penstock.worker.v1.WorkerInfo\x12,\n\x04load\x18\x02 \x01(\x0b\x32\x1e.penstock.worker.v1.WorkerLoad\x12\x32\n\nsync_state\x18\x03 \x01(\x0e\x32\x1e.penstock.routing.v1.SyncState\x12\x0b\n\x03seq\x18\x04 \x01(\x04\x12\x16\n\x0eindexed_blocks\x18\x05 \x01(\x04\x12\x13\n\x0b\x64ivergences\x18\x06 \x01(\x04\x12\r\n\x05trust\x18\x07 \x01(\x01\x12\x14\n\x0c\x62reaker_open\x18\x08 \x01(\x08\x12\x18\n\x10last_frame_age_s\x18\t \x01(\x01\"L\n\x16\x45xplainDecisionRequest\x12\x15\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\tH\x00\x12\x14\n\nrequest_id\x18\x02 \x01(\tH\x00\x42\x05\n\x03key\"\x85\x01\n\x17\x45xplainDecisionResponse\x12\x35\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32#.penstock.routing.v1.DecisionRecord\x12\x33\n\x07outcome\x18\x02 \x01(\x0b\x32\".penstock.routing.v1.OutcomeRecord\"\x17\n\x15WatchDecisionsRequest\"\x92\x01\n\x16WatchDecisionsResponse\x12\x37\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32#.penstock.routing.v1.DecisionRecordH\x00\x12\x35\n\x07outcome\x18\x02 \x01(\x0b\x32\".penstock.routing.v1.OutcomeRecordH\x00\x42\x08\n\x06record*\x94\x01\n\tSyncState\x12\x1a\n\x16SYNC_STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSYNC_STATE_COLD\x10\x01\x12\x16\n\x12SYNC_STATE_SYNCING\x10\x02\x12\x13\n\x0fSYNC_STATE_LIVE\x10\x03\x12\x14\n\x10SYNC_STATE_STALE\x10\x04\x12\x13\n\x0fSYNC_STATE_DEAD\x10\x05\x32\x88\x04\n\x0eRoutingService\x12P\n\x05Route\x12!.penstock.routing.v1.RouteRequest\x1a\".penstock.routing.v1.RouteResponse\"\x00\x12\x62\n\x0bListWorkers\x12\'.penstock.routing.v1.ListWorkersRequest\x1a(.penstock.routing.v1.ListWorkersResponse\"\x00\x12\x61\n\nWatchFleet\x12&.penstock.routing.v1.WatchFleetRequest\x1a\'.penstock.routing.v1.WatchFleetResponse\"\x00\x30\x01\x12n\n\x0f\x45xplainDecision\x12+.penstock.routing.v1.ExplainDecisionRequest\x1a,.penstock.routing.v1.ExplainDecisionResponse\"\x00\x12m\n\x0eWatchDecisions\x12*.penstock.routing.v1.WatchDecisionsRequest\x1a+.penstock.routing.v1.WatchDecisionsResponse\"\x00\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)penstock/routing/v1/routing_service.proto\x12\x13penstock.routing.v1\x1a\x1epenstock/common/v1/lease.proto\x1a\x1fpenstock/common/v1/tokens.proto\x1a$penstock/inference/v1/generate.proto\x1a\"penstock/routing/v1/decision.proto\x1a\x1epenstock/worker/v1/state.proto\"d\n\x0cRouteRequest\x12\x37\n\x07request\x18\x01 \x01(\x0b\x32&.penstock.inference.v1.GenerateRequest\x12\x1b\n\x13\x65xcluded_worker_ids\x18\x02 \x03(\t\"\xb4\x02\n\rRouteResponse\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12(\n\x05lease\x18\x03 \x01(\x0b\x32\x19.penstock.common.v1.Lease\x12\x33\n\rprompt_tokens\x18\x04 \x01(\x0b\x32\x1c.penstock.common.v1.TokenIds\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x05 \x01(\t\x12\x14\n\x0cresume_token\x18\x06 \x01(\t\x12\x1f\n\x17predicted_cached_tokens\x18\x07 \x01(\r\x12\x18\n\x10predicted_ttft_s\x18\x08 \x01(\x01\x12\x12\n\nrequest_id\x18\t \x01(\t\x12\r\n\x05model\x18\n \x01(\t\x12\x16\n\x0emodel_revision\x18\x0b \x01(\t\"#\n\x12ListWorkersRequest\x12\r\n\x05model\x18\x01 \x01(\t\"I\n\x13ListWorkersResponse\x12\x32\n\x07workers\x18\x01 \x03(\x0b\x32!.penstock.routing.v1.WorkerStatus\"\x13\n\x11WatchFleetRequest\"H\n\x12WatchFleetResponse\x12\x32\n\x07workers\x18\x01 \x03(\x0b\x32!.penstock.routing.v1.WorkerStatus\"\xad\x02\n\x0cWorkerStatus\x12,\n\x04info\x18\x01 \x01(\x0b\x32\x1e.penstock.worker.v1.WorkerInfo\x12,\n\x04load\x18\x02 \x01(\x0b\x32\x1e.penstock.worker.v1.WorkerLoad\x12\x32\n\nsync_state\x18\x03 \x01(\x0e\x32\x1e.penstock.routing.v1.SyncState\x12\x0b\n\x03seq\x18\x04 \x01(\x04\x12\x16\n\x0eindexed_blocks\x18\x05 \x01(\x04\x12\x13\n\x0b\x64ivergences\x18\x06 \x01(\x04\x12\r\n\x05trust\x18\x07 \x01(\x01\x12\x14\n\x0c\x62reaker_open\x18\x08 \x01(\x08\x12\x18\n\x10last_frame_age_s\x18\t \x01(\x01\x12\x14\n\x0cindex_digest\x18\x1e \x01(\x06\"L\n\x16\x45xplainDecisionRequest\x12\x15\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\tH\x00\x12\x14\n\nrequest_id\x18\x02 \x01(\tH\x00\x42\x05\n\x03key\"\x85\x01\n\x17\x45xplainDecisionResponse\x12\x35\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32#.penstock.routing.v1.DecisionRecord\x12\x33\n\x07outcome\x18\x02 \x01(\x0b\x32\".penstock.routing.v1.OutcomeRecord\"\x17\n\x15WatchDecisionsRequest\"\x92\x01\n\x16WatchDecisionsResponse\x12\x37\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32#.penstock.routing.v1.DecisionRecordH\x00\x12\x35\n\x07outcome\x18\x02 \x01(\x0b\x32\".penstock.routing.v1.OutcomeRecordH\x00\x42\x08\n\x06record\"V\n\x10ListCostsRequest\x12\x11\n\tfirst_day\x18\x01 \x01(\t\x12\x10\n\x08last_day\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\"u\n\x11ListCostsResponse\x12-\n\x05\x63osts\x18\x01 \x03(\x0b\x32\x1e.penstock.routing.v1.DailyCost\x12\x31\n\x07\x62udgets\x18\x02 \x03(\x0b\x32 .penstock.routing.v1.BudgetState\"\xc2\x01\n\tDailyCost\x12\x0b\n\x03\x64\x61y\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x10\n\x08requests\x18\x04 \x01(\x04\x12\x15\n\rprompt_tokens\x18\x05 \x01(\x04\x12\x19\n\x11\x63ompletion_tokens\x18\x06 \x01(\x04\x12\x11\n\tprefill_s\x18\x07 \x01(\x01\x12\x10\n\x08\x64\x65\x63ode_s\x18\x08 \x01(\x01\x12\x0e\n\x06\x61mount\x18\t \x01(\x01\x12\x10\n\x08\x63urrency\x18\n \x01(\t\"u\n\x0b\x42udgetState\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0e\n\x06\x61mount\x18\x02 \x01(\x01\x12\x10\n\x08\x63urrency\x18\x03 \x01(\t\x12\x0e\n\x06period\x18\x04 \x01(\t\x12\r\n\x05spent\x18\x05 \x01(\x01\x12\x15\n\rresets_unix_s\x18\x06 \x01(\x04*\x94\x01\n\tSyncState\x12\x1a\n\x16SYNC_STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSYNC_STATE_COLD\x10\x01\x12\x16\n\x12SYNC_STATE_SYNCING\x10\x02\x12\x13\n\x0fSYNC_STATE_LIVE\x10\x03\x12\x14\n\x10SYNC_STATE_STALE\x10\x04\x12\x13\n\x0fSYNC_STATE_DEAD\x10\x05\x32\xe6\x04\n\x0eRoutingService\x12P\n\x05Route\x12!.penstock.routing.v1.RouteRequest\x1a\".penstock.routing.v1.RouteResponse\"\x00\x12\x62\n\x0bListWorkers\x12\'.penstock.routing.v1.ListWorkersRequest\x1a(.penstock.routing.v1.ListWorkersResponse\"\x00\x12\x61\n\nWatchFleet\x12&.penstock.routing.v1.WatchFleetRequest\x1a\'.penstock.routing.v1.WatchFleetResponse\"\x00\x30\x01\x12n\n\x0f\x45xplainDecision\x12+.penstock.routing.v1.ExplainDecisionRequest\x1a,.penstock.routing.v1.ExplainDecisionResponse\"\x00\x12m\n\x0eWatchDecisions\x12*.penstock.routing.v1.WatchDecisionsRequest\x1a+.penstock.routing.v1.WatchDecisionsResponse\"\x00\x30\x01\x12\\\n\tListCosts\x12%.penstock.routing.v1.ListCostsRequest\x1a&.penstock.routing.v1.ListCostsResponse\"\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'penstock.routing.v1.routing_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SYNCSTATE']._serialized_start=1528
-  _globals['_SYNCSTATE']._serialized_end=1676
+  _globals['_SYNCSTATE']._serialized_start=2073
+  _globals['_SYNCSTATE']._serialized_end=2221
   _globals['_ROUTEREQUEST']._serialized_start=237
   _globals['_ROUTEREQUEST']._serialized_end=337
   _globals['_ROUTERESPONSE']._serialized_start=340
@@ -51,15 +51,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHFLEETRESPONSE']._serialized_start=783
   _globals['_WATCHFLEETRESPONSE']._serialized_end=855
   _globals['_WORKERSTATUS']._serialized_start=858
-  _globals['_WORKERSTATUS']._serialized_end=1137
-  _globals['_EXPLAINDECISIONREQUEST']._serialized_start=1139
-  _globals['_EXPLAINDECISIONREQUEST']._serialized_end=1215
-  _globals['_EXPLAINDECISIONRESPONSE']._serialized_start=1218
-  _globals['_EXPLAINDECISIONRESPONSE']._serialized_end=1351
-  _globals['_WATCHDECISIONSREQUEST']._serialized_start=1353
-  _globals['_WATCHDECISIONSREQUEST']._serialized_end=1376
-  _globals['_WATCHDECISIONSRESPONSE']._serialized_start=1379
-  _globals['_WATCHDECISIONSRESPONSE']._serialized_end=1525
-  _globals['_ROUTINGSERVICE']._serialized_start=1679
-  _globals['_ROUTINGSERVICE']._serialized_end=2199
+  _globals['_WORKERSTATUS']._serialized_end=1159
+  _globals['_EXPLAINDECISIONREQUEST']._serialized_start=1161
+  _globals['_EXPLAINDECISIONREQUEST']._serialized_end=1237
+  _globals['_EXPLAINDECISIONRESPONSE']._serialized_start=1240
+  _globals['_EXPLAINDECISIONRESPONSE']._serialized_end=1373
+  _globals['_WATCHDECISIONSREQUEST']._serialized_start=1375
+  _globals['_WATCHDECISIONSREQUEST']._serialized_end=1398
+  _globals['_WATCHDECISIONSRESPONSE']._serialized_start=1401
+  _globals['_WATCHDECISIONSRESPONSE']._serialized_end=1547
+  _globals['_LISTCOSTSREQUEST']._serialized_start=1549
+  _globals['_LISTCOSTSREQUEST']._serialized_end=1635
+  _globals['_LISTCOSTSRESPONSE']._serialized_start=1637
+  _globals['_LISTCOSTSRESPONSE']._serialized_end=1754
+  _globals['_DAILYCOST']._serialized_start=1757
+  _globals['_DAILYCOST']._serialized_end=1951
+  _globals['_BUDGETSTATE']._serialized_start=1953
+  _globals['_BUDGETSTATE']._serialized_end=2070
+  _globals['_ROUTINGSERVICE']._serialized_start=2224
+  _globals['_ROUTINGSERVICE']._serialized_end=2838
 # @@protoc_insertion_point(module_scope)

@@ -1,0 +1,1 @@
+"""``penstock doctor``: facts asked of a running deployment, and pure checks over them."""

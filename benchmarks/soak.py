@@ -2,7 +2,7 @@
 
     python benchmarks/soak.py [--minutes 20] [--callers 16] [--speculation auto] [--json]
 
-Requests differ in length, shared beginnings, priority, samples, constraints, sampling, speculation
+Requests differ in length, shared beginnings, priority, samples, constraints, sampling, adapters, speculation
 and fate (some are aborted, some resumed); memory is small, so that sequences are preempted. A fixed
 set of them must say what each said alone. Exit status 1 if anything was wrong.
 """
@@ -12,6 +12,7 @@ import asyncio
 import json
 import os
 import sys
+import tempfile
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -26,12 +27,15 @@ from penstock_engine.native.memory import KvMemory
 from penstock_engine.native.settings import NativeSettings
 from penstock_engine.native.vocabulary import Vocabulary
 from penstock_models import DEMO, DEMO_DRAFT
+from penstock_testing.adapters import write_adapter
 from penstock_testing.soak import CheckedScheduler, Soak, SoakPlan, SoakReport, solo_answers
 from penstock_testing.soak_requests import Bounds
 from penstock_text.tokenizer import Tokenizer
 
 DOCUMENTS = ("calendar", "dataclasses", "glob", "mailbox")
 """Modules of the standard library whose beginnings are prompts."""
+ADAPTERS = ("ada", "ben", "cyd")
+"""One more than there is room for, so that they make room for one another."""
 
 
 def main() -> int:
@@ -44,6 +48,19 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        adapters = Path(folder)
+        for seed, name in enumerate(ADAPTERS):
+            write_adapter(adapters / name, DEMO, seed=seed)
+        report = run(options, adapters)
+    if options.json:
+        print(json.dumps(asdict(report), indent=2))
+    else:
+        Console().print(report)
+    return 1 if report.failures else 0
+
+
+def run(options: argparse.Namespace, adapters: Path) -> SoakReport:
     settings = NativeSettings(
         DEMO,
         kv_blocks=40,
@@ -54,14 +71,11 @@ def main() -> int:
         draft_model=DEMO_DRAFT if options.speculation in {"draft", "auto"} else None,
         dtype=options.dtype,
         quantization=options.quantization,
+        adapters=adapters,
+        max_adapters=len(ADAPTERS) - 1,
     )
     plan = SoakPlan(options.minutes * 60, options.callers, seed=options.seed)
-    report = asyncio.run(soak(settings, plan, Console(stderr=True)))
-    if options.json:
-        print(json.dumps(asdict(report), indent=2))
-    else:
-        Console().print(report)
-    return 1 if report.failures else 0
+    return asyncio.run(soak(settings, plan, Console(stderr=True)))
 
 
 async def soak(settings: NativeSettings, plan: SoakPlan, console: Console) -> SoakReport:
@@ -76,6 +90,7 @@ async def soak(settings: NativeSettings, plan: SoakPlan, console: Console) -> So
         info.max_context_tokens,
         info.vocab_size,
         info.eos_token_ids,
+        ADAPTERS,
     )
     console.print("requests that must answer alike are run alone", style="dim")
     await plain.start()

@@ -55,6 +55,10 @@ class Answered(Protocol):
         """Tokens that it took."""
         ...
 
+    def cost(self) -> usage_pb2.Cost | None:
+        """What it cost; None if workers have no price."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Generated:
@@ -73,6 +77,10 @@ class Generated:
         """See ``Answered.usage``."""
         return self.collector.usage()
 
+    def cost(self) -> usage_pb2.Cost | None:
+        """See ``Answered.cost``."""
+        return self.collector.cost()
+
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
@@ -89,6 +97,10 @@ class Embedded:
     def usage(self) -> usage_pb2.Usage:
         """See ``Answered.usage``."""
         return usage_pb2.Usage(prompt_tokens=self.response.prompt_tokens)
+
+    def cost(self) -> usage_pb2.Cost | None:
+        """See ``Answered.cost``."""
+        return self.response.cost if self.response.HasField("cost") else None
 
 
 def answered(job: Job, line: InputLine, came: Answered) -> Answer:

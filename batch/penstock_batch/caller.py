@@ -30,6 +30,7 @@ Result = TypeVar("Result")
 _ABORTED = generate_pb2.FINISH_REASON_ABORTED
 _FIRST_WAIT_S = 0.1
 _LONGEST_WAIT_S = 10.0
+_LONGEST_TOLD_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,8 @@ class LineCaller:
                     result = await attempt(refusals + losses)
                 self._gate.succeeded()
             except e.Rejected as refused:
-                self._gate.pushed_back()
+                if not isinstance(refused, e.BudgetSpent):  # no reason to ask less for others
+                    self._gate.pushed_back()
                 refusals += 1
                 await asyncio.sleep(_wait_s(refusals, refused.retry_after_s))
             except (e.Evicted, e.DeadlineExceeded, e.InternalError):
@@ -146,6 +148,7 @@ def check_whole(events: Sequence[generate_pb2.GenerateResponse]) -> None:
 
 
 def _wait_s(tries: int, told_s: float | None) -> float:
-    """Full-jitter exponential back-off, never shorter than the server asked for."""
+    """Full-jitter exponential back-off, as long as the server asked for up to a minute."""
     longest = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2.0 ** min(tries, 10))
-    return max(told_s or 0.0, longest * (0.5 + random.random() / 2))
+    # A budget may be raised long before its period ends, so no wait is that long.
+    return max(min(told_s or 0.0, _LONGEST_TOLD_S), longest * (0.5 + random.random() / 2))

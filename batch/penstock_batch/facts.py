@@ -48,6 +48,28 @@ NO_TOKENS = Tokens()
 
 
 @dataclass(frozen=True, slots=True)
+class Costs:
+    """What answered lines took of workers, in seconds, and its price; no currency, no price."""
+
+    amount: float = 0.0
+    currency: str = ""
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+
+    def __add__(self, other: "Costs") -> "Costs":
+        """The sum; a fleet has one currency."""
+        return Costs(
+            self.amount + other.amount,
+            self.currency or other.currency,
+            self.prefill_s + other.prefill_s,
+            self.decode_s + other.decode_s,
+        )
+
+
+NO_COSTS = Costs()
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
     """One thing wrong with an input file. ``line`` counts from 1; None is the whole file."""
 
@@ -107,6 +129,7 @@ class ShardDone:
     failed: int = 0
     usage: Tokens = NO_TOKENS
     closed: bool = False
+    cost: Costs = NO_COSTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +235,8 @@ def decode(raw: bytes) -> Fact:
 def _value(name: str, value: Any) -> Any:
     if name == "usage":
         return Tokens(**value)
+    if name == "cost":
+        return Costs(**value)
     if name == "problems":
         return tuple(Problem(**problem) for problem in value)
     return Ending(value) if name == "ending" else value

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from penstock_batch.facts import NO_TOKENS, Ending, Facts, Problem, Tokens
+from penstock_batch.facts import NO_COSTS, NO_TOKENS, Costs, Ending, Facts, Problem, Tokens
 
 
 class Status(StrEnum):
@@ -82,6 +82,7 @@ class Batch:
     deduplicated: int = 0
     shards: int = 0
     shards_done: int = 0
+    cost: Costs = NO_COSTS
 
 
 def fold(batch_id: str, facts: Facts, now: float) -> Batch | None:
@@ -106,6 +107,7 @@ def fold(batch_id: str, facts: Facts, now: float) -> Batch | None:
         deduplicated=planned.deduplicated if planned else 0,
         shards=planned.shards if planned else 0,
         shards_done=len(facts.shards),
+        cost=sum((shard.cost for shard in facts.shards.values()), NO_COSTS),
     )
 
 

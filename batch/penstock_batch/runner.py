@@ -19,7 +19,16 @@ from penstock.inference.v1 import generate_pb2
 from penstock_batch.answers import Answered, Embedded, Generated, Job, answered, failed
 from penstock_batch.board import Board
 from penstock_batch.caller import LineCaller
-from penstock_batch.facts import NO_TOKENS, Created, Facts, Planned, ShardDone, Tokens
+from penstock_batch.facts import (
+    NO_COSTS,
+    NO_TOKENS,
+    Costs,
+    Created,
+    Facts,
+    Planned,
+    ShardDone,
+    Tokens,
+)
 from penstock_batch.metrics import BatchMetrics
 from penstock_batch.planner import Work
 from penstock_batch.records import Answer, dump_answers, load_work
@@ -49,6 +58,7 @@ class _Run:
     attempt: str
     answers: list[Answer] = field(default_factory=list)
     usage: Tokens = NO_TOKENS
+    cost: Costs = NO_COSTS
 
     @property
     def job(self) -> Job:
@@ -131,6 +141,8 @@ class ShardRunner:
         except PenstockError as error:
             run.answers += [failed(run.job, line, error, request_id) for line in work.lines]
             return
+        if (cost := came.cost()) is not None:  # once, however many lines share the answer
+            run.cost += Costs(cost.amount, cost.currency, cost.prefill_s, cost.decode_s)
         for line in work.lines:
             run.answers.append(answered(run.job, line, came))
             run.usage += tokens_of(came.usage())
@@ -195,6 +207,7 @@ class ShardRunner:
             failed=run.failed,
             usage=run.usage,
             closed=closed,
+            cost=run.cost,
         )
         won = await self._store.put(run.batch_id, fact)
         if won:

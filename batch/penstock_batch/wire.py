@@ -2,9 +2,11 @@
 
 from penstock.batch.v1 import batch_pb2, batch_service_pb2
 from penstock.common.v1 import usage_pb2
+from penstock_batch.facts import Costs
 from penstock_batch.files import StoredFile
 from penstock_batch.fold import Batch, Status
 from penstock_batch.records import Answer, to_json
+from penstock_core.pricing import to_micros
 
 _STATUS = {s: batch_pb2.BatchStatus.Value(f"BATCH_STATUS_{s.name}") for s in Status}
 # The field of BatchTimes that tells when each final state was entered.
@@ -14,7 +16,7 @@ _ENDED_FIELD = {s: s.value for s in Status if s.final}
 def batch_message(batch: Batch) -> batch_pb2.Batch:
     """A batch on the wire."""
     used = batch.usage
-    return batch_pb2.Batch(
+    message = batch_pb2.Batch(
         id=batch.id,
         endpoint=batch.endpoint,
         status=_STATUS[batch.status],
@@ -42,6 +44,20 @@ def batch_message(batch: Batch) -> batch_pb2.Batch:
         deduplicated_lines=batch.deduplicated,
         shards=batch.shards,
         shards_done=batch.shards_done,
+    )
+    if batch.cost.currency:
+        message.cost.CopyFrom(cost_message(batch.cost))
+    return message
+
+
+def cost_message(cost: Costs) -> usage_pb2.Cost:
+    """A cost on the wire."""
+    return usage_pb2.Cost(
+        amount=cost.amount,
+        micros=to_micros(cost.amount),
+        currency=cost.currency,
+        prefill_s=cost.prefill_s,
+        decode_s=cost.decode_s,
     )
 
 

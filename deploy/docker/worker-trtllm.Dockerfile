@@ -3,8 +3,10 @@
 # Run (these flags are the package's, not ours: NCCL and MPI need the memory):
 #   docker run --rm --gpus all --ipc host --ulimit memlock=-1 --ulimit stack=67108864 \
 #     -v $PWD/deploy/trtllm/llama-8b-eagle3.yaml:/etc/penstock/trtllm.yaml:ro \
-#     -v penstock-models:/home/penstock/.cache -e PENSTOCK_WORKER_LISTEN=0.0.0.0:50061 -p 50061:50061 \
+#     -v penstock-models:/home/penstock/.cache -e HF_TOKEN \
+#     -e PENSTOCK_WORKER_LISTEN=0.0.0.0:50061 -p 127.0.0.1:50061:50061 \
 #     penstock-worker-trtllm
+# Other arguments: behind the image's name `python3 -m penstock_worker ...`, or any other command.
 # 1.2.1 or newer: 1.2.0 corrupts its KV cache where prefixes are reused.
 FROM nvcr.io/nvidia/tensorrt-llm/release:1.2.1
 
@@ -15,15 +17,20 @@ COPY services services
 COPY router router
 COPY batch batch
 
-# Whatever TensorRT-LLM was built with stays as it is: torch, CUDA and all that transformers pins.
-RUN python3 -m pip freeze --exclude-editable \
+# Whatever TensorRT-LLM was built with stays as it is: torch, CUDA and all that transformers pins. The package
+# itself is not imported: it wants libcuda.so.1, which the driver brings when a container runs.
+RUN python3 -m pip list --format=freeze --exclude-editable \
       | grep -iE '^(torch|torchvision|tensorrt|tensorrt[_-].*|triton|nvidia-.*|cuda-.*|numpy|transformers|tokenizers|huggingface[_-]hub|safetensors|mpi4py)==' \
       > /tmp/kept.txt \
  && python3 -m pip install --no-cache-dir --constraint /tmp/kept.txt '.[server,text]' 'pyyaml>=6' \
- && python3 -c "import tensorrt_llm, penstock_worker.__main__; from penstock_engine.trtllm.package import check_version; check_version(tensorrt_llm.__version__)" \
+ && python3 -m pip list --format=freeze --exclude-editable > /tmp/now.txt \
+ && grep -qiE '^tensorrt[_-]llm==' /tmp/kept.txt && grep -qi '^torch==' /tmp/kept.txt \
+ && ! grep -vxFf /tmp/now.txt /tmp/kept.txt \
+ && python3 -c "import penstock_worker.__main__, penstock_worker.trtllm; from importlib.metadata import version; from penstock_engine.trtllm.package import check_version; check_version(version('tensorrt-llm'))" \
  || { echo 'the installed packages do not go together' >&2; exit 1; }
 
 # Not root: OpenMPI refuses root, and nothing here needs it.
+USER root
 RUN useradd --uid 10001 --create-home penstock \
  && install -d -o penstock -g penstock /home/penstock/.cache /etc/penstock /run/penstock
 USER penstock
@@ -36,5 +43,5 @@ ENV PYTHONUNBUFFERED=1 \
 
 EXPOSE 50061
 STOPSIGNAL SIGTERM
-ENTRYPOINT ["python3", "-m", "penstock_worker"]
-CMD ["--engine", "trtllm", "--config", "/etc/penstock/trtllm.yaml"]
+# NVIDIA's own entrypoint stays: it checks the driver, and executes the command in its place.
+CMD ["python3", "-m", "penstock_worker", "--engine", "trtllm", "--config", "/etc/penstock/trtllm.yaml"]

@@ -11,7 +11,7 @@ for the next one.
 """
 
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
 
@@ -241,7 +241,7 @@ class AdmissionQueue:
 def _planned(view: WorkerView, plan: _Plan | None) -> WorkerView:
     if plan is None:
         return view
-    return replace(view, planned_s=plan.seconds, planned=plan.requests)
+    return view._replace(planned_s=plan.seconds, planned=plan.requests)
 
 
 def _too_late(busy_s: float) -> Overloaded:

@@ -97,9 +97,7 @@ def scene(workers: Sequence[WorkerView], now: float, p: CostParams) -> Scene:
     return Scene(now, min(steps, default=0.0), delayed)
 
 
-class _Hit(NamedTuple):
-    trusted: float
-    uncached: float
+_Terms = tuple[float, float, float, float, float, float, float, float]
 
 
 def price(
@@ -110,29 +108,23 @@ def price(
     p: CostParams,
 ) -> Candidate:
     """The candidate with its terms."""
-    now, best_step_s, delayed = at
-    hit = _hit(worker, match, request.prompt_tokens)
-    ahead_s = backlog_s(worker, p)
-    prefill_s = _prefill_s(worker, hit.uncached, request.prompt_tokens)
-    pending_s = max(match.eta - now - ahead_s, 0.0) * p.pending if match.pending_tokens else 0.0
-    externality_s = p.externality * prefill_s * _others(worker, delayed, p)
-    output = min(request.max_tokens, worker.output_tokens)
-    slower = max(worker.step_s - best_step_s, 0.0) if worker.step_s else 0.0
-    tpot_s = p.tpot * output * slower
-    kv_s = p.kv_pressure * _kv_pressure(worker, hit.uncached + output, p)
-    ttft_s = worker.network_s + ahead_s + prefill_s + pending_s
-    lateness_s = p.lateness * ttft_s * ttft_s
-    wanted = worker.worker_id in request.replicas
-    replication_s = -p.replication * externality_s if wanted else 0.0
-    beside_s = lateness_s + externality_s + replication_s + tpot_s + kv_s
+    matched, coming, eta, _ = match
+    trusted = matched * worker.trust * worker.confidence
+    uncached = max(request.prompt_tokens - trusted - coming * worker.trust, 1.0)
+    pending_s = 0.0
+    if coming:
+        pending_s = max(eta - at.now - backlog_s(worker, p), 0.0) * p.pending
+    ahead_s, prefill_s, externality_s, tpot_s, kv_s, lateness_s, replication_s, total_s = _terms(
+        worker, (uncached, pending_s), request, at, p
+    )
     return Candidate(
         worker.worker_id,
         worker.epoch,
         worker.seq,
         worker.sync_state,
-        match.matched_tokens,
-        hit.trusted,
-        hit.uncached,
+        matched,
+        trusted,
+        uncached,
         worker.network_s,
         ahead_s,
         prefill_s,
@@ -140,11 +132,50 @@ def price(
         externality_s,
         tpot_s,
         kv_s,
-        ttft_s + beside_s,
+        total_s,
         worker.excluded_because,
         lateness_s,
         replication_s,
     )
+
+
+def price_uncached(worker: WorkerView, request: RoutingRequest, at: Scene, p: CostParams) -> float:
+    """Seconds in all if the worker held nothing of the prompt."""
+    uncached = max(float(request.prompt_tokens), 1.0)
+    return _terms(worker, (uncached, 0.0), request, at, p)[-1]
+
+
+def _terms(
+    worker: WorkerView,
+    work: tuple[float, float],
+    request: RoutingRequest,
+    at: Scene,
+    p: CostParams,
+) -> _Terms:
+    """Backlog, prefill, externality, TPOT, KV pressure, lateness, replication and the sum of all.
+
+    ``work``: tokens to compute, and seconds to wait for those that another request computes.
+    """
+    # This runs twice for each worker in each decision: no more calls than there must be.
+    uncached, pending_s = work
+    ahead_s = backlog_s(worker, p)
+    pairs = uncached * (request.prompt_tokens - uncached / 2)
+    prefill_s = worker.base_s + worker.slope_s * uncached + worker.pair_s * pairs
+    externality_s = p.externality * prefill_s * (at.delayed + p.shared * worker.running)
+    tpot_s = kv_s = 0.0
+    if worker.step_s > at.best_step_s:
+        output = min(request.max_tokens, worker.output_tokens)
+        tpot_s = p.tpot * output * (worker.step_s - at.best_step_s)
+    if worker.capacity_blocks:
+        output = min(request.max_tokens, worker.output_tokens)
+        kv_s = p.kv_pressure * _kv_pressure(worker, uncached + output, p)
+    ttft_s = worker.network_s + ahead_s + prefill_s + pending_s
+    lateness_s = p.lateness * ttft_s * ttft_s
+    wanted = request.replicas and worker.worker_id in request.replicas
+    replication_s = -p.replication * externality_s if wanted else 0.0
+    beside_s = lateness_s + externality_s + replication_s + tpot_s + kv_s
+    total_s = ttft_s + beside_s
+    return ahead_s, prefill_s, externality_s, tpot_s, kv_s, lateness_s, replication_s, total_s
 
 
 def worth_waiting(worker: WorkerView, match: Match, at: Scene, p: CostParams) -> Match:
@@ -165,21 +196,9 @@ def backlog_s(worker: WorkerView, p: CostParams) -> float:
     return p.backlog * (worker.slope_s * worker.backlog_tokens + base_s) + worker.planned_s
 
 
-def _prefill_s(worker: WorkerView, uncached: float, prompt_tokens: int) -> float:
-    """Linear in what is computed, and with each token's attention to those before it."""
-    pairs = uncached * (prompt_tokens - uncached / 2)
-    return worker.base_s + worker.slope_s * uncached + worker.pair_s * pairs
-
-
 def _others(worker: WorkerView, delayed: float, p: CostParams) -> float:
     """Requests, present or to come, that a second of prefill delays by a second."""
     return delayed + p.shared * worker.running
-
-
-def _hit(worker: WorkerView, match: Match, prompt_tokens: int) -> _Hit:
-    trusted = match.matched_tokens * worker.trust * worker.confidence
-    coming = match.pending_tokens * worker.trust
-    return _Hit(trusted, max(prompt_tokens - trusted - coming, 1.0))
 
 
 def _kv_pressure(worker: WorkerView, new_tokens: float, p: CostParams) -> float:

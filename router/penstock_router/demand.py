@@ -43,6 +43,9 @@ class Deepest(NamedTuple):
     holders: frozenset[str]
 
 
+NOTHING_HELD = Deepest(None, 0, _NOBODY)
+
+
 class PrefixDemand:
     """The prefixes that were asked for most in the last half minute."""
 
@@ -52,6 +55,10 @@ class PrefixDemand:
     def __len__(self) -> int:
         """Prefixes that are kept."""
         return len(self._rates)
+
+    def __contains__(self, key: int | None) -> bool:
+        """Whether this prefix is one of them."""
+        return key in self._rates
 
     def observe(self, key: int, work_s: float, now: float) -> None:
         """A request behind this prefix came, and will cost so much where it is held."""
@@ -81,10 +88,14 @@ def _seed(key: int | None) -> int:
 
 def deepest(hashes: Sequence[int], matches: Mapping[str, Match], block_tokens: int) -> Deepest:
     """The last block of a prompt that anybody holds or computes, and who does."""
-    depths = {
-        name: (m.matched_tokens + m.pending_tokens) // block_tokens for name, m in matches.items()
-    }
-    depth = max(depths.values(), default=0)
-    if not 0 < depth <= len(hashes):
-        return Deepest(None, 0, _NOBODY)
-    return Deepest(hashes[depth - 1], depth, frozenset(n for n, d in depths.items() if d == depth))
+    depth, holders = 0, list[str]()
+    for name, match in matches.items():
+        here = match.matched_tokens + match.pending_tokens
+        if here > depth:
+            depth, holders = here, [name]
+        elif here == depth:
+            holders.append(name)
+    count = depth // block_tokens
+    if not 0 < count <= len(hashes):
+        return NOTHING_HELD
+    return Deepest(hashes[count - 1], count, frozenset(holders))

@@ -8,6 +8,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 _WINDOW = 16
 _STEP_S = 0.001
+_LEAST = 4
+"""Round trips before the least of them is believed: the first ones pay for connections."""
 
 
 class Distance:
@@ -19,15 +21,18 @@ class Distance:
 
     def __init__(self) -> None:
         self._round_trips: deque[float] = deque(maxlen=_WINDOW)
+        self._seconds = 0.0
 
     @property
     def seconds(self) -> float:
-        """The round trip; 0 until one was measured."""
-        return min(self._round_trips, default=0.0) // _STEP_S * _STEP_S
+        """The round trip; 0 until a few were measured."""
+        return self._seconds
 
     def add(self, round_trip_s: float) -> None:
         """Take one measurement in."""
         self._round_trips.append(round_trip_s)
+        if len(self._round_trips) >= _LEAST:
+            self._seconds = min(self._round_trips) // _STEP_S * _STEP_S
 
     async def measure(self, channel: grpc.aio.Channel, timeout_s: float) -> None:
         """Ask for its health; a worker that does not answer tells nothing of its distance."""

@@ -9,6 +9,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import grpc
 
@@ -20,6 +21,7 @@ from penstock_core.attempts import Attempts, call_failure
 from penstock_core.auth import Principal
 from penstock_core.errors import NotSupported, NoWorker, PenstockError, Unavailable, WorkerLost
 from penstock_core.ids import new_id
+from penstock_core.pricing import add_costs
 from penstock_core.tracing import Metadata
 from penstock_router.fleet import RETRY_AFTER_S, Fleet
 from penstock_router.metrics import RouterMetrics
@@ -235,7 +237,9 @@ def _wire(
 
 
 def _joined(request_id: str, parts: Sequence[pb.EmbedResponse]) -> pb.EmbedResponse:
+    costs = [part.cost for part in parts if part.HasField("cost")]
     return pb.EmbedResponse(
+        cost=reduce(add_costs, costs) if costs else None,
         embeddings=[embedding for part in parts for embedding in part.embeddings],
         prompt_tokens=sum(part.prompt_tokens for part in parts),
         worker_ids=sorted({worker for part in parts for worker in part.worker_ids}),

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerView:
-    """One worker as the router knows it at one moment.
+class WorkerView(NamedTuple):
+    """One worker as the router knows it at one moment. A named tuple: many are made a second.
 
     Attributes:
         confidence: how far the index is believed, by sync state, in [0, 1].

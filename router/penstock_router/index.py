@@ -33,12 +33,14 @@ class PrefixIndex:
 
     Attributes:
         tree: the runs themselves.
+        version: grows with every change of what a slot holds.
     """
 
     def __init__(self) -> None:
         self.tree = RunTree()
         self._heads = self.tree.heads
         self._holders = self.tree.holders
+        self.version = 0
 
     def __len__(self) -> int:
         """Blocks that somebody holds, and those above them."""
@@ -100,6 +102,7 @@ class PrefixIndex:
         """
         if not packed:
             return
+        self.version += 1
         above, at = self._place(slot, parent, packed)
         size = len(packed)
         while at < size:
@@ -129,6 +132,7 @@ class PrefixIndex:
 
     def remove_next(self, slot: int, packed: bytes, at: int) -> int:
         """Begin (at 0) or go on with a removal: one stretch of a run; returns where to go on."""
+        self.version += 1
         whole = self.tree.ends.get(packed[:HASH_BYTES])
         if (
             whole is not None
@@ -172,6 +176,7 @@ class PrefixIndex:
 
         Its depths are not right meanwhile, which is why nobody may ask for them.
         """
+        self.version += 1
         holder, bit = self._holders[slot], 1 << slot
         if holder.leaving is None:
             holder.leaving = list(self._heads.values())

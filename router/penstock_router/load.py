@@ -34,7 +34,6 @@ _MIN_SAMPLES = 5
 class _Phase(Enum):
     RESERVED = auto()
     ADMITTED = auto()
-    DECODING = auto()
 
 
 @dataclass(slots=True)
@@ -57,7 +56,9 @@ class WorkerLoad:
         self.output_tokens = Ewma(_PRIOR_OUTPUT_TOKENS)
         self.ttft_error = Ewma(0.0)
         self._utilisation = Utilisation(_UTILISATION_WINDOW_S)
-        self._entries: dict[str, _Entry] = {}
+        # Those without a first token yet, and the ids of those that decode.
+        self._ahead: dict[str, _Entry] = {}
+        self._decoding: set[str] = set()
         self._reported_tokens = 0
         # Since when the prompt at the head is computed, as far as is known.
         self._working_since = 0.0
@@ -67,23 +68,24 @@ class WorkerLoad:
     def reserve(self, request_id: str, uncached: int, now: float, ttl_s: float) -> None:
         """A request is on its way here and will have to compute this many tokens."""
         self.version += 1
-        if not self._ahead():
+        if not self._ahead:
             self._working_since = now
-        entry = _Entry(uncached, _Phase.RESERVED, now, now + ttl_s)
-        self._entries.setdefault(request_id, entry)
+        if request_id not in self._decoding:
+            entry = _Entry(uncached, _Phase.RESERVED, now, now + ttl_s)
+            self._ahead.setdefault(request_id, entry)
 
     def release(self, request_id: str) -> None:
         """A reserved request will not come. What the worker admitted, only the worker ends."""
-        entry = self._entries.get(request_id)
+        entry = self._ahead.get(request_id)
         if entry is not None and entry.phase is _Phase.RESERVED:
             self.version += 1
-            del self._entries[request_id]
+            del self._ahead[request_id]
 
     def reset(self, events: Iterable[LedgerEvent], now: float) -> None:
         """A snapshot: what the worker says is all there is, besides what is on its way."""
         self.version += 1
-        on_the_way = {i: e for i, e in self._entries.items() if e.phase is _Phase.RESERVED}
-        self._entries = on_the_way
+        self._ahead = {i: e for i, e in self._ahead.items() if e.phase is _Phase.RESERVED}
+        self._decoding.clear()
         self._reported_tokens = 0
         for event in events:
             self.apply(event, now)
@@ -99,9 +101,8 @@ class WorkerLoad:
             case PrefillDone():
                 self._prefill_done(event, now)
             case Finished():
-                entry = self._entries.pop(event.request_id, None)
-                if entry is not None and entry.phase is not _Phase.DECODING:
-                    self._leaves_backlog(entry)
+                self._decoding.discard(event.request_id)
+                self._leaves_backlog(event.request_id)
                 if not event.aborted:
                     self.output_tokens.add(event.output_tokens)
 
@@ -111,16 +112,17 @@ class WorkerLoad:
         self.report = load
         self._reported_tokens = load.queued_prefill_tokens
         self._working_since = now
-        for entry in self._entries.values():
-            if entry.phase is not _Phase.DECODING:
-                arrived = entry.phase is _Phase.ADMITTED or now - entry.since > _REPORT_LAG_S
-                entry.reported = arrived and load.queued_prefill_tokens > 0
+        for entry in self._ahead.values():
+            arrived = entry.phase is _Phase.ADMITTED or now - entry.since > _REPORT_LAG_S
+            entry.reported = arrived and load.queued_prefill_tokens > 0
 
     def expire(self, now: float) -> None:
         """Forget reservations of requests that never came."""
-        for request_id in [i for i, e in self._entries.items() if e.expires <= now]:
+        if not self._ahead:
+            return
+        for request_id in [i for i, e in self._ahead.items() if e.expires <= now]:
             self.version += 1
-            del self._entries[request_id]
+            del self._ahead[request_id]
 
     def observe_hit(self, predicted: int, actual: int) -> None:
         """What was promised against what was there."""
@@ -139,25 +141,24 @@ class WorkerLoad:
 
     def backlog_tokens(self) -> int:
         """Prompt tokens to be computed here before a new request's."""
-        ahead = self._ahead()
+        ahead = self._ahead.values()
         return self._reported_tokens + sum(e.uncached for e in ahead if not e.reported)
 
     def worked_tokens(self, now: float) -> float:
         """Of the backlog, what has been computed since it was last told of: at most one prompt."""
-        ahead = self._ahead()
-        if not ahead:
+        if not self._ahead:
             return 0.0
-        head = min(ahead, key=lambda e: (e.phase is _Phase.RESERVED, e.since))
+        head = min(self._ahead.values(), key=lambda e: (e.phase is _Phase.RESERVED, e.since))
         _, slope_s = self.prefill_line()
         return min((now - self._working_since) / max(slope_s, 1e-9), head.uncached)
 
     def waiting(self) -> int:
         """Requests that have no first token yet."""
-        return max(len(self._ahead()), self.report.waiting)
+        return max(len(self._ahead), self.report.waiting)
 
     def running(self) -> int:
         """Requests that decode."""
-        return sum(e.phase is _Phase.DECODING for e in self._entries.values())
+        return len(self._decoding)
 
     def utilisation(self, now: float) -> float:
         """Share of the time spent in prefill."""
@@ -170,36 +171,31 @@ class WorkerLoad:
             return _PRIOR_BASE_S, 1 / rate
         return self.prefill.base_s, self.prefill.slope_s
 
-    def _ahead(self) -> list[_Entry]:
-        return [e for e in self._entries.values() if e.phase is not _Phase.DECODING]
-
     def _admitted(self, event: Admitted, now: float) -> None:
         uncached = event.prompt_tokens - event.cached_tokens
-        if not any(e.phase is _Phase.ADMITTED for e in self._entries.values()):
+        if not any(e.phase is _Phase.ADMITTED for e in self._ahead.values()):
             self._working_since = now
-        entry = self._entries.get(event.request_id)
+        # One that was preempted has decoded before.
+        self._decoding.discard(event.request_id)
+        entry = self._ahead.get(event.request_id)
         if entry is None:
-            entry = self._entries[event.request_id] = _Entry(uncached, _Phase.ADMITTED, now)
+            entry = self._ahead[event.request_id] = _Entry(uncached, _Phase.ADMITTED, now)
         entry.uncached, entry.phase, entry.expires = uncached, _Phase.ADMITTED, float("inf")
 
     def _prefill_done(self, event: PrefillDone, now: float) -> None:
-        entry = self._entries.get(event.request_id)
-        if entry is None:
-            entry = self._entries[event.request_id] = _Entry(0, _Phase.ADMITTED, now)
-        if entry.phase is not _Phase.DECODING:
-            self._leaves_backlog(entry)
+        self._leaves_backlog(event.request_id)
+        self._decoding.add(event.request_id)
         self._working_since = now
-        entry.phase, entry.expires = _Phase.DECODING, float("inf")
         if event.computed_tokens > 0 and event.prefill_s > 0:
             self.prefill.add(event.computed_tokens, event.cached_tokens, event.prefill_s)
             self._utilisation.add(event.prefill_s, now)
 
-    def _leaves_backlog(self, entry: _Entry) -> None:
-        if not entry.reported:
+    def _leaves_backlog(self, request_id: str) -> None:
+        entry = self._ahead.pop(request_id, None)
+        if entry is None or not entry.reported:
             return
-        others = sum(e.uncached for e in self._ahead() if e.reported and e is not entry)
+        others = sum(e.uncached for e in self._ahead.values() if e.reported)
         # The report may have counted part of it as done already: never take from the others.
         self._reported_tokens = max(
             self._reported_tokens - entry.uncached, min(self._reported_tokens, others)
         )
-        entry.reported = False

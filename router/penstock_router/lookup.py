@@ -1,25 +1,82 @@
 """What the index and the pending table say about a prompt, worker by worker."""
 
+from typing import NamedTuple
+
 from penstock_core import blocks
-from penstock_router.demand import deepest
+from penstock_router.demand import NOTHING_HELD, Deepest, deepest
 from penstock_router.facts import Match, RoutingRequest
-from penstock_router.policy import first_divergent
 from penstock_router.prompts import PreparedRequest
 from penstock_router.tracked import Picture, TrackedWorker
 
 
-def look_up(
-    picture: Picture, prepared: PreparedRequest, excluded: frozenset[str]
-) -> RoutingRequest:
-    """What each worker holds and computes of the prompt."""
+class _Found(NamedTuple):
+    """What a look-up gave, and of which state: equal ``versions``, equal answers."""
+
+    versions: tuple[int, int]
+    matches: dict[str, Match]
+    num_blocks: int
+    divergent: int | None
+    hot: Deepest
+    members: tuple[TrackedWorker, ...]
+
+
+class PromptLookup:
+    """One request's look-ups. The last answer is kept while nothing has changed."""
+
+    def __init__(self, picture: Picture, prepared: PreparedRequest) -> None:
+        self._picture = picture
+        self._prepared = prepared
+        self._found: _Found | None = None
+
+    def request(self, excluded: frozenset[str]) -> RoutingRequest:
+        """What each worker holds and computes of the prompt."""
+        found, prepared, demand = self._look(), self._prepared, self._picture.demand
+        replicas: frozenset[str] = frozenset()
+        if found.hot.key in demand:
+            names = [w.worker_id for w in found.members]
+            now = self._picture.clock()
+            replicas = demand.replicas(found.hot.key, found.hot.holders, names, now)
+        return RoutingRequest(
+            request_id=prepared.request.request_id,
+            model=prepared.request.model,
+            prompt_tokens=prepared.prefix_tokens,
+            num_blocks=found.num_blocks,
+            matches=found.matches,
+            divergent=found.divergent,
+            max_tokens=prepared.max_tokens,
+            excluded=excluded,
+            replicas=replicas,
+        )
+
+    def arrived(self) -> float:
+        """The request is new: its prefix is asked for. Returns the least seconds of its prefill."""
+        found, prepared = self._look(), self._prepared
+        holders = found.hot.holders
+        worker = next((w for w in found.members if not holders or w.worker_id in holders), None)
+        if worker is None or worker.facts is None:
+            return 0.0
+        held = found.hot.blocks * worker.facts.block_tokens
+        base_s, slope_s = worker.load.prefill_line()
+        work_s = base_s + slope_s * (prepared.prefix_tokens - held)
+        if found.hot.key is not None:
+            self._picture.demand.observe(found.hot.key, work_s, self._picture.clock())
+        return work_s
+
+    def _look(self) -> _Found:
+        versions = (self._picture.index.version, self._picture.pending.version)
+        if self._found is None or self._found.versions != versions:
+            self._found = _look_up(self._picture, self._prepared, versions)
+        return self._found
+
+
+def _look_up(picture: Picture, prepared: PreparedRequest, versions: tuple[int, int]) -> _Found:
     groups: dict[tuple[str, int], list[TrackedWorker]] = {}
     for worker in prepared.workers:
-        if worker.facts is not None:
-            key = (worker.facts.model_revision, worker.facts.block_tokens)
-            groups.setdefault(key, []).append(worker)
+        facts = worker.facts
+        if facts is not None:
+            groups.setdefault((facts.model_revision, facts.block_tokens), []).append(worker)
     matches: dict[str, Match] = {}
-    num_blocks, divergent = 0, None
-    replicas: frozenset[str] = frozenset()
+    longest, hot, most = memoryview(b"").cast("Q"), NOTHING_HELD, list[TrackedWorker]()
     for (_, block_tokens), members in groups.items():
         facts = members[0].facts
         assert facts is not None
@@ -28,41 +85,11 @@ def look_up(
         found = _match(picture, members, chain, block_tokens)
         matches |= found
         hashes = memoryview(chain).cast("Q")
-        if len(hashes) > num_blocks:
-            num_blocks = len(hashes)
-            divergent = first_divergent(hashes, list(found.values()), block_tokens)
+        if len(hashes) > len(longest) or not most:
+            longest, most = hashes, members
             hot = deepest(hashes, found, block_tokens)
-            names = [w.worker_id for w in members]
-            replicas = picture.demand.replicas(hot.key, hot.holders, names, picture.clock())
-    return RoutingRequest(
-        request_id=prepared.request.request_id,
-        model=prepared.request.model,
-        prompt_tokens=prepared.prefix_tokens,
-        num_blocks=num_blocks,
-        matches=matches,
-        divergent=divergent,
-        max_tokens=prepared.max_tokens,
-        excluded=excluded,
-        replicas=replicas,
-    )
-
-
-def observe_demand(picture: Picture, prepared: PreparedRequest) -> None:
-    """A request came: its prefix is asked for, and will cost its holders what nobody holds."""
-    members = [w for w in prepared.workers if w.facts is not None]
-    if not members or members[0].facts is None:
-        return
-    facts = members[0].facts
-    block_tokens = facts.block_tokens
-    usable = blocks.reusable_blocks(prepared.prefix_tokens, block_tokens)
-    chain = prepared.hashes(facts)[: usable * blocks.HASH_BYTES]
-    found = _match(picture, members, chain, block_tokens)
-    hot = deepest(memoryview(chain).cast("Q"), found, block_tokens)
-    holder = next((w for w in members if w.worker_id in hot.holders), None)
-    if hot.key is not None and holder is not None:
-        base_s, slope_s = holder.load.prefill_line()
-        work_s = base_s + slope_s * (prepared.prefix_tokens - hot.blocks * block_tokens)
-        picture.demand.observe(hot.key, work_s, picture.clock())
+    divergent = longest[hot.blocks] if hot.blocks < len(longest) else None
+    return _Found(versions, matches, len(longest), divergent, hot, tuple(most))
 
 
 def _match(
@@ -74,6 +101,10 @@ def _match(
     for worker in members:
         slot, worker_id = worker.sync.slot, worker.worker_id
         depth = depths[slot] if slot is not None else 0
+        if not pending.is_any_at(worker_id):
+            if depth:
+                matches[worker_id] = Match(depth * block_tokens)
+            continue
         extent = pending.extent(worker_id, chain, depth)
         if depth or extent.blocks:
             matches[worker_id] = Match(

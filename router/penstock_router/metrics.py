@@ -42,6 +42,24 @@ class RouterMetrics:
             sc.RESUMES, unit="{attempt}", description="Streams that went on on another worker."
         )
 
+        self._over_budget = meter.create_counter(
+            sc.BUDGET_REFUSALS, unit="{request}", description="Refused: the budget is spent."
+        )
+
+    def over_budget(self, tenant: str) -> None:
+        """A request was refused because its tenant's budget is spent."""
+        self._over_budget.add(1, {sc.TENANT: tenant})
+
+    def watch_budgets(self, shares: Callable[[], Mapping[str, float]]) -> None:
+        """Read how much of each tenant's budget is spent whenever metrics are collected."""
+
+        def spent(_options: CallbackOptions) -> Iterable[Observation]:
+            return [Observation(share, {sc.TENANT: tenant}) for tenant, share in shares().items()]
+
+        self._meter.create_observable_gauge(
+            sc.BUDGET_SPENT, [spent], description="Part of the budget that is spent, by tenant."
+        )
+
     def decided(self, seconds: float) -> None:
         """A decision was made."""
         self._decision.record(seconds)

@@ -59,6 +59,8 @@ class PendingTable:
     def __init__(self) -> None:
         self._by_worker: dict[str, dict[str, _Run]] = {}
         self._by_request: dict[str, _Run] = {}
+        # Grows with every change of what is under way.
+        self.version = 0
 
     def __len__(self) -> int:
         """Requests whose blocks are under way."""
@@ -77,9 +79,14 @@ class PendingTable:
         chain, depth = work
         if depth * HASH_BYTES >= len(chain):
             return
+        self.version += 1
         run = _Run(worker_id, request_id, *times, chain, depth * HASH_BYTES)
         self._by_request[request_id] = run
         self._by_worker.setdefault(worker_id, {})[request_id] = run
+
+    def is_any_at(self, worker_id: str) -> bool:
+        """Whether anything is under way on a worker."""
+        return worker_id in self._by_worker
 
     def extent(self, worker_id: str, chain: bytes, depth: int) -> PendingMatch:
         """How many blocks beyond the first ``depth`` are under way on a worker, without a gap."""
@@ -114,6 +121,7 @@ class PendingTable:
             at = packed.find(run.chain[run.begin : run.begin + HASH_BYTES])
             if at >= 0:
                 hit = True
+                self.version += 1
                 run.begin += common(packed, at, run.chain, run.begin)
         return hit
 
@@ -150,6 +158,7 @@ class PendingTable:
             self._end(run)
 
     def _end(self, run: _Run) -> None:
+        self.version += 1
         del self._by_request[run.request_id]
         here = self._by_worker[run.worker_id]
         del here[run.request_id]

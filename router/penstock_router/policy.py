@@ -10,7 +10,15 @@ from collections.abc import Mapping, Sequence
 
 import xxhash
 
-from penstock_router.cost import CostParams, Scene, backlog_s, price, scene, worth_waiting
+from penstock_router.cost import (
+    CostParams,
+    Scene,
+    backlog_s,
+    price,
+    price_uncached,
+    scene,
+    worth_waiting,
+)
 from penstock_router.facts import (
     NO_MATCH,
     Candidate,
@@ -42,17 +50,20 @@ def decide(
         seed: breaks ties where no cache is at stake.
         params: the policy's parameters.
     """
-    open_to = [w for w in workers if not _why_not(w, request)]
-    refused = [_refused(w, request) for w in workers if _why_not(w, request)]
+    shut = request.excluded
+    open_to = [w for w in workers if not w.excluded_because and w.worker_id not in shut]
+    refused: list[Candidate] = []
+    if len(open_to) < len(workers):
+        refused = [_refused(w, request) for w in workers if _why_not(w, request)]
     if not open_to:
         return Decision(None, tuple(refused), "no worker can take it")
     at = scene(open_to, now, params)
     found = request.matches
     open_to = _shortlist(open_to, found, params)
     matches = {
-        w.worker_id: worth_waiting(w, found[w.worker_id], at, params)
+        w.worker_id: worth_waiting(w, m, at, params) if m.pending_tokens else m
         for w in open_to
-        if w.worker_id in found
+        if (m := found.get(w.worker_id)) is not None
     }
     by_worker = [price(w, matches.get(w.worker_id, NO_MATCH), request, at, params) for w in open_to]
     priced = sorted(by_worker, key=lambda c: (c.total_s, c.worker_id))
@@ -98,11 +109,11 @@ def _without_affinity(
     """The candidate, at its true price, that would win if nobody held anything."""
     request, seed, at, params = inputs
     blind = [  # where nothing is cached, the price is the same
-        price(w, NO_MATCH, request, at, params) if w.worker_id in matches else c
+        price_uncached(w, request, at, params) if w.worker_id in matches else c.total_s
         for w, c in zip(workers, priced, strict=True)
     ]
-    least = min(c.total_s for c in blind)
-    equals = [c for b, c in zip(blind, priced, strict=True) if b.total_s == least]
+    least = min(blind)
+    equals = [c for total_s, c in zip(blind, priced, strict=True) if total_s == least]
     return max(equals, key=lambda c: _rendezvous(c, request, seed))
 
 

@@ -18,8 +18,11 @@ from penstock_core.interceptors import ServerInterceptor
 from penstock_core.registry import open_registry
 from penstock_core.rpc import RpcServer
 from penstock_core.settings import SettingsError
+from penstock_core.spending import SpendingLedger
+from penstock_router.budgets import Budgets
 from penstock_router.catalog import Catalog
 from penstock_router.changes import Changes
+from penstock_router.costs import CostReports
 from penstock_router.decision_log import write_decisions
 from penstock_router.decisions import DecisionBook
 from penstock_router.embedding import Embedder
@@ -82,13 +85,15 @@ async def running_router(settings: RouterSettings) -> AsyncIterator[RunningRoute
     router = Router(picture, fleet.changes, settings.lease_secret.encode(), policies)
     picture.metrics.watch_queue(router.waiting)
     picture.metrics.watch_calibration(fleet.calibration)
-    routing = RouterRouting(preparer, router, fleet, picture.book)
+    reports = _reports(settings, keys, picture.metrics)
+    routing = RouterRouting(preparer, router, fleet, picture.book, reports)
     forwarder = _forwarder(settings, preparer, router, fleet)
     embedder = Embedder(preparer, router, fleet, picture.metrics, picture.clock)
-    inference = RouterInference(preparer, forwarder, embedder, places, texts)
+    inference = RouterInference(preparer, forwarder, embedder, places, texts, reports.budgets)
     server = _server(keys, inference, routing, shares_port=settings.shares_port)
     port = server.bind(settings.listen)
-    work = [fleet.run(), router.room.run()]
+    await reports.budgets.read()
+    work = [fleet.run(), router.room.run(), reports.budgets.run()]
     if settings.decision_log:
         work.append(write_decisions(picture.book, Path(settings.decision_log)))
     endpoint = _endpoint(settings.listen, port)
@@ -103,6 +108,16 @@ async def running_router(settings: RouterSettings) -> AsyncIterator[RunningRoute
                 await server.stop(settings.grace_s, settings.linger_s)
     finally:
         await registry.close()
+        await reports.close()
+
+
+def _reports(settings: RouterSettings, keys: KeyRing, metrics: RouterMetrics) -> CostReports:
+    if keys.budgets and not settings.registry_url:
+        raise SettingsError(
+            "keys have budgets, and what is spent is kept in Redis: set PENSTOCK_ROUTER_REGISTRY_URL"
+        )
+    ledger = SpendingLedger(settings.registry_url) if settings.registry_url else None
+    return CostReports(ledger, Budgets(keys.budgets, ledger, metrics))
 
 
 def _picture(settings: RouterSettings) -> Picture:

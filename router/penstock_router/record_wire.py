@@ -8,7 +8,7 @@ from penstock_router.cost import CostParams
 from penstock_router.decisions import Inputs
 from penstock_router.facts import NO_MATCH, Match, RoutingRequest, WorkerView
 
-_VIEW_FIELDS = tuple(f.name for f in fields(WorkerView))
+_VIEW_FIELDS = WorkerView._fields
 _PARAMETERS = tuple(f.name for f in fields(CostParams))
 
 

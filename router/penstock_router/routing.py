@@ -22,7 +22,7 @@ from penstock_router.cost import CostParams
 from penstock_router.decisions import DecisionRecord, Inputs
 from penstock_router.facts import Candidate, RoutingRequest, WorkerView
 from penstock_router.fleet import RETRY_AFTER_S
-from penstock_router.lookup import look_up, observe_demand
+from penstock_router.lookup import PromptLookup
 from penstock_router.pending import Times
 from penstock_router.policy import decide
 from penstock_router.prompts import PreparedRequest
@@ -115,8 +115,8 @@ class Router:
                 deadline_s=attempt.deadline,
                 has_begun=prepared.request.resume.attempt > 0,
             )
-            observe_demand(self.picture, prepared)
             visitor = _Visitor(self, prepared, attempt, span)
+            ticket.work_s = visitor.lookup.arrived()
             kind, metrics = ticket.priority.name.lower(), self.picture.metrics
             try:
                 routed = await self.room.place(ticket, visitor, self._undo)
@@ -217,6 +217,7 @@ class _Visitor:
         self._prepared = prepared
         self._attempt = attempt
         self._span = span
+        self.lookup = PromptLookup(router.picture, prepared)
         self._trace_id = tracing.current_trace_id()
         self._pool = tuple(w.worker_id for w in prepared.workers)
         self._arrived_s = router.picture.clock()
@@ -239,7 +240,7 @@ class _Visitor:
 
     def request(self, now: float) -> RoutingRequest:
         """What each holds."""
-        return look_up(self._router.picture, self._prepared, self._attempt.excluded)
+        return self.lookup.request(self._attempt.excluded)
 
     def seed(self) -> int:
         """Kept, for the record."""

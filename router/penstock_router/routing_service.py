@@ -15,6 +15,7 @@ from penstock_core.errors import InvalidRequest, NotFound, NoWorker
 from penstock_core.ids import new_id
 from penstock_core.interceptors import principal
 from penstock_router import translate
+from penstock_router.costs import CostReports
 from penstock_router.decisions import DecisionBook, DecisionRecord
 from penstock_router.fleet import Fleet
 from penstock_router.load import RESERVATION_TTL_S
@@ -39,6 +40,7 @@ class RouterRouting(routing_service_pb2_grpc.RoutingServiceServicer):
         router: Router,
         fleet: Fleet,
         book: DecisionBook,
+        reports: CostReports,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._preparer = preparer
@@ -46,6 +48,7 @@ class RouterRouting(routing_service_pb2_grpc.RoutingServiceServicer):
         self._fleet = fleet
         self._book = book
         self._clock = clock
+        self._reports = reports
         self._closed = False
 
     def close(self) -> None:
@@ -59,7 +62,9 @@ class RouterRouting(routing_service_pb2_grpc.RoutingServiceServicer):
         """Choose a worker for a client that streams from it directly."""
         wanted = request.request
         tried = frozenset(request.excluded_worker_ids)
-        prepared = await self._preparer.prepare(wanted, principal.get(), tried)
+        caller = principal.get()
+        self._reports.budgets.check(caller.tenant, has_begun=bool(wanted.resume.choices))
+        prepared = await self._preparer.prepare(wanted, caller, tried)
         logs.request_id.set(wanted.request_id)
         left = time_left(context)
         attempt = Attempt(
@@ -139,6 +144,12 @@ class RouterRouting(routing_service_pb2_grpc.RoutingServiceServicer):
                     yield pb.WatchDecisionsResponse(decision=translate.decision_message(entry))
                 else:
                     yield pb.WatchDecisionsResponse(outcome=translate.outcome_message(entry))
+
+    async def ListCosts(  # noqa: N802
+        self, request: pb.ListCostsRequest, context: _Context
+    ) -> pb.ListCostsResponse:
+        """What tenants took of workers."""
+        return await self._reports.report(request, principal.get())
 
     def _statuses(self, model: str = "") -> list[pb.WorkerStatus]:
         now = self._clock()

@@ -17,6 +17,8 @@ _MAX_HINTS = 4096
 _SUSPECTS = 1 << 16
 _MOST_LEFT_BEHIND = 64
 _MOST_CHANGED = 256
+# So many are looked for one by one.
+_FEW_STARTS = 4
 _LOW_BITS = np.dtype("<u2")
 
 
@@ -118,10 +120,10 @@ class RunTree:
             if end:
                 self._cut(run, end)
                 return
-            run.full = 0
+            self._trim(self._free(run))
         else:
             self.hold(slot, run, run.held(slot), end)
-        self._trim(run)
+            self._trim(run)
 
     def hold(self, slot: int, run: Run, held: int, now: int) -> None:
         """A slot that held so many bytes of a run holds ``now`` of them."""
@@ -147,7 +149,7 @@ class RunTree:
         self, slot: int, above: Run | None, parent: bytes, packed: bytes
     ) -> tuple[Run | None, int]:
         """New blocks below a run. Returns where they are and how many bytes were taken in."""
-        if above is None:
+        if above is None and parent not in self.starts:
             self._suspect[int.from_bytes(parent[:2], "little")] = True
         packed, awaited = self._until_awaited(above, parent, packed)
         if not packed or packed[-HASH_BYTES:] in self.ends:
@@ -185,6 +187,10 @@ class RunTree:
 
     def _until_awaited(self, above: Run | None, parent: bytes, packed: bytes) -> tuple[bytes, bool]:
         """New blocks up to the first that other runs wait for, and whether there is one."""
+        starts = self.starts
+        is_quick = len(starts) <= _FEW_STARTS and parent not in packed
+        if is_quick and not any(start in packed for start in starts):
+            return packed, False
         hits = self._suspect.take(np.frombuffer(packed, _LOW_BITS)[::4])
         if not hits[hits.argmax()]:
             return packed, False

@@ -10,6 +10,7 @@ from penstock.inference.v1 import generate_pb2, inference_service_pb2, inference
 from penstock_core import blocks, logs, validation
 from penstock_core.errors import InvalidRequest, ModelNotFound
 from penstock_core.interceptors import principal
+from penstock_router.budgets import Budgets
 from penstock_router.embedding import Embedder
 from penstock_router.forward import Forwarder
 from penstock_router.frames import WorkerFacts
@@ -34,7 +35,9 @@ class RouterInference(inference_service_pb2_grpc.InferenceServiceServicer):
         embedder: Embedder,
         places: Places,
         texts: TextLibrary,
+        budgets: Budgets,
     ) -> None:
+        self._budgets = budgets
         self._preparer = preparer
         self._forwarder = forwarder
         self._embedder = embedder
@@ -45,7 +48,9 @@ class RouterInference(inference_service_pb2_grpc.InferenceServiceServicer):
         self, request: generate_pb2.GenerateRequest, context: _Context
     ) -> AsyncIterator[bytes]:
         """Stream tokens from the worker that was chosen."""
-        prepared = await self._preparer.prepare(request, principal.get())
+        caller = principal.get()
+        self._budgets.check(caller.tenant, has_begun=bool(request.resume.choices))
+        prepared = await self._preparer.prepare(request, caller)
         logs.request_id.set(request.request_id)
         stream = self._forwarder.generate(prepared, time_left(context))
         try:
@@ -58,6 +63,7 @@ class RouterInference(inference_service_pb2_grpc.InferenceServiceServicer):
         self, request: inference_service_pb2.EmbedRequest, context: _Context
     ) -> inference_service_pb2.EmbedResponse:
         """Have workers embed the inputs, each part where it is done soonest."""
+        self._budgets.check(principal.get().tenant)
         return await self._embedder.embed(request, principal.get(), time_left(context))
 
     async def Tokenize(  # noqa: N802

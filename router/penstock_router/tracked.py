@@ -30,8 +30,9 @@ CONFIDENCE = {SyncState.LIVE: 1.0, SyncState.SYNCING: 0.7, SyncState.STALE: 0.3}
 # Engines tell of a first token and of the blocks behind it on two ways.
 _SETTLE_S = 0.25
 _ADMITTED_TTL_S = 120.0
-# Its utilisation fades, and its backlog shrinks, with time alone.
-_VIEW_AGE_S = 0.01
+# With time alone a backlog shrinks, and a utilisation fades.
+_BUSY_VIEW_AGE_S = 0.01
+_IDLE_VIEW_AGE_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ class TrackedWorker:
         self.distance = Distance()
         self._view: WorkerView | None = None
         self._view_key: tuple[int, int, str, SyncState, str] | None = None
-        self._view_at = 0.0
+        self._view_until = 0.0
 
     @property
     def facts(self) -> WorkerFacts | None:
@@ -89,7 +90,9 @@ class TrackedWorker:
 
     def why_not(self, now: float) -> str:
         """Why no request can go there; empty if it can."""
-        state = self.sync.state(now)
+        return self._why_not(self.sync.state(now), now)
+
+    def _why_not(self, state: SyncState, now: float) -> str:
         if self.sync.facts is not None:
             self.breaker.seen(self.sync.facts.epoch)
         if state in (SyncState.COLD, SyncState.DEAD):
@@ -102,17 +105,22 @@ class TrackedWorker:
 
     def view(self, now: float, excluded_because: str = "") -> WorkerView:
         """What a decision sees of it; the same object while nothing has changed."""
-        state, why = self.sync.state(now), excluded_because or self.why_not(now)
+        state = self.sync.state(now)
+        why = excluded_because or self._why_not(state, now)
         epoch = self.sync.facts.epoch if self.sync.facts else ""
         key = (self.load.version, self.sync.seq, epoch, state, why)
-        if self._view is None or key != self._view_key or now - self._view_at > _VIEW_AGE_S:
-            self._view, self._view_key, self._view_at = self._look(state, why, now), key, now
+        if self._view is None or key != self._view_key or now >= self._view_until:
+            age_s = _BUSY_VIEW_AGE_S if self.load.waiting() else _IDLE_VIEW_AGE_S
+            self._view, self._view_key = self._look(state, why, now), key
+            self._view_until = now + age_s
         return self._view
 
     def _look(self, state: SyncState, why: str, now: float) -> WorkerView:
         load, facts = self.load, self.sync.facts
         base_s, slope_s = load.prefill_line()
-        report = load.report
+        report, backlog = load.report, load.backlog_tokens()
+        if backlog:
+            backlog = max(int(backlog - load.worked_tokens(now)), 0)
         return WorkerView(
             worker_id=self.worker_id,
             # Known from the beginning of a snapshot on; leases must name it even then.
@@ -122,7 +130,7 @@ class TrackedWorker:
             confidence=CONFIDENCE.get(state, 0.0),
             trust=load.trust_factor,
             network_s=self.distance.seconds + self._picture.zones.network_s(facts),
-            backlog_tokens=max(int(load.backlog_tokens() - load.worked_tokens(now)), 0),
+            backlog_tokens=backlog,
             running=load.running(),
             waiting=load.waiting(),
             base_s=base_s,

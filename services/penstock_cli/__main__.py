@@ -8,6 +8,7 @@ from penstock_cli.commands import (
     batch,
     bench,
     chat,
+    cost,
     demo,
     doctor,
     embed,
@@ -41,6 +42,7 @@ def build_app() -> typer.Typer:
     app.add_typer(batch.app, name="batch")
     app.add_typer(bench.app, name="bench")
     app.command(epilog=fleet.EPILOG)(fleet.fleet)
+    app.command(epilog=cost.EPILOG)(cost.cost)
     app.command(epilog=explain.EPILOG)(explain.explain)
     app.command(epilog=doctor.EPILOG)(doctor.doctor)
     app.command(epilog=simulate.EPILOG)(simulate.simulate)

@@ -22,6 +22,7 @@ from penstock_client.options import (
 from penstock_client.results import (
     Choice,
     Completed,
+    Cost,
     Delta,
     Embeddings,
     Finished,
@@ -42,6 +43,7 @@ __all__ = [
     "Client",
     "Completed",
     "Constraint",
+    "Cost",
     "Delta",
     "Embeddings",
     "Finished",

@@ -244,6 +244,21 @@ class AsyncClient:
         call = self._routing.ExplainDecision(request, timeout=_SHORT_S, metadata=self._metadata())
         return await answered(call)
 
+    async def costs(
+        self, first_day: str = "", last_day: str = "", *, tenant: str = "", model: str = ""
+    ) -> routing_service_pb2.ListCostsResponse:
+        """What tenants took of workers, by UTC day (2026-01-31; empty is today), tenant and model.
+
+        Raises:
+            PermissionDenied: another tenant's are asked for without a service key.
+            NotSupported: the router keeps none.
+        """
+        request = routing_service_pb2.ListCostsRequest(
+            first_day=first_day, last_day=last_day, tenant=tenant, model=model
+        )
+        call = self._routing.ListCosts(request, timeout=_SHORT_S, metadata=self._metadata())
+        return await answered(call)
+
     def _metadata(self) -> Metadata:
         return outgoing(*self._credentials)
 

@@ -71,6 +71,16 @@ class Usage:
     drafted_tokens: int = 0
     accepted_draft_tokens: int = 0
 
+    @property
+    def acceptance_rate(self) -> float | None:
+        """Share of drafts that were accepted; None if there were none."""
+        return self.accepted_draft_tokens / self.drafted_tokens if self.drafted_tokens else None
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Tokens that a sample gained in a decode step: its own and the accepted drafts."""
+        return self.completion_tokens / max(self.completion_tokens - self.accepted_draft_tokens, 1)
+
 
 @dataclass(frozen=True, slots=True)
 class Timing:
@@ -85,6 +95,16 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True)
+class Cost:
+    """What a request cost: ``amount`` in whole units of the currency, and the workers' seconds."""
+
+    amount: float
+    currency: str
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Vote:
     """Result of a majority vote over the samples."""
 
@@ -96,13 +116,17 @@ class Vote:
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """All samples ended; always the last event. A kept answer is ``response_age_s`` old."""
+    """All samples ended; always the last event. A kept answer is ``response_age_s`` old.
+
+    ``cost`` is None if workers have no price.
+    """
 
     usage: Usage
     timing: Timing
     vote: Vote | None = None
     from_response_cache: bool = False
     response_age_s: float = 0.0
+    cost: Cost | None = None
 
 
 StreamEvent = Started | Delta | Finished | Completed
@@ -130,6 +154,7 @@ class Generation:
     timing: Timing
     vote: Vote | None = None
     from_response_cache: bool = False
+    cost: Cost | None = None
 
     @property
     def text(self) -> str:
@@ -165,6 +190,7 @@ class Embeddings:
     prompt_tokens: int
     worker_ids: tuple[str, ...] = ()
     request_id: str = ""
+    cost: Cost | None = None
 
 
 @dataclass(slots=True)
@@ -216,7 +242,13 @@ class Collector:
         choices = tuple(self._parts[i].choice(i) for i in sorted(self._parts))
         done = self._completed
         return Generation(
-            self._started, choices, done.usage, done.timing, done.vote, done.from_response_cache
+            started=self._started,
+            choices=choices,
+            usage=done.usage,
+            timing=done.timing,
+            vote=done.vote,
+            from_response_cache=done.from_response_cache,
+            cost=done.cost,
         )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import cast
 
-from penstock.common.v1 import chat_pb2, sampling_pb2, tokens_pb2
+from penstock.common.v1 import chat_pb2, sampling_pb2, tokens_pb2, usage_pb2
 from penstock.inference.v1 import generate_pb2, inference_service_pb2
 from penstock_client import results
 from penstock_client.options import (
@@ -92,6 +92,7 @@ def from_embed_response(wire: inference_service_pb2.EmbedResponse) -> results.Em
         wire.prompt_tokens,
         tuple(wire.worker_ids),
         wire.request_id,
+        _cost(wire.cost) if wire.HasField("cost") else None,
     )
 
 
@@ -238,4 +239,10 @@ def _completed(wire: generate_pb2.Completed) -> results.Completed:
     if wire.HasField("vote"):
         v = wire.vote
         vote = results.Vote(v.choice_index, v.answer, v.votes, v.total)
-    return results.Completed(usage, timing, vote, wire.from_response_cache, wire.response_age_s)
+    cost = _cost(wire.cost) if wire.HasField("cost") else None
+    kept = wire.from_response_cache
+    return results.Completed(usage, timing, vote, kept, wire.response_age_s, cost)
+
+
+def _cost(wire: usage_pb2.Cost) -> results.Cost:
+    return results.Cost(wire.amount, wire.currency, wire.prefill_s, wire.decode_s)

@@ -9,10 +9,11 @@ import hashlib
 import json
 import secrets
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+from penstock_core.budgets import Budget, read_budgets
 from penstock_core.errors import PermissionDenied, Unauthenticated
 
 DEFAULT_TENANT = "default"
@@ -33,6 +34,8 @@ class KeyRing:
     """API keys by the SHA-256 of their text. An empty ring admits everybody."""
 
     by_digest: Mapping[str, Principal]
+    budgets: Mapping[str, Budget] = field(default_factory=dict)
+    """What tenants may spend, by tenant; see ``penstock_core.budgets``."""
 
     @classmethod
     def open_to_all(cls) -> Self:
@@ -41,7 +44,7 @@ class KeyRing:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read ``{"keys": [{"sha256": ..., "tenant": ..., "service": false}]}``.
+        """Read ``{"keys": [{"sha256": ..., "tenant": ..., "service": false, "budget": {...}}]}``.
 
         Raises:
             ValueError: the file does not have this form.
@@ -54,11 +57,12 @@ class KeyRing:
                 )
                 for entry in entries
             }
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            budgets = read_budgets(entries)
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} is no key file: {error}") from error
         if not ring:
             raise ValueError(f"{path} holds no key; leave the setting empty to admit everybody")
-        return cls(ring)
+        return cls(ring, budgets)
 
     def authenticate(self, headers: Mapping[str, str]) -> Principal:
         """The caller behind a request's headers (lower-case names).

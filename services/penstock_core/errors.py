@@ -151,6 +151,12 @@ class QuotaExceeded(Overloaded):
         self.subject = subject
 
 
+class BudgetSpent(QuotaExceeded):
+    """The tenant's budget of this period is spent."""
+
+    slug = "budget_spent"
+
+
 class LeaseStale(Rejected):
     """The lease expired or names an earlier epoch of the worker: route again."""
 

@@ -28,6 +28,7 @@ CODES: dict[type[e.PenstockError], grpc.StatusCode] = {
     e.Rejected: grpc.StatusCode.RESOURCE_EXHAUSTED,
     e.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     e.QuotaExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    e.BudgetSpent: grpc.StatusCode.RESOURCE_EXHAUSTED,
     e.LeaseStale: grpc.StatusCode.ABORTED,
     e.Unavailable: grpc.StatusCode.UNAVAILABLE,
     e.NoWorker: grpc.StatusCode.UNAVAILABLE,

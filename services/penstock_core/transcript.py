@@ -10,6 +10,7 @@ from penstock.common.v1 import usage_pb2
 from penstock.inference.v1 import generate_pb2
 from penstock_core.blocks import TOKEN_BYTES
 from penstock_core.errors import WorkerLost
+from penstock_core.pricing import add_costs
 
 Response = generate_pb2.GenerateResponse
 
@@ -42,6 +43,9 @@ class Transcript:
         self._before = request.resume
         self._choices = {state.choice_index: _had(state) for state in self._before.choices}
         self._started: generate_pb2.Started | None = None
+        # What earlier attempts took of workers, and the one at hand so far.
+        self._cost = self._before.cost
+        self._spent = usage_pb2.Cost()
         self.has_begun = False
         self.is_completed = False
 
@@ -70,14 +74,17 @@ class Transcript:
         for choice in self._choices.values():
             choice.known_chars, choice.known_echo = choice.chars, choice.echo_chars
         told, before = self._started or generate_pb2.Started(), self._before
+        self._cost, self._spent = add_costs(self._cost, self._spent), usage_pb2.Cost()
         state = generate_pb2.ResumeState(
             seed=told.seed,
             attempt=before.attempt + attempt,
             resume_token=before.resume_token,
+            cost=self._cost,
             usage=usage_pb2.Usage(cached_tokens=told.cached_tokens),
             timing=usage_pb2.Timing(
                 ttft_s=before.timing.ttft_s or elapsed.ttft_s,
                 total_s=before.timing.total_s + elapsed.total_s,
+                worker_s=self._cost.prefill_s + self._cost.decode_s,
             ),
         )
         if before.HasField("usage"):
@@ -109,6 +116,7 @@ class Transcript:
         return message
 
     def _note_delta(self, delta: generate_pb2.Delta) -> None:
+        self._note_spent(delta)
         choice = self._choices.setdefault(delta.choice_index, _Choice())
         if delta.is_echo:
             choice.echo_chars += len(delta.text)
@@ -117,8 +125,13 @@ class Transcript:
         choice.chars += len(delta.text)
         choice.logprob += sum(entry.logprob for entry in delta.logprobs)
 
+    def _note_spent(self, delta: generate_pb2.Delta) -> None:
+        if delta.HasField("spent"):
+            self._spent = delta.spent
+
     def _admit_delta(self, message: Response) -> Response | None:
         delta = message.delta
+        self._note_spent(delta)
         choice = self._choices.get(delta.choice_index, _Choice())
         if delta.is_echo:
             given = min(len(delta.text), choice.known_echo)

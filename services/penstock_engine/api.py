@@ -111,11 +111,35 @@ class Admitted:
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """Seconds of an engine that were a request's own: its part of each step it was in, by tokens.
+
+    Over all requests they add up to the time in which the engine was busy.
+    """
+
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Both."""
+        return self.prefill_s + self.decode_s
+
+    def __add__(self, other: "Share") -> "Share":
+        """The sum."""
+        return Share(self.prefill_s + other.prefill_s, self.decode_s + other.decode_s)
+
+
+NO_SHARE = Share()
+
+
+@dataclass(frozen=True, slots=True)
 class TokenOut:
     """New tokens of one sample, in order and without gaps: ``first_position`` counts its output from 0.
 
     The output that carries ``finish`` is the sample's last and may have no tokens.
-    ``matched_token`` is the stop token that ended it, if one of ``stop_token_ids`` did.
+    ``matched_token`` is the stop token that ended it, if one of ``stop_token_ids`` did. ``share`` is
+    what the request, all its samples together, has taken of the engine so far.
     """
 
     choice_index: int
@@ -124,20 +148,26 @@ class TokenOut:
     logprobs: Sequence[Logprob] = ()
     finish: FinishReason | None = None
     matched_token: int | None = None
+    share: Share = NO_SHARE
 
 
 @dataclass(frozen=True, slots=True)
 class RequestDone:
-    """Last output of a request. Times are seconds; ``worker_s`` is its share of the steps it was part of."""
+    """Last output of a request. Times are seconds; ``share`` is its part of the steps it was in."""
 
     cached_tokens: int
     computed_prompt_tokens: int
     queue_s: float
     prefill_s: float
-    worker_s: float
+    share: Share
     drafted_tokens: int = 0
     accepted_draft_tokens: int = 0
     preemptions: int = 0
+
+    @property
+    def worker_s(self) -> float:
+        """Seconds of the engine that were its own."""
+        return self.share.seconds
 
 
 EngineOutput = Admitted | TokenOut | RequestDone
@@ -169,6 +199,14 @@ class EmbedRequest:
 
 Vector = Sequence[float]
 """Float32 components of Euclidean length 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """A vector for each text, in order, and what reading them took of the engine (all of it prefill)."""
+
+    vectors: Sequence[Vector]
+    share: Share = NO_SHARE
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +260,9 @@ class EngineInfo:
 class EngineState:
     """What an engine does now. Rates are smoothed (EWMA); see ``penstock.worker.v1.WorkerLoad``.
 
+    ``busy_s`` are the seconds since the start in which it computed; requests' shares add up to them.
     ``figures_age_s`` is how old they are where they come from elsewhere; None if they are its own.
+    ``cache_losses`` counts how often its picture of its cache was lost and began anew.
     """
 
     running: int = 0
@@ -236,7 +276,9 @@ class EngineState:
     prefill_tokens_per_s: float = 0.0
     preemptions: int = 0
     failed: bool = False
+    busy_s: float = 0.0
     figures_age_s: float | None = None
+    cache_losses: int = 0
 
 
 class Engine(Protocol):
@@ -262,7 +304,7 @@ class Engine(Protocol):
         """
         ...
 
-    async def embed(self, request: EmbedRequest) -> Sequence[Vector]:
+    async def embed(self, request: EmbedRequest) -> Embedded:
         """A vector for each text, in order; cancelling frees what the request held.
 
         Raises:

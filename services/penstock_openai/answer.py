@@ -4,9 +4,11 @@ Built from wire events; knows nothing of OpenAI's two answer shapes (``formats``
 """
 
 from dataclasses import dataclass, field
+from functools import reduce
 
 from penstock.common.v1 import tokens_pb2, usage_pb2
 from penstock.inference.v1 import generate_pb2
+from penstock_core.pricing import add_costs
 from penstock_openai.json_object import Json
 from penstock_openai.tool_calls import CallReader
 
@@ -68,6 +70,11 @@ class Summary:
             accepted_draft_tokens=sum(part.accepted_draft_tokens for part in parts),
         )
 
+    def cost(self) -> usage_pb2.Cost | None:
+        """What all prompts cost; None if workers have no price."""
+        costs = [done.cost for done in self._completed if done.HasField("cost")]
+        return reduce(add_costs, costs) if costs else None
+
     def usage(self) -> Json:
         """OpenAI's ``usage`` object."""
         total = self.total()
@@ -92,10 +99,23 @@ class Summary:
     def extension(self) -> Json:
         """The ``penstock`` object: who served the request, where its time went, what it cost.
 
-        With several prompts, a list of them under ``prompts``.
+        With several prompts, a list of them under ``prompts``, and what they cost together.
         """
         each = [_facts(s, c) for s, c in zip(self._started, self._completed, strict=True)]
-        return each[0] if len(each) == 1 else {"prompts": each}
+        if len(each) == 1:
+            return each[0]
+        cost = self.cost()
+        return {"prompts": each} if cost is None else {"prompts": each, "cost": cost_object(cost)}
+
+
+def cost_object(cost: usage_pb2.Cost) -> Json:
+    """A cost as every answer shows it: the amount in millionths, and the workers' seconds."""
+    return {
+        "micros": cost.micros,
+        "currency": cost.currency,
+        "prefill_s": cost.prefill_s,
+        "decode_s": cost.decode_s,
+    }
 
 
 def _facts(started: generate_pb2.Started, completed: generate_pb2.Completed) -> Json:
@@ -117,7 +137,7 @@ def _facts(started: generate_pb2.Started, completed: generate_pb2.Completed) -> 
         facts["response_age_s"] = completed.response_age_s
     if completed.HasField("cost"):
         cost = completed.cost
-        facts["cost"] = {"micros": cost.micros, "currency": cost.currency}
+        facts["cost"] = cost_object(cost)
     if completed.HasField("vote"):
         vote = completed.vote
         facts["vote"] = {

@@ -4,6 +4,7 @@ import re
 
 from penstock.batch.v1 import batch_pb2
 from penstock_core.errors import InvalidRequest
+from penstock_openai.answer import cost_object
 from penstock_openai.json_object import Json
 
 _STATES = {
@@ -72,12 +73,19 @@ def batch_object(batch: batch_pb2.Batch) -> Json:
         "metadata": dict(batch.metadata) or None,
         "model": batch.model or None,
         "usage": _usage(batch),
-        "penstock": {
-            "deduplicated_lines": batch.deduplicated_lines,
-            "shards": batch.shards,
-            "shards_done": batch.shards_done,
-        },
+        "penstock": _extension(batch),
     }
+
+
+def _extension(batch: batch_pb2.Batch) -> Json:
+    extension: Json = {
+        "deduplicated_lines": batch.deduplicated_lines,
+        "shards": batch.shards,
+        "shards_done": batch.shards_done,
+    }
+    if batch.HasField("cost"):
+        extension["cost"] = cost_object(batch.cost)
+    return extension
 
 
 def _errors(batch: batch_pb2.Batch) -> Json | None:

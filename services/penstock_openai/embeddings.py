@@ -8,6 +8,7 @@ from penstock.common.v1 import tokens_pb2
 from penstock.inference.v1 import inference_service_pb2 as pb
 from penstock_core.blocks import pack_tokens
 from penstock_core.errors import InvalidRequest
+from penstock_openai.answer import cost_object
 from penstock_openai.bodies import validated
 from penstock_openai.json_object import Json
 from penstock_openai.schemas import EmbeddingBody
@@ -59,11 +60,18 @@ def embedding_answer(body: EmbeddingBody, response: pb.EmbedResponse) -> Json:
         "data": data,
         "model": body.model,
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-        "penstock": {
-            "request_id": response.request_id,
-            "workers": list(response.worker_ids),
-        },
+        "penstock": _extension(response),
     }
+
+
+def _extension(response: pb.EmbedResponse) -> Json:
+    extension: Json = {
+        "request_id": response.request_id,
+        "workers": list(response.worker_ids),
+    }
+    if response.HasField("cost"):
+        extension["cost"] = cost_object(response.cost)
+    return extension
 
 
 def _tokens(ids: Sequence[int]) -> tokens_pb2.TokenIds:

@@ -39,6 +39,7 @@ FACES: dict[type[e.PenstockError], Face] = {
     e.Rejected: Face(429, "rate_limit_error", "rejected"),
     e.Overloaded: Face(429, "rate_limit_error", "overloaded"),
     e.QuotaExceeded: Face(429, "rate_limit_error", "rate_limit_exceeded"),
+    e.BudgetSpent: Face(429, "insufficient_quota", "insufficient_quota"),
     e.LeaseStale: Face(503, _SERVER, "lease_stale"),
     e.Unavailable: Face(503, _SERVER, "unavailable"),
     e.NoWorker: Face(503, _SERVER, "no_worker"),

@@ -83,6 +83,10 @@ class Collector:
         """Tokens used by all prompts."""
         return self._summary.total()
 
+    def cost(self) -> usage_pb2.Cost | None:
+        """What all prompts cost; None if workers have no price."""
+        return self._summary.cost()
+
     @property
     def is_kept(self) -> bool:
         """Whether all of it came from memory."""

@@ -16,7 +16,8 @@ from penstock_engine.api import Engine
 from penstock_router.process import RunningRouter, running_router
 from penstock_router.settings import RouterSettings
 from penstock_testing.engine import FakeEngine
-from penstock_testing.worker import RunningWorker, running_worker
+from penstock_testing.worker import DEFAULT_OPTIONS, RunningWorker, running_worker
+from penstock_worker.worker import Options
 
 DEADLINE_S = 20.0
 DEFAULT_SETTINGS = RouterSettings(listen="127.0.0.1:0", grace_s=0.5)
@@ -110,14 +111,23 @@ async def collect(
 
 @asynccontextmanager
 async def running_cluster(
-    *engines: Engine, lease_secret: str = "", settings: RouterSettings = DEFAULT_SETTINGS
+    *engines: Engine,
+    lease_secret: str = "",
+    settings: RouterSettings = DEFAULT_SETTINGS,
+    options: Options = DEFAULT_OPTIONS,
 ) -> AsyncIterator[Cluster]:
-    """Workers ``worker-1``, ``worker-2``... with these engines, and a router that knows them all."""
+    """Workers ``worker-1``, ``worker-2``... with these engines, and a router that knows them all.
+
+    ``options`` are the workers'.
+    """
     async with AsyncExitStack() as stack:
         workers = []
         for number, engine in enumerate(engines, 1):
             worker = running_worker(
-                engine, worker_id=f"worker-{number}", lease_secret=lease_secret.encode()
+                engine,
+                options=options,
+                worker_id=f"worker-{number}",
+                lease_secret=lease_secret.encode(),
             )
             workers.append(await stack.enter_async_context(worker))
         chosen = settings.model_copy(

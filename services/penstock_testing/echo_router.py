@@ -18,10 +18,13 @@ from penstock_core.auth import KeyRing
 from penstock_core.blocks import unpack_tokens
 from penstock_core.errors import NotSupported
 from penstock_core.interceptors import ServerInterceptor, principal
+from penstock_core.pricing import Price
 from penstock_core.rpc import RpcServer
 from penstock_core.validation import check_embed, check_request
 
 SERVICE = inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
+# What every answer is said to have taken, at a dollar a second.
+PREFILL_S, DECODE_S = 0.25, 0.5
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 _Event = generate_pb2.GenerateResponse
 
@@ -170,5 +173,6 @@ def _events(request: generate_pb2.GenerateRequest, prompt: str) -> list[_Event]:
     stopped = generate_pb2.FINISH_REASON_STOP
     events.append(_Event(finished=generate_pb2.Finished(reason=stopped, completion_tokens=2)))
     usage = usage_pb2.Usage(prompt_tokens=len(prompt), completion_tokens=2)
-    events.append(_Event(completed=generate_pb2.Completed(usage=usage)))
+    completed = generate_pb2.Completed(usage=usage, cost=Price(3600.0).cost(PREFILL_S, DECODE_S))
+    events.append(_Event(completed=completed))
     return events

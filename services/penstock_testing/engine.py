@@ -26,6 +26,7 @@ from penstock_core.errors import (
 )
 from penstock_engine.api import (
     Admitted,
+    Embedded,
     EmbedRequest,
     EngineInfo,
     EngineOutput,
@@ -39,6 +40,7 @@ from penstock_engine.api import (
     Vector,
 )
 from penstock_engine.native.limits import check_embed
+from penstock_engine.sharing import Part, Sharing
 from penstock_testing.gate import StepGate
 from penstock_testing.models import BYTE_EOS, BYTE_VOCAB_SIZE
 from penstock_testing.prefix import FakePrefixCache
@@ -82,6 +84,7 @@ class _Run:
     held: list[int] = field(default_factory=list)
     cached_tokens: int = 0
     is_prefilled: bool = False
+    part: Part | None = None
 
     @property
     def is_aborted(self) -> bool:
@@ -107,6 +110,7 @@ class FakeEngine:
         self._pace = pace
         self._clock = clock
         self._gate = StepGate()
+        self._sharing = Sharing(step_tokens=512)
         self._waiting: dict[str, _Run] = {}
         self._running: dict[str, _Run] = {}
         self._failure: str | None = None
@@ -174,29 +178,35 @@ class FakeEngine:
             if not run.is_aborted:
                 self._admit(run)
                 yield Admitted(run.cached_tokens, queue_s)
-            started = self._clock()
-            await self._step(run, len(request.prompt) - run.cached_tokens)
+            started, computed = self._clock(), len(request.prompt) - run.cached_tokens
+            run.part = self._sharing.enter(computed, started)
+            await self._step(run, computed)
             self._prefilled(run)
             prefill_s = self._clock() - started
+            self._sharing.decodes(run.part, self._clock())
             async with aclosing(self._decode(run)) as outputs:
                 async for output in outputs:
                     yield output
-            worker_s = self._clock() - started
-            computed = len(request.prompt) - run.cached_tokens
+            share = self._sharing.leave(run.part, self._clock())
             yield RequestDone(
-                run.cached_tokens, computed, queue_s, prefill_s, worker_s, *self.config.drafts
+                run.cached_tokens, computed, queue_s, prefill_s, share, *self.config.drafts
             )
         finally:
             self._leave(run)
 
-    async def embed(self, request: EmbedRequest) -> Sequence[Vector]:
+    async def embed(self, request: EmbedRequest) -> Embedded:
         """A unit vector that hangs on each text's tokens alone; takes a step, so it can be held."""
         self._raise_failure()
         check_embed(request, self.info())
         self.embedded.append(request)
-        await self._gate.step(lambda: self._failure is not None)
+        part = self._sharing.enter(sum(map(len, request.texts)), self._clock())
+        try:
+            await self._gate.step(lambda: self._failure is not None)
+        finally:
+            share = self._sharing.leave(part, self._clock())
         self._raise_failure()
-        return [self.vector_of(text, request.dimensions) for text in request.texts]
+        vectors = [self.vector_of(text, request.dimensions) for text in request.texts]
+        return Embedded(vectors, share)
 
     def vector_of(self, text: Sequence[int], dimensions: int | None = None) -> Vector:
         """What it says a text's vector is."""
@@ -231,6 +241,7 @@ class FakeEngine:
             tokens_per_step=float(self.config.tokens_per_step),
             prefill_tokens_per_s=10_000.0,
             failed=self._failure is not None,
+            busy_s=self._sharing.busy_s(self._clock()),
         )
 
     async def kv_events(self) -> AsyncIterator[Sequence[KvEvent]]:
@@ -349,7 +360,9 @@ class FakeEngine:
                 finish = FinishReason.LENGTH
         logprobs = [self._logprob(request, t, position + i) for i, t in enumerate(tokens)]
         kept = logprobs if request.logprobs is not None else ()
-        return TokenOut(choice, position, tokens, kept, finish, matched)
+        assert run.part is not None, "it was never admitted"
+        share = self._sharing.add_up(run.part, self._clock())
+        return TokenOut(choice, position, tokens, kept, finish, matched, share)
 
     def next_token(self, request: EngineRequest, choice: int, position: int) -> int:
         """What it says at a position of a sample's output."""
@@ -374,6 +387,8 @@ class FakeEngine:
         return chain(pack_tokens(tokens), request.chain_start, self.config.block_tokens)
 
     def _leave(self, run: _Run) -> None:
+        if run.part is not None:
+            self._sharing.leave(run.part, self._clock())
         self._running.pop(run.request.request_id, None)
         self._waiting.pop(run.request.request_id, None)
         self.cache.release(run.held)

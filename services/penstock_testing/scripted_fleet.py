@@ -148,6 +148,12 @@ class ScriptedRouting(routing_service_pb2_grpc.RoutingServiceServicer):
             request_id="req_routed",
         )
 
+    async def ListCosts(  # noqa: N802 - gRPC's name
+        self, request: routing_service_pb2.ListCostsRequest, context: _Context
+    ) -> routing_service_pb2.ListCostsResponse:
+        """Nothing was spent."""
+        return routing_service_pb2.ListCostsResponse()
+
     async def ListWorkers(  # noqa: N802 - gRPC's name
         self, request: routing_service_pb2.ListWorkersRequest, context: _Context
     ) -> routing_service_pb2.ListWorkersResponse:

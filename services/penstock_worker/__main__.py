@@ -43,11 +43,13 @@ def main(arguments: list[str] | None = None) -> int:
     logs.configure(SERVICE)
     calm_threads(settings.threads)
     try:
+        settings.price()  # before the model is loaded, which takes a while
         engine, text = _load(settings)
     except SettingsError as error:
         return fail(str(error))
     except (PenstockError, OSError) as error:
-        logger.error("cannot serve %s: %s", settings.model, error)
+        what = settings.config if settings.engine == "trtllm" else settings.model
+        logger.error("cannot serve %s: %s", what, error)
         return 1
 
     options = _options(settings, text.source)
@@ -88,6 +90,9 @@ def _options(settings: WorkerSettings, model: str) -> Options:
         response_cache_ttl_s=settings.response_cache_ttl_s,
         zone=settings.zone,
         pool=settings.pool,
+        cost_class=settings.cost_class,
+        price=settings.price(),
+        metered_tenants=settings.metered_tenants,
     )
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from dataclasses import dataclass
 
 from opentelemetry import trace
@@ -10,13 +10,15 @@ from opentelemetry import trace
 from penstock.inference.v1 import inference_service_pb2 as pb
 from penstock_core import logs
 from penstock_core import semconv as sc
+from penstock_core.auth import DEFAULT_TENANT
 from penstock_core.errors import PenstockError
 from penstock_core.ids import new_id
 from penstock_core.tracing import set_attributes
 from penstock_core.validation import check_embed, check_embed_fit
-from penstock_engine.api import Engine, Vector
+from penstock_engine.api import Embedded, Engine
 from penstock_text.prompt import encode_inputs
 from penstock_worker import translate
+from penstock_worker.accounts import Accounts, Charge
 from penstock_worker.intake import ServedModel
 from penstock_worker.lease import LeaseCheck
 from penstock_worker.metrics import RequestMetrics
@@ -26,7 +28,7 @@ from penstock_worker.requests import RequestTable
 class _Reading:
     """A request that the engine reads; evicting it frees what it holds there."""
 
-    def __init__(self, vectors: "asyncio.Task[Sequence[Vector]]") -> None:
+    def __init__(self, vectors: "asyncio.Task[Embedded]") -> None:
         self._vectors = vectors
         self._evicted: PenstockError | None = None
 
@@ -35,7 +37,7 @@ class _Reading:
         self._evicted = error
         self._vectors.cancel()
 
-    async def vectors(self) -> Sequence[Vector]:
+    async def vectors(self) -> Embedded:
         """What the engine answers; cancelling the wait cancels the work."""
         try:
             return await self._vectors
@@ -54,6 +56,7 @@ class Embedder:
     leases: LeaseCheck
     requests: RequestTable
     metrics: RequestMetrics
+    accounts: Accounts
 
     async def embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:
         """A vector for each input.
@@ -74,24 +77,27 @@ class Embedder:
         wanted = translate.embed_request(request, request_id, texts, claims.priority)
         error: str | None = "cancelled"
         try:
-            vectors = await self._read(request_id, self.engine.embed(wanted))
+            embedded = await self._read(request_id, self.engine.embed(wanted))
             error = None
         except PenstockError as failure:
             error = failure.slug
             raise
         finally:
             self._measure(request.model, sum(map(len, texts)), time.perf_counter() - began, error)
-        self._describe(request_id, request.model, sum(map(len, texts)))
+        tokens, share = sum(map(len, texts)), embedded.share
+        self._describe(request_id, request.model, tokens)
+        charge = Charge(claims.tenant or DEFAULT_TENANT, request.model, share, tokens)
+        self.accounts.charge(charge)
+        price = self.accounts.price
         return pb.EmbedResponse(
-            embeddings=[pb.Embedding(values=vector) for vector in vectors],
-            prompt_tokens=sum(map(len, texts)),
+            embeddings=[pb.Embedding(values=vector) for vector in embedded.vectors],
+            cost=price.cost(share.prefill_s, share.decode_s) if price.is_set else None,
+            prompt_tokens=tokens,
             worker_ids=[self.model.info.worker_id],
             request_id=request_id,
         )
 
-    async def _read(
-        self, request_id: str, reading: Coroutine[None, None, Sequence[Vector]]
-    ) -> Sequence[Vector]:
+    async def _read(self, request_id: str, reading: Coroutine[None, None, Embedded]) -> Embedded:
         task = asyncio.create_task(reading)
         try:
             run = _Reading(task)

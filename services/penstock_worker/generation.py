@@ -12,8 +12,10 @@ from typing import cast
 
 from penstock.common.v1 import usage_pb2
 from penstock.inference.v1 import generate_pb2
+from penstock_core.auth import DEFAULT_TENANT
 from penstock_core.errors import PenstockError
 from penstock_engine.api import (
+    NO_SHARE,
     Admitted,
     Engine,
     EngineOutput,
@@ -21,12 +23,20 @@ from penstock_engine.api import (
     RequestDone,
     TokenOut,
 )
+from penstock_worker.accounts import Accounts, Charge
 from penstock_worker.intake import Plan, ServedModel
 from penstock_worker.ledger import Ledger
 from penstock_worker.outbox import Outbox
 from penstock_worker.report import Outcome, Progress, Reporter
 from penstock_worker.sample import Ends, Sample
-from penstock_worker.summary import completed, echoes, over_all_attempts, timing, usage
+from penstock_worker.summary import (
+    completed,
+    echoes,
+    over_all_attempts,
+    price_over_all_attempts,
+    timing,
+    usage,
+)
 
 _Response = generate_pb2.GenerateResponse
 
@@ -40,6 +50,7 @@ class Services:
     ledger: Ledger
     reporter: Reporter
     coalesce_s: float
+    accounts: Accounts
 
 
 class Generation:
@@ -52,6 +63,7 @@ class Generation:
         self._outbox = Outbox.of(plan.request, services.coalesce_s)
         self._events: list[_Response] = []
         self._done: RequestDone | None = None
+        self._share = NO_SHARE
         self._evicted: PenstockError | None = None
         self._has_started = False
         ends = Ends.of(plan.request, plan.engine_request.max_tokens, plan.engine_request.n)
@@ -112,7 +124,7 @@ class Generation:
                     case TokenOut():
                         self._take(output)
                     case RequestDone():
-                        self._done = output
+                        self._done, self._share = output, output.share
 
     def _admitted(self, output: Admitted) -> None:
         self._progress.queue_s = max(self._progress.now_s() - output.late_s, 0.0)
@@ -128,6 +140,7 @@ class Generation:
         if self._progress.ttft_s is None and output.finish is not FinishReason.ABORTED:
             self._progress.ttft_s = self._progress.now_s()
             self._services.ledger.prefill_done(self._plan, self._progress)
+        self._share = output.share
         sample = self._samples[output.choice_index]
         if sample.take(output):
             self._abort_sample(sample)
@@ -166,7 +179,13 @@ class Generation:
         yield from events
         if not self._plan.ranks:
             for sample in self._samples:
-                yield from sample.messages()
+                for message in sample.messages():
+                    if message.HasField("delta"):
+                        message.delta.spent.CopyFrom(self._cost())
+                    yield message
+
+    def _cost(self) -> usage_pb2.Cost:
+        return self._services.accounts.price.cost(self._share.prefill_s, self._share.decode_s)
 
     def _last(self) -> Iterator[_Response]:
         yield from self._ready()
@@ -178,6 +197,9 @@ class Generation:
             yield from sample.messages(index)
         figures = over_all_attempts(self._plan, self._usage(), self._timing(), self._samples)
         summary = completed(self._plan, *figures, returned)
+        cost = price_over_all_attempts(self._plan, self._cost())
+        if cost is not None:
+            summary.cost.CopyFrom(cost)
         yield _Response(completed=summary)
 
     def _usage(self) -> usage_pb2.Usage:
@@ -185,7 +207,15 @@ class Generation:
 
     def _timing(self) -> usage_pb2.Timing:
         longest = max(sample.num_new_tokens for sample in self._samples)
-        return timing(self._progress, longest, self._done)
+        return timing(self._progress, longest, self._done, self._share)
+
+    def _charge(self, prompt_tokens: int, new_tokens: int) -> None:
+        """What this attempt took; one that the engine never admitted took nothing."""
+        if self._progress.queue_s is None:
+            return
+        tenant, model = self._plan.claims.tenant or DEFAULT_TENANT, self._plan.request.model
+        charge = Charge(tenant, model, self._share, prompt_tokens, new_tokens)
+        self._services.accounts.charge(charge)
 
     def _report(self, error: str | None) -> None:
         finished = [s.finished for s in self._samples if s.finished is not None]
@@ -195,6 +225,7 @@ class Generation:
         used = self._usage()
         new_tokens = sum(sample.num_new_tokens for sample in self._samples)
         self._services.ledger.finished(self._plan, new_tokens, used, aborted=aborted)
+        self._charge(used.prompt_tokens, new_tokens)
         names = tuple(
             generate_pb2.FinishReason.Name(f.reason).removeprefix("FINISH_REASON_").lower()
             for f in finished

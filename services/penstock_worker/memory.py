@@ -108,11 +108,15 @@ class Memory:
             if response.HasField("finished"):
                 name = generate_pb2.FinishReason.Name(response.finished.reason)
                 names.append(name.removeprefix("FINISH_REASON_").lower())
+            if response.HasField("delta"):
+                response.delta.ClearField("spent")
             if response.HasField("completed"):
                 done, now_s = response.completed, progress.now_s()
                 done.from_response_cache = True
                 done.response_age_s = self._clock() - kept.at
                 done.timing.CopyFrom(usage_pb2.Timing(ttft_s=now_s, total_s=now_s))
+                if done.HasField("cost"):  # nothing was computed
+                    done.cost.CopyFrom(usage_pb2.Cost(currency=done.cost.currency))
                 outcome = Outcome(done.usage, done.timing, tuple(names), None)
                 self._reporter.ended(plan, progress, outcome)
             yield response

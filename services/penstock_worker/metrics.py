@@ -31,9 +31,13 @@ class EngineGauges:
             (sc.ENGINE_STEP, "s", lambda s: s.step_s),
             (sc.ENGINE_TOKENS_PER_STEP, "{token}", lambda s: s.tokens_per_step),
             (sc.ENGINE_PREEMPTIONS, "{preemption}", lambda s: s.preemptions),
+            (sc.ENGINE_CACHE_LOSSES, "{loss}", lambda s: s.cache_losses),
             (sc.ENGINE_FIGURES_AGE, "s", lambda s: s.figures_age_s or 0.0),
         ):
             meter.create_observable_gauge(name, [self._callback(read)], unit=unit)
+        meter.create_observable_counter(
+            sc.ENGINE_BUSY, [self._callback(lambda s: s.busy_s)], "s", "Seconds of computing."
+        )
 
     def update(self, state: EngineState) -> None:
         """Leave the current state for the next scrape."""

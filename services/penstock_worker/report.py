@@ -122,5 +122,20 @@ class Reporter:
                 sc.TPOT_S: outcome.timing.tpot_s,
                 sc.DRAFTED_TOKENS: usage.drafted_tokens,
                 sc.ACCEPTED_DRAFT_TOKENS: usage.accepted_draft_tokens,
+                **_speculation(usage),
             },
         )  # fmt: skip
+
+
+def _speculation(usage: usage_pb2.Usage) -> dict[str, float]:
+    """What drafts gained; nothing where none were made.
+
+    Each step gives a sample a token of its own besides the accepted drafts.
+    """
+    if not usage.drafted_tokens:
+        return {}
+    steps = usage.completion_tokens - usage.accepted_draft_tokens
+    return {
+        sc.ACCEPTANCE_RATE: usage.accepted_draft_tokens / usage.drafted_tokens,
+        sc.TOKENS_PER_STEP: usage.completion_tokens / max(steps, 1),
+    }

@@ -5,7 +5,8 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from penstock_core.settings import ProcessSettings
+from penstock_core.pricing import Price, parse_prices
+from penstock_core.settings import ProcessSettings, SettingsError
 
 
 class WorkerSettings(ProcessSettings):
@@ -18,6 +19,9 @@ class WorkerSettings(ProcessSettings):
     id: str = Field("", description="id in the fleet; empty: worker-<random>")
     engine: Literal["native", "trtllm"] = Field("native", description="engine to run")
     config: str = Field("", description="YAML file with the settings of the engine trtllm")
+    trtllm: str = Field(
+        "", description="settings that override that file's, as YAML: {kv_cache: {dtype: fp8}}"
+    )
     model: str = Field("demo", description="demo, a model directory or a Hugging Face hub id")
     served_names: str = Field("", description="names to serve it under, by comma; empty: its own")
     registry_url: str = Field("", description="redis:// or unix:// URL to announce at; empty: none")
@@ -48,9 +52,31 @@ class WorkerSettings(ProcessSettings):
         64, ge=0, description="MiB of answers kept for requests that ask for it; 0: none"
     )
     response_cache_ttl_s: float = Field(3600.0, gt=0, description="seconds that they are kept")
+    cost_class: str = Field(
+        "", description="class of this machine in the price list, e.g. cpu or h100; empty: no price"
+    )
+    prices: str = Field(
+        "", description="price of a worker-hour by class, as cpu=0.04,h100=2.5; unlisted: no price"
+    )
+    currency: str = Field("USD", description="ISO 4217 code of the prices; one for the whole fleet")
+    metered_tenants: int = Field(
+        100, ge=1, description="tenants with costs of their own in metrics; the others are summed"
+    )
     grace_s: float = Field(30.0, ge=0, description="seconds that running requests get at the end")
     zone: str = Field("", description="availability zone")
     pool: str = Field("", description="pool it belongs to")
+
+    def price(self) -> Price:
+        """What an hour of this worker costs.
+
+        Raises:
+            SettingsError: the price list is malformed.
+        """
+        try:
+            prices = parse_prices(self.prices)
+        except ValueError as error:
+            raise SettingsError(f"PENSTOCK_WORKER_PRICES: {error}") from error
+        return Price(prices.get(self.cost_class, 0.0), self.currency)
 
     def names(self, default: str) -> tuple[str, ...]:
         """Names to serve the model under, the first its own."""

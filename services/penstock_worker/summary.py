@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from penstock.common.v1 import sampling_pb2, usage_pb2
 from penstock.inference.v1 import generate_pb2
-from penstock_engine.api import RequestDone
+from penstock_core.pricing import add_costs
+from penstock_engine.api import RequestDone, Share
 from penstock_text.tokenizer import Tokenizer
 from penstock_worker.intake import Plan
 from penstock_worker.report import Progress
@@ -37,7 +38,9 @@ def usage(plan: Plan, samples: Sequence[Sample], done: RequestDone | None) -> us
     )
 
 
-def timing(progress: Progress, steps: int, done: RequestDone | None) -> usage_pb2.Timing:
+def timing(
+    progress: Progress, steps: int, done: RequestDone | None, share: Share
+) -> usage_pb2.Timing:
     """Where the time of this attempt went; ``steps`` are the longest sample's new tokens."""
     total_s, ttft_s = progress.now_s(), progress.ttft_s
     decode_s = 0.0 if ttft_s is None else total_s - ttft_s
@@ -47,7 +50,7 @@ def timing(progress: Progress, steps: int, done: RequestDone | None) -> usage_pb
         ttft_s=ttft_s or 0.0,
         tpot_s=decode_s / (steps - 1) if steps > 1 else 0.0,
         total_s=total_s,
-        worker_s=done.worker_s if done else 0.0,
+        worker_s=share.seconds,
     )
 
 
@@ -65,9 +68,17 @@ def over_all_attempts(
     used.accepted_draft_tokens += before.usage.accepted_draft_tokens
     times.ttft_s = before.timing.ttft_s or before.timing.total_s + times.ttft_s
     times.total_s += before.timing.total_s
+    times.worker_s += before.timing.worker_s
     longest = max(sample.num_tokens for sample in samples)
     times.tpot_s = (times.total_s - times.ttft_s) / (longest - 1) if longest > 1 else 0.0
     return used, times
+
+
+def price_over_all_attempts(plan: Plan, own: usage_pb2.Cost) -> usage_pb2.Cost | None:
+    """What the client is told that it cost: earlier attempts' part added; None if nothing has a price."""
+    before = plan.request.resume
+    total = add_costs(before.cost, own) if before.attempt else own
+    return total if total.currency else None
 
 
 def completed(

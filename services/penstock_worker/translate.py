@@ -166,6 +166,8 @@ def load(
         prefill_tokens_per_s=state.prefill_tokens_per_s,
         health=health,
         preemptions=state.preemptions,
+        figures_age_s=state.figures_age_s,
+        cache_losses=state.cache_losses,
     )
 
 

@@ -18,7 +18,7 @@ from penstock_core.settings import SettingsError
 from penstock_core.tracing import outgoing
 from penstock_engine.api import Engine
 from penstock_engine.trtllm.building import build_engine, read_checkpoint
-from penstock_engine.trtllm.settings import TrtLlmSettings
+from penstock_engine.trtllm.settings import TrtLlmSettings, parse_settings
 from penstock_text.chat import ChatTemplate
 from penstock_text.source import resolve_model
 from penstock_text.tokenizer import Tokenizer
@@ -38,15 +38,23 @@ _SHARED = {
 }
 _NATIVE_ONLY = {
     "device": "CUDA_VISIBLE_DEVICES and parallel in the file",
+    "threads": "nothing in its place: it computes on GPUs",
+    "kernel": "nothing in its place: it has its own",
+    "quantization": "a quantized checkpoint, and kv_cache.dtype in the file",
     "kv_memory_mib": "kv_cache.free_gpu_memory_fraction or kv_cache.max_tokens in the file",
+    "max_embed_tokens": "a native worker: this engine computes no embeddings",
     "speculation": "speculation.mode in the file",
     "draft_model": "speculation.draft_model in the file",
     "max_draft_tokens": "speculation.max_draft_tokens in the file",
+    "adapters": "lora.adapters in the file",
+    "max_adapters": "lora.max_on_gpu and lora.max_on_host in the file",
+    "max_adapter_rank": "lora.max_rank in the file",
 }
+"""Variables that would be without effect here, and what to use instead."""
 
 
 def trtllm_settings(settings: WorkerSettings) -> TrtLlmSettings:
-    """The file's settings under the process's variables.
+    """The file's settings, under ``PENSTOCK_WORKER_TRTLLM``, under the process's other variables.
 
     Raises:
         SettingsError: there is no file, something in it is no good, or a variable is the native engine's.
@@ -64,7 +72,8 @@ def trtllm_settings(settings: WorkerSettings) -> TrtLlmSettings:
     overrides = {ours: getattr(settings, name) for name, ours in _SHARED.items() if name in given}
     if overrides.get("max_seq_len") == 0:
         del overrides["max_seq_len"]  # our word for "the model's"
-    return TrtLlmSettings.load(Path(settings.config), overrides)
+    own = parse_settings(settings.trtllm, "PENSTOCK_WORKER_TRTLLM") if settings.trtllm else {}
+    return TrtLlmSettings.load(Path(settings.config), {**own, **overrides})
 
 
 def load_trtllm(settings: WorkerSettings) -> tuple[Engine, Text]:

@@ -17,13 +17,17 @@ from penstock.worker.v1.worker_service_pb2_grpc import (
 )
 from penstock_core.auth import KeyRing
 from penstock_core.interceptors import ServerInterceptor
+from penstock_core.pricing import NO_PRICE, Price
 from penstock_core.registry import RedisRegistry, WorkerEntry
 from penstock_core.rpc import RpcServer
+from penstock_core.spending import SpendingLedger
 from penstock_core.version import VERSION
 from penstock_engine.api import Engine
 from penstock_text.chat import ChatTemplate
 from penstock_text.tokenizer import Tokenizer
 from penstock_worker import translate
+from penstock_worker.accounts import Accounts
+from penstock_worker.bookkeeper import Bookkeeper
 from penstock_worker.embedding import Embedder
 from penstock_worker.generation import Services
 from penstock_worker.intake import Intake, ServedModel
@@ -69,6 +73,9 @@ class Options:
     grace_s: float = 30.0
     zone: str = ""
     pool: str = ""
+    cost_class: str = ""
+    price: Price = NO_PRICE
+    metered_tenants: int = 100
     coalesce_s: float = COALESCE_S
     response_cache_bytes: int = 64 << 20
     response_cache_ttl_s: float = 3600.0
@@ -92,14 +99,16 @@ class Worker:
         leases = LeaseCheck(options.lease_secret, self.info.worker_id, self.info.epoch)
         metrics = RequestMetrics()
         reporter = Reporter(metrics, options.worker_id)
+        self.accounts = Accounts(options.price, options.metered_tenants)
         services = Services(
             engine=engine,
             model=model,
             ledger=Ledger(self._feed.note),
             reporter=reporter,
             coalesce_s=options.coalesce_s,
+            accounts=self.accounts,
         )
-        embedder = Embedder(engine, model, leases, self._requests, metrics)
+        embedder = Embedder(engine, model, leases, self._requests, metrics, self.accounts)
         intake = Intake(model, leases)
         kept = ResponseCache(options.response_cache_bytes, options.response_cache_ttl_s)
         memory = Memory(kept, model, reporter)
@@ -115,6 +124,8 @@ class Worker:
         )
         self._registry: RedisRegistry | None = None
         self._registration: Registration | None = None
+        self._bookkeeper: Bookkeeper | None = None
+        self._announcing: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -157,10 +168,14 @@ class Worker:
         await self._rpc.serve()
         logger.info("worker %s serves on %s", self.info.worker_id, self.info.endpoint)
         if self._options.registry_url:
+            ledger = SpendingLedger(self._options.registry_url)
+            self._bookkeeper = Bookkeeper(ledger, self.accounts, self.info.epoch)
+            self._tasks.append(asyncio.create_task(self._bookkeeper.run()))
             self._registry = RedisRegistry(self._options.registry_url)
             entry = WorkerEntry(self.info.endpoint, self.info.worker_id)
             self._registration = Registration(self._registry, entry)
-            self._tasks.append(asyncio.create_task(self._registration.run()))
+            self._announcing = asyncio.create_task(self._registration.run())
+            self._tasks.append(self._announcing)
         self.ready.set()
 
     async def drain(self, grace_s: float) -> DrainResult:
@@ -169,8 +184,8 @@ class Worker:
         if self._feed.health == state_pb2.WORKER_HEALTH_SERVING:
             self._feed.set_health(state_pb2.WORKER_HEALTH_DRAINING)
         if self._registration is not None:
-            for task in self._tasks[1:]:
-                await _end(task)
+            if self._announcing is not None:
+                await _end(self._announcing)
             await self._registration.withdraw()
         return await self._requests.drain(grace_s)
 
@@ -185,11 +200,13 @@ class Worker:
     async def kill(self) -> None:
         """Stop as a crash would look from outside: streams break, nothing is withdrawn."""
         await self._rpc.stop(0)
-        await self._release()
+        await self._release(books=False)
 
-    async def _release(self) -> None:
+    async def _release(self, *, books: bool = True) -> None:
         for task in self._tasks:
             await _end(task)
+        if self._bookkeeper is not None:
+            await (self._bookkeeper.close() if books else self._bookkeeper.release())
         await self._engine.close()
         if self._registry is not None:
             await self._registry.close()
@@ -209,6 +226,9 @@ def _describe(engine: Engine, text: Text, options: Options) -> state_pb2.WorkerI
     info.tokenizer_source = text.source
     info.zone = options.zone
     info.pool = options.pool
+    info.cost_class = options.cost_class
+    info.price_per_hour = options.price.per_hour
+    info.currency = options.price.currency if options.price.is_set else ""
     info.version = VERSION
     info.started_unix_s = int(time.time())
     return info

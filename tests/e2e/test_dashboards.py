@@ -50,7 +50,7 @@ def alert_queries() -> dict[str, str]:
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProcess]:
     """A platform of its own, since everything is to be seen: drafts too."""
-    options = ("--keys", "new", "--speculation", "auto")
+    options = ("--keys", "new", "--speculation", "auto", "--price", "1", "--budget", "1000")
     shadow = {"PENSTOCK_ROUTER_SHADOW_POLICY": "replication=0"}
     with up(tmp_path_factory.mktemp("dashboards"), *options, environment=shadow) as running:
         yield running

@@ -79,6 +79,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.resident: set[int] = set()
         self.count = 0
         self.clock = 0.0
+        self.busy_s = self.attributed_s = 0.0
 
     @rule(
         shared=st.integers(0, 3),
@@ -146,7 +147,10 @@ class SchedulerMachine(RuleBasedStateMachine):
             return
         self._check_drafts(plan)
         assert plan.num_tokens <= self.scheduler.limits.max_batched_tokens
-        self.scheduler.apply(plan, self.tensors.run(plan, data), self.clock)
+        seconds = data.draw(st.floats(0.0001, 0.5))
+        self.busy_s += seconds
+        result = self.tensors.run(plan, data)
+        self.scheduler.apply(plan, StepResult(result.drawn, seconds), self.clock)
         self._take_outputs()
 
     def _check_drafts(self, plan: StepPlan) -> None:
@@ -169,6 +173,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 case TokenOut():
                     self._check_tokens(expected, output)
                 case RequestDone():
+                    self.attributed_s += output.share.seconds
                     assert set(expected.finished) == set(range(expected.spec.n))
                     del self.live[request_id]
 
@@ -222,10 +227,13 @@ class SchedulerMachine(RuleBasedStateMachine):
             plan = self.scheduler.plan(self.clock)
             assert plan is not None
             drawn = [Drawn((1,)) for chunk in plan.chunks for _ in chunk.draws]
+            self.busy_s += 0.01
             self.scheduler.apply(plan, StepResult(drawn, 0.01), self.clock)
             self._take_outputs()
         assert self.memory.used_pages == 0
         assert not self.scheduler.has_work
+        # Whatever became of the requests, each second the engine computed was somebody's.
+        assert abs(self.attributed_s - self.busy_s) < 1e-9 * (1 + self.busy_s)
 
 
 TestScheduler = SchedulerMachine.TestCase

@@ -1,5 +1,11 @@
 """All dashboards by their files' names."""
 
-from dashboards import batch, engine, router, service
+from dashboards import batch, cost, engine, router, service
 
-PAGES = {"service": service.PAGE, "router": router.PAGE, "engine": engine.PAGE, "batch": batch.PAGE}
+PAGES = {
+    "service": service.PAGE,
+    "router": router.PAGE,
+    "engine": engine.PAGE,
+    "batch": batch.PAGE,
+    "cost": cost.PAGE,
+}

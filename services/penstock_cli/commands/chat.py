@@ -15,7 +15,8 @@ from penstock_cli.options import (
     Temperature,
     Way,
 )
-from penstock_client import Client, Delta, GenerateOptions, Message
+from penstock_client import Client, Completed, Delta, GenerateOptions, Message
+from penstock_core.pricing import amount_text
 
 EPILOG = "Example: penstock chat --message 'What does os.walk do?' --max-tokens 64"
 
@@ -60,9 +61,14 @@ def _turn(
     """One exchange; both sides of it become part of the conversation."""
     turns.append(Message("user", said))
     parts: list[str] = []
+    cost = ""
     for event in client.stream(turns, model=model or None, options=options):
         if isinstance(event, Delta):
             parts.append(event.text)
             output.out(event.text, end="", highlight=False)
+        if isinstance(event, Completed) and event.cost is not None:
+            cost = amount_text(event.cost.amount, event.cost.currency)
     output.out("")
+    if cost:
+        notes.print(cost, style="dim", markup=False)
     turns.append(Message("assistant", "".join(parts)))

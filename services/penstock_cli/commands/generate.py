@@ -25,6 +25,7 @@ from penstock_cli.views.amounts import duration
 from penstock_cli.views.documents import to_json
 from penstock_client import AsyncClient, Delta, GenerateOptions, Generation
 from penstock_client.results import Collector
+from penstock_core.pricing import amount_text
 
 EPILOG = "Example: penstock generate 'def fibonacci(n):' --max-tokens 64 --temperature 0"
 
@@ -90,9 +91,10 @@ def summary(whole: Generation) -> str:
     usage, timing = whole.usage, whole.timing
     if whole.from_response_cache:
         return f"{usage.completion_tokens} tokens, kept from an equal request; {whole.worker_id}"
+    cost = f"{amount_text(whole.cost.amount, whole.cost.currency)}; " if whole.cost else ""
     return (
         f"{usage.completion_tokens} tokens; TTFT {duration(timing.ttft_s)}, "
         f"TPOT {duration(timing.tpot_s)}; {usage.cached_tokens} of {usage.prompt_tokens} prompt "
-        f"tokens from the cache; {whole.worker_id} ({whole.started.mode}); "
+        f"tokens from the cache; {cost}{whole.worker_id} ({whole.started.mode}); "
         f"penstock explain {whole.request_id}"
     )

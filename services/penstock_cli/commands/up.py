@@ -16,6 +16,8 @@ from penstock_cli.execution import notes, output, run
 from penstock_cli.options import BATCH_PORT, GATEWAY_PORT, ROUTER_PORT, Quantization, Weights
 from penstock_cli.supervisor.environment import Addresses, EngineChoice
 from penstock_cli.supervisor.platform import Platform, PlatformOptions, running_platform
+from penstock_core.budgets import Budget
+from penstock_core.pricing import Price
 
 EPILOG = "Example: penstock up --workers 2 --model Qwen/Qwen3-0.6B --port 8000"
 _NEW_KEY = "new"
@@ -25,6 +27,20 @@ Keys = Annotated[
     str,
     typer.Option(
         help="Admit only callers with an API key: a file of hashed keys, or 'new' to make one key."
+    ),
+]
+
+HourlyPrice = Annotated[
+    float, typer.Option(min=0, help="Of an hour of a worker; requests then tell their cost.")
+]
+MonthlyBudget = Annotated[
+    float | None,
+    typer.Option(min=0, help="With --keys new: what may be spent with that key in a month."),
+]
+Adapters = Annotated[
+    Path | None,
+    typer.Option(
+        exists=True, file_okay=False, help="Directory of LoRA adapters, as PEFT saves them."
     ),
 ]
 
@@ -56,34 +72,24 @@ def up(
     data_dir: Annotated[Path, typer.Option(help="Redis' file, batches and logs.")] = _DATA_DIR,
     keys: Keys = "",
     quantization: Quantization = Weights.NONE,
-    adapters: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True, file_okay=False, help="Directory of LoRA adapters, as PEFT saves them."
-        ),
-    ] = None,
+    price: HourlyPrice = 0.0,
+    currency: Annotated[str, typer.Option(help="Of price and budget.")] = "USD",
+    budget: MonthlyBudget = None,
+    adapters: Adapters = None,
 ) -> None:
     """Serve until Ctrl-C: Redis, router, workers, batch service and gateway.
 
     What dies is started again; everything ends together.
     """
+    folder = str(adapters.resolve()) if adapters else ""
     options = PlatformOptions(
-        data_dir=data_dir,
-        workers=workers,
-        model=model,
-        engine=EngineChoice(
-            speculation.value,
-            draft_model,
-            quantization.value,
-            adapters=str(adapters.resolve()) if adapters else "",
-        ),
-        host=host,
-        gateway_port=port,
-        router_port=router_port,
-        batch_port=batch_port,
-        require_key=bool(keys),
-        keys_file=Path(keys) if keys not in {"", _NEW_KEY} else None,
-    )
+        data_dir=data_dir, workers=workers, model=model,
+        engine=EngineChoice(speculation.value, draft_model, quantization.value, adapters=folder),
+        price=Price(price, currency),
+        budget=None if budget is None else Budget(budget, currency=currency),
+        host=host, gateway_port=port, router_port=router_port, batch_port=batch_port,
+        require_key=bool(keys), keys_file=Path(keys) if keys not in {"", _NEW_KEY} else None,
+    )  # fmt: skip
     # Ctrl-C is how this command ends, so it is a success.
     run(_serve(options), status_when_stopped=0)
 

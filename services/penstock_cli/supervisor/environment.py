@@ -10,11 +10,13 @@ from pathlib import Path
 from penstock_cli.supervisor.keys import Keys
 from penstock_cli.supervisor.probes import Probe, grpc_serving, http_ok
 from penstock_cli.supervisor.processes import Spec
+from penstock_core.pricing import NO_PRICE, Price
 
 _DEMO_START_S = 120.0
 # Another model may first have to be downloaded.
 _MODEL_START_S = 1800.0
 _GRACE_S = 5
+_COST_CLASS = "local"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class Site:
     addresses: Addresses
     keys: Keys
     engine: EngineChoice = EngineChoice()
+    price: Price = NO_PRICE
 
     @property
     def redis_url(self) -> str:
@@ -95,6 +98,9 @@ def _worker(site: Site, number: int, lease_secret: str) -> Spec:
         "DRAFT_MODEL": site.engine.draft_model,
         "QUANTIZATION": site.engine.quantization,
         "ADAPTERS": site.engine.adapters,
+        "COST_CLASS": _COST_CLASS,
+        "PRICES": f"{_COST_CLASS}={site.price.per_hour!r}",
+        "CURRENCY": site.price.currency,
         "REGISTRY_URL": site.redis_url,
         "LEASE_SECRET": lease_secret,
         "METRICS_LISTEN": addresses.metrics[name],

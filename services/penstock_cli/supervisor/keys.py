@@ -1,11 +1,12 @@
 """API keys of a platform on one machine: the callers' and the batch runner's own."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from penstock_cli.failures import CommandFailed
 from penstock_core.auth import DEFAULT_TENANT, KeyRing, key_file, new_key
+from penstock_core.budgets import Budget
 
 _SERVICE_TENANT = "penstock-batch"
 
@@ -24,11 +25,11 @@ def no_keys() -> Keys:
     return Keys("", "", "")
 
 
-def settle_keys(data_dir: Path, callers: Path | None) -> Keys:
+def settle_keys(data_dir: Path, callers: Path | None, budget: Budget | None = None) -> Keys:
     """Write a key file with the callers' keys and a fresh service key.
 
     Without a file of the callers' there is one key for them, kept in ``data_dir/api_key`` so that
-    it stays the same from start to start.
+    it stays the same from start to start; ``budget`` is what may be spent with it.
 
     Raises:
         CommandFailed: the callers' file is no key file.
@@ -39,6 +40,8 @@ def settle_keys(data_dir: Path, callers: Path | None) -> Keys:
     if shown:
         ours.append((shown, DEFAULT_TENANT, False))
     entries = json.loads(key_file(ours))["keys"]
+    if shown and budget is not None:
+        entries[-1]["budget"] = asdict(budget)
     if callers:
         entries += _entries(callers)
     path = data_dir / "keys.json"

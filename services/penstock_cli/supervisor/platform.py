@@ -21,6 +21,8 @@ from penstock_cli.supervisor.ports import PortWish, settle_ports
 from penstock_cli.supervisor.processes import Say, Supervisor
 from penstock_cli.supervisor.redis import find_server, redis_spec
 from penstock_client import AsyncClient
+from penstock_core.budgets import Budget
+from penstock_core.pricing import NO_PRICE, Price
 
 _FLEET_TIMEOUT_S = 60.0
 
@@ -37,6 +39,8 @@ class PlatformOptions:
         host: address that everything listens on.
         require_key: whether callers must show an API key.
         keys_file: whose keys admit callers; None with ``require_key`` makes one.
+        price: of an hour of a worker.
+        budget: what the callers with the key that is made may spend.
     """
 
     data_dir: Path
@@ -49,6 +53,8 @@ class PlatformOptions:
     batch_port: int = 50052
     require_key: bool = False
     keys_file: Path | None = None
+    price: Price = NO_PRICE
+    budget: Budget | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +78,7 @@ async def running_platform(options: PlatformOptions, say: Say) -> AsyncIterator[
     with owned(data_dir), socket_dir(data_dir) as sockets:
         keys = _keys(options, data_dir)
         addresses = _addresses(options, sockets / "redis.sock", keys)
-        site = Site(options.model, data_dir, addresses, keys, options.engine)
+        site = Site(options.model, data_dir, addresses, keys, options.engine, options.price)
         async with Supervisor(data_dir / "logs", say) as supervisor:
             say("starting Redis")
             redis = redis_spec(find_server(), data_dir / "redis", sockets / "redis.sock")
@@ -86,7 +92,9 @@ async def running_platform(options: PlatformOptions, say: Say) -> AsyncIterator[
 
 def _keys(options: PlatformOptions, data_dir: Path) -> Keys:
     wanted = options.require_key or options.keys_file is not None
-    return settle_keys(data_dir, options.keys_file) if wanted else no_keys()
+    if not wanted:
+        return no_keys()
+    return settle_keys(data_dir, options.keys_file, options.budget)
 
 
 def _addresses(options: PlatformOptions, redis_socket: Path, keys: Keys) -> Addresses:

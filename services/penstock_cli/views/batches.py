@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from penstock.batch.v1 import batch_pb2
+from penstock_core.pricing import amount_text
 
 ENDED = frozenset(
     {
@@ -43,6 +44,8 @@ def batch_lines(batch: batch_pb2.Batch) -> Table:
         f"{usage.prompt_tokens} prompt ({usage.cached_tokens} cached), "
         f"{usage.completion_tokens} completion",
     )
+    if batch.HasField("cost"):
+        table.add_row("cost", amount_text(batch.cost.amount, batch.cost.currency))
     table.add_row("input", batch.input_file_id)
     table.add_row("output", batch.output_file_id or "-")
     table.add_row("errors", batch.error_file_id or "-")

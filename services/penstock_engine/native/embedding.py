@@ -6,6 +6,7 @@ callable and vectors as arrays.
 """
 
 import threading
+import time
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -17,13 +18,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from penstock_core.errors import Overloaded
-from penstock_engine.api import EmbedRequest, EngineRequest, Pooling, Priority, Vector
+from penstock_engine.api import (
+    NO_SHARE,
+    Embedded,
+    EmbedRequest,
+    EngineRequest,
+    Pooling,
+    Priority,
+    Share,
+    Vector,
+)
 from penstock_engine.native.plan import Chunk, StepPlan
 from penstock_engine.native.request import Request
 
 Compute = Callable[[StepPlan], Tensor]
 """Final hidden states, float32 ``(wanted positions, hidden size)``, of a plan's chunks."""
-Answer = Callable[[Sequence[Vector]], None]
+Answer = Callable[[Embedded], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +66,14 @@ class _Job:
         self.pooling = pooling
         self.answer = answer
         self._vectors: dict[int, Vector] = {}
+        self.share = NO_SHARE
 
     def take(self, index: int, pooled: NDArray[np.float64]) -> None:
         """One text is done."""
         self._vectors[index] = normalised(pooled, self.request.dimensions)
         if len(self._vectors) == len(self.request.texts):
-            self.answer([self._vectors[i] for i in range(len(self._vectors))])
+            vectors = [self._vectors[i] for i in range(len(self._vectors))]
+            self.answer(Embedded(vectors, self.share))
 
 
 class _Text:
@@ -102,6 +114,8 @@ class Embeddings:
         self._waiting: dict[Priority, deque[_Text]] = {each: deque() for each in Priority}
         self._open: list[_Text] = []
         self._queued_tokens = 0
+        self.busy_s = 0.0
+        """Seconds of computing; requests' shares add up to them."""
 
     @property
     def has_work(self) -> bool:
@@ -145,8 +159,12 @@ class Embeddings:
             texts = list(self._next(budget))
         if not texts:
             return 0
-        plan = StepPlan(tuple(chunk for _, chunk in texts))
+        plan, began = StepPlan(tuple(chunk for _, chunk in texts)), time.perf_counter()
         rows = compute(plan).numpy(force=True)
+        seconds = time.perf_counter() - began
+        self.busy_s += seconds
+        for text, chunk in texts:
+            text.job.share += Share(prefill_s=seconds * chunk.count / plan.num_tokens)
         with self._lock:
             self._take(texts, rows)
         return plan.num_tokens

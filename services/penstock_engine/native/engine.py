@@ -9,12 +9,14 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TypeVar
 
 import torch
 
 from penstock_core.errors import Conflict, EngineFailed, InvalidRequest, NotFound, PenstockError
 from penstock_engine.api import (
+    Embedded,
     EmbedRequest,
     EngineInfo,
     EngineOutput,
@@ -23,12 +25,11 @@ from penstock_engine.api import (
     KvEvent,
     RequestDone,
     TokenOut,
-    Vector,
 )
 from penstock_engine.native.embedding import Embeddings
 from penstock_engine.native.events import KvEventLog
 from penstock_engine.native.grammars import Grammars
-from penstock_engine.native.limits import Limits, check_embed
+from penstock_engine.native.limits import Limits, check_embed, check_fits
 from penstock_engine.native.loading import (
     AdapterShelf,
     Blueprint,
@@ -84,8 +85,9 @@ class NativeEngine:
             max_context=info.max_context_tokens,
         )
         memory = KvMemory(info.capacity_blocks, info.block_tokens)
+        self._check_fits = partial(check_fits, limits=limits, memory=memory)
         self._embeddings = Embeddings(self._blueprint.embed_limits, read_pooling(settings.model))
-        self._embedding: set[asyncio.Future[Sequence[Vector]]] = set()
+        self._embedding: set[asyncio.Future[Embedded]] = set()
         self._steps = StepLoop(
             make_scheduler(limits, memory),
             self._tell,
@@ -159,15 +161,15 @@ class NativeEngine:
             if not finished:
                 self._steps.abort(Abort(stream.key))
 
-    async def embed(self, request: EmbedRequest) -> Sequence[Vector]:
+    async def embed(self, request: EmbedRequest) -> Embedded:
         """A vector for each text; see ``Engine.embed``."""
         self._check_serving()
         check_embed(request, self.info())
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Sequence[Vector]] = loop.create_future()
+        answer: asyncio.Future[Embedded] = loop.create_future()
 
-        def tell(vectors: Sequence[Vector]) -> None:
-            loop.call_soon_threadsafe(_settle, answer, vectors)
+        def tell(embedded: Embedded) -> None:
+            loop.call_soon_threadsafe(_settle, answer, embedded)
 
         self._num_requests += 1
         own = replace(request, request_id=f"{request.request_id}#{self._num_requests}")
@@ -240,6 +242,7 @@ class NativeEngine:
         for path, tokens in (("prompt", request.prompt), ("sampling", named)):
             if tokens and not 0 <= min(tokens) <= max(tokens) < vocab:
                 raise InvalidRequest(f"a token id is outside the vocabulary of {vocab}", field=path)
+        self._check_fits(request)  # before it waits for its adapter
 
     def _submit(
         self, request: EngineRequest, arrived: float, matchers: Sequence[Matcher]

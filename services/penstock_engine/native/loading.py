@@ -13,7 +13,7 @@ from penstock_engine.native.compute import Compute, choose
 from penstock_engine.native.embedding import EmbedLimits
 from penstock_engine.native.fused.adapters import PackedShelf
 from penstock_engine.native.fused.decoder import FusedDecoder, FusedOptions
-from penstock_engine.native.fused.draw import KernelPicker
+from penstock_engine.native.fused.draw import KernelRows
 from penstock_engine.native.kv_tensors import KvShape, KvTensors
 from penstock_engine.native.layers import RopeTable
 from penstock_engine.native.lora.eager import EagerShelf
@@ -169,8 +169,8 @@ def load_runner(
         stored / _MIB,
         plan.info.capacity_blocks * plan.kv.page_bytes / _MIB,
     )
-    picker = KernelPicker(compute.library) if compute.library else None
-    return Runner(decoder, kv, masks, picker)
+    rows = KernelRows(compute.library) if compute.library else None
+    return Runner(decoder, kv, masks, rows)
 
 
 def _draft(settings: NativeSettings, config: ModelConfig) -> Blueprint | None:

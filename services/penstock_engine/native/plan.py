@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from penstock_engine.api import Share
 from penstock_engine.native.request import Drawn, Sample
 
 Drafts = Mapping[Sample, Sequence[int]]
@@ -64,10 +65,25 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What each draw of the plan drew, in the plan's order, and how long the step took."""
+    """What each draw of the plan drew, in the plan's order, and how long the step took.
+
+    ``seconds`` are the model's; a turn around it with drafting and planning takes longer.
+    """
 
     drawn: Sequence[Drawn]
     seconds: float
+
+
+def attribute(plan: StepPlan, seconds: float) -> None:
+    """Divide a step's time among the requests in it, by the tokens each had computed.
+
+    Tokens of a step cost about the same whatever they are: they go through the same products together.
+    """
+    per_token_s = seconds / plan.num_tokens
+    for chunk in plan.chunks:
+        own = per_token_s * chunk.count
+        request = chunk.sample.request
+        request.share += Share(decode_s=own) if chunk.is_decode else Share(prefill_s=own)
 
 
 class Drafting(Protocol):

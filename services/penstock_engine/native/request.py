@@ -13,6 +13,7 @@ from typing import Protocol
 
 from penstock_core.blocks import chain, pack_tokens, reusable_blocks
 from penstock_engine.api import (
+    NO_SHARE,
     EngineOutput,
     EngineRequest,
     FinishReason,
@@ -173,7 +174,8 @@ class Sample:
                 finish = self.ending
                 break
         logprobs = drawn.logprobs[:kept]
-        return TokenOut(self.choice_index, first, drawn.token_ids[:kept], logprobs, finish, matched)
+        ids, share = drawn.token_ids[:kept], self.request.share
+        return TokenOut(self.choice_index, first, ids, logprobs, finish, matched, share)
 
     def _append(self, token: int) -> None:
         self.tokens.append(token)
@@ -217,8 +219,8 @@ class Request:
         "preemptions",
         "prefilled_at",
         "samples",
+        "share",
         "spec",
-        "worker_s",
     )
 
     def __init__(
@@ -229,7 +231,7 @@ class Request:
         self.admitted_at: float | None = None
         self.prefilled_at: float | None = None
         self.cached_tokens = 0
-        self.worker_s = 0.0
+        self.share = NO_SHARE
         self.preemptions = 0
         self.drafted_tokens = 0
         self.accepted_draft_tokens = 0
@@ -265,7 +267,7 @@ class Request:
             computed_prompt_tokens=max(computed, 0),
             queue_s=admitted - self.arrived_at,
             prefill_s=prefilled - admitted if self.admitted_at is not None else 0.0,
-            worker_s=self.worker_s,
+            share=self.share,
             drafted_tokens=self.drafted_tokens,
             accepted_draft_tokens=self.accepted_draft_tokens,
             preemptions=self.preemptions,

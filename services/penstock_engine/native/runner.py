@@ -18,7 +18,7 @@ from penstock_engine.native.masks import Masks
 from penstock_engine.native.models.decoder import Decoder
 from penstock_engine.native.plan import Chunk, StepPlan, StepResult
 from penstock_engine.native.request import Ahead, Drawn
-from penstock_engine.native.sampling import Drawer, Picker, Sampler
+from penstock_engine.native.sampling import Drawer, Rows, Sampler
 from penstock_engine.speculative.accept import num_accepted
 
 _NOTHING = -1
@@ -80,12 +80,12 @@ class Runner:
         decoder: PlanDecoder,
         kv: KvTensors,
         masks: Masks | None = None,
-        picker: Picker | None = None,
+        rows: Rows | None = None,
     ) -> None:
         self._decoder = decoder
         self._kv = kv
         self._masks = masks
-        self._sampler = Sampler(picker)
+        self._sampler = Sampler(rows)
 
     def run(self, plan: StepPlan) -> StepResult:
         """Compute a step and draw its tokens."""

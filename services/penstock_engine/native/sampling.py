@@ -9,9 +9,12 @@ Randomness is counter-based: a number depends on ``(seed, choice_index, position
 token does not depend on who shares the batch, and a resumed sample draws on where it stopped.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from penstock_engine.api import Logprob, Sampling
@@ -22,8 +25,23 @@ from penstock_engine.native.truncation import truncate, truncates
 Drawer = Sample | Ahead
 """Whoever a token is drawn for: a sequence as it is, or as it will be if its drafts stand."""
 
-Picker = Callable[[Tensor, Sequence[float], Sequence[float]], list[int]]
-"""Tokens from logits, temperatures (0 for the best token) and numbers in [0, 1); see ``pick``."""
+
+class Rows(Protocol):
+    """What is done to all rows of logits ``(rows, vocab)`` in float32 at once."""
+
+    def forbid(self, logits: Tensor, rows: Sequence[int], allowed: NDArray[np.uint32]) -> None:
+        """Set what is not allowed to minus infinity, in place.
+
+        ``allowed`` is ``(rows, words)``: bit ``t % 32`` of word ``t // 32`` is for token ``t``.
+        """
+        ...
+
+    def pick(
+        self, logits: Tensor, temperatures: Sequence[float], points: Sequence[float]
+    ) -> list[int]:
+        """The best token where the temperature is 0, else the one its point in [0, 1) falls to."""
+        ...
+
 
 _MASK = (1 << 64) - 1
 _GAMMA = 0x9E3779B97F4A7C15
@@ -49,8 +67,8 @@ def uniform(seed: int, choice_index: int, position: int, lane: int = 0) -> float
 class Sampler:
     """Draws one token for each row of logits."""
 
-    def __init__(self, picker: Picker | None = None) -> None:
-        self._pick: Picker = picker or pick
+    def __init__(self, rows: Rows | None = None) -> None:
+        self._rows: Rows = rows or TorchRows()
 
     def draw(
         self, logits: Tensor, samples: Sequence[Drawer], masks: RowMasks | None = None
@@ -58,7 +76,7 @@ class Sampler:
         """``logits`` is ``(samples, vocab)`` in float32 and is overwritten."""
         logprobs = _raw_logprobs(logits, samples)
         if masks is not None:
-            masks.apply(logits)
+            self._rows.forbid(logits, masks.rows, masks.allowed)
         _adjust(logits, samples)
         temperatures = _truncated(logits, samples)
         points = [
@@ -67,7 +85,7 @@ class Sampler:
             else 0.0
             for temperature, sample in zip(temperatures, samples, strict=True)
         ]
-        ids = self._pick(logits, temperatures, points)
+        ids = self._rows.pick(logits, temperatures, points)
         if logprobs is None:
             drawn = [Drawn((token,)) for token in ids]
         else:
@@ -77,22 +95,37 @@ class Sampler:
         return drawn
 
 
-def pick(logits: Tensor, temperatures: Sequence[float], points: Sequence[float]) -> list[int]:
-    """One token a row with torch: the best, or by inverse transform in vocabulary order."""
-    tokens = logits.argmax(dim=-1)
-    random = [row for row, temperature in enumerate(temperatures) if temperature]
-    if random:
-        device = logits.device
-        index = torch.tensor(random, device=device)
-        scale = torch.tensor([[temperatures[row]] for row in random], device=device)
-        # Cumulated in float64: at 150,000 tokens float32 would lose the tail.
-        mass = torch.softmax(logits[index] / scale, dim=-1).double().cumsum(dim=-1)
-        numbers = [[points[row]] for row in random]
-        targets = torch.tensor(numbers, dtype=torch.float64, device=device) * mass[:, -1:]
-        drawn = torch.searchsorted(mass, targets, right=True)
-        tokens[index] = drawn.squeeze(1).clamp_(max=logits.shape[1] - 1)
-    ids: list[int] = tokens.tolist()
-    return ids
+class TorchRows:
+    """``Rows`` with torch's operators, on any device."""
+
+    def forbid(self, logits: Tensor, rows: Sequence[int], allowed: NDArray[np.uint32]) -> None:
+        """See ``Rows.forbid``."""
+        bits = np.unpackbits(allowed.view(np.uint8), axis=1, bitorder="little")
+        forbidden = torch.from_numpy(bits[:, : logits.shape[1]] == 0).to(logits.device)
+        if len(rows) == logits.shape[0]:
+            logits.masked_fill_(forbidden, float("-inf"))
+            return
+        index = torch.tensor(rows, device=logits.device)
+        logits[index] = logits[index].masked_fill(forbidden, float("-inf"))
+
+    def pick(
+        self, logits: Tensor, temperatures: Sequence[float], points: Sequence[float]
+    ) -> list[int]:
+        """See ``Rows.pick``; draws by inverse transform in vocabulary order."""
+        tokens = logits.argmax(dim=-1)
+        random = [row for row, temperature in enumerate(temperatures) if temperature]
+        if random:
+            device = logits.device
+            index = torch.tensor(random, device=device)
+            scale = torch.tensor([[temperatures[row]] for row in random], device=device)
+            # Cumulated in float64: at 150,000 tokens float32 would lose the tail.
+            mass = torch.softmax(logits[index] / scale, dim=-1).double().cumsum(dim=-1)
+            numbers = [[points[row]] for row in random]
+            targets = torch.tensor(numbers, dtype=torch.float64, device=device) * mass[:, -1:]
+            drawn = torch.searchsorted(mass, targets, right=True)
+            tokens[index] = drawn.squeeze(1).clamp_(max=logits.shape[1] - 1)
+        ids: list[int] = tokens.tolist()
+        return ids
 
 
 def _is_random(sample: Drawer) -> bool:

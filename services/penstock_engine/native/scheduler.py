@@ -19,7 +19,7 @@ from penstock_engine.api import (
 from penstock_engine.native.drafts import NO_DRAFTS, DraftRoom, add_drafts
 from penstock_engine.native.limits import Counts, Limits, check_fits
 from penstock_engine.native.memory import KvMemory
-from penstock_engine.native.plan import Chunk, Drafts, StepPlan, StepResult
+from penstock_engine.native.plan import Chunk, Drafts, StepPlan, StepResult, attribute
 from penstock_engine.native.request import Drawn, Matcher, Phase, Request, Sample
 from penstock_engine.native.residency import Copies, Residency
 
@@ -147,10 +147,9 @@ class Scheduler:
 
     def apply(self, plan: StepPlan, result: StepResult, now: float) -> None:
         """Take in what a step computed and drew."""
-        per_token_s = result.seconds / plan.num_tokens
+        attribute(plan, result.seconds)
         drawn = iter(result.drawn)
         for chunk in plan.chunks:
-            chunk.sample.request.worker_s += per_token_s * chunk.count
             if chunk.drafts:
                 self._take_verified(chunk, next(drawn), now)
                 continue

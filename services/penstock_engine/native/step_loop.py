@@ -81,6 +81,7 @@ class StepLoop:
         self._max_commands = max_commands
         self._embeddings = embeddings
         self._stats = StepStats()
+        self._busy_s = 0.0
         self._wake = threading.Condition()
         self._commands: deque[Command] = deque()
         self._closing = False
@@ -154,7 +155,10 @@ class StepLoop:
         if plan is not None:
             result = machine.run(plan)
             self._stats.note(plan, result)
-            self._scheduler.apply(plan, result, time.monotonic())
+            # What is divided among requests is the turn's time: drafts and the plan were theirs too.
+            turn_s = time.perf_counter() - began
+            self._busy_s += turn_s
+            self._scheduler.apply(plan, StepResult(result.drawn, turn_s), time.monotonic())
             self._publish()
             if drafting is not None:
                 drafting.note(plan, result, time.perf_counter() - began)
@@ -202,6 +206,7 @@ class StepLoop:
             tokens_per_step=stats.tokens_per_step,
             prefill_tokens_per_s=stats.prefill_tokens_per_s,
             preemptions=scheduler.preemptions,
+            busy_s=self._busy_s + (self._embeddings.busy_s if self._embeddings else 0.0),
         )
         outputs = [*self._refused, *scheduler.take_outputs()]
         events = scheduler.memory.take_events()

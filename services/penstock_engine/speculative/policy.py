@@ -46,6 +46,8 @@ _SHARE = 0.01
 """Of the time of plain steps that drafting may cost."""
 _FIRST_PURSE, _LARGEST_PURSE, _DEEPEST_DEBT = 4.0, 6.0, 2.0
 """In plain steps."""
+_DEEPEST_DEBT_OF_MODEL = 32.0
+"""A draft model that reads the prompts of a whole batch may lose that at one go, and has to earn it."""
 _CLIP = 2.0
 """How many times what was expected a slow drafted step counts for at most."""
 
@@ -115,11 +117,12 @@ class _Cost:
 
     def pay(self, seconds: float, *, model: bool) -> None:
         """Put seconds into a purse, or take them out if negative."""
-        most, least = _LARGEST_PURSE * self.plain.value, -_DEEPEST_DEBT * self.plain.value
+        plain_s, most = self.plain.value, _LARGEST_PURSE * self.plain.value
         if model:
+            least = -_DEEPEST_DEBT_OF_MODEL * plain_s
             self.model_purse_s = max(min(self.model_purse_s + seconds, most), least)
         else:
-            self.purse_s = max(min(self.purse_s + seconds, most), least)
+            self.purse_s = max(min(self.purse_s + seconds, most), -_DEEPEST_DEBT * plain_s)
 
 
 class DraftPolicy:

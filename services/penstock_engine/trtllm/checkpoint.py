@@ -78,9 +78,9 @@ def check(settings: TrtLlmSettings, checkpoint: Checkpoint) -> None:
             f"speculation mtp: {checkpoint.path} has no layers that predict further tokens; "
             "use eagle3 with a head for this model, or ngram"
         )
-    if isinstance(kind, DraftTarget) and Path(kind.draft_model).is_dir():
-        draft = Checkpoint.read(Path(kind.draft_model))
-        check_pair(checkpoint.path, draft.path, (checkpoint.vocab_size, draft.vocab_size))
+    if isinstance(kind, DraftTarget | Eagle3):
+        _check_drafter(kind, checkpoint)
+    _check_adapters(settings)
     is_harmony = checkpoint.model_type == "gpt_oss"
     if isinstance(kind, Eagle3) and is_harmony and settings.guided_decoding is not None:
         raise SettingsError(
@@ -99,6 +99,29 @@ def check(settings: TrtLlmSettings, checkpoint: Checkpoint) -> None:
             f"without chunked prefill max_num_tokens {settings.max_num_tokens} caps the prompt: "
             "set scheduler.chunked_prefill to true, or max_seq_len to no more than that"
         )
+
+
+def _check_drafter(kind: DraftTarget | Eagle3, checkpoint: Checkpoint) -> None:
+    """A hub id is left to the package, which downloads it."""
+    path = Path(kind.draft_model)
+    if kind.draft_model.startswith(("/", ".", "~")) and not path.is_dir():
+        raise SettingsError(f"speculation.draft_model: there is no directory {path}")
+    if isinstance(kind, DraftTarget) and path.is_dir():
+        draft = Checkpoint.read(path)
+        check_pair(checkpoint.path, draft.path, (checkpoint.vocab_size, draft.vocab_size))
+
+
+def _check_adapters(settings: TrtLlmSettings) -> None:
+    """The package looks at them when the first request names one, and fails that."""
+    lora = settings.lora
+    for adapter in lora.adapters if lora is not None else ():
+        if not adapter.path.is_dir():
+            raise SettingsError(f"lora: adapter {adapter.name}: no directory {adapter.path}")
+        rank = _object(adapter.path / "adapter_config.json").get("r")
+        if lora is not None and isinstance(rank, int) and rank > lora.max_rank:
+            raise SettingsError(
+                f"lora: adapter {adapter.name} has rank {rank}: set lora.max_rank to at least that"
+            )
 
 
 def context(settings: TrtLlmSettings, checkpoint: Checkpoint) -> int:

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from penstock_core.errors import Conflict, EngineFailed, NotSupported, PenstockError
 from penstock_engine.api import (
+    Embedded,
     EmbedRequest,
     EngineInfo,
     EngineOutput,
@@ -19,7 +20,6 @@ from penstock_engine.api import (
     EngineState,
     KvEvent,
     RequestDone,
-    Vector,
 )
 from penstock_engine.native.revision import model_revision
 from penstock_engine.trtllm import sampling
@@ -64,13 +64,18 @@ class TrtLlmEngine:
         self._info = describe(settings, checkpoint)
         self._abilities = _abilities(settings, self._info)
         self._feed = CacheFeed(self._info.block_tokens)
-        self._load = Load(self._info.block_tokens)
+        self._load = Load(self._info.block_tokens, settings.max_num_tokens)
         self._admission = Admission(settings.max_batch_size, settings.max_waiting)
         submitter = EngineSubmitter(
             loaded, self._abilities, self._feed, settings.lora, lambda why: self._end(why.message)
         )
         self._desk = Desk(
-            submitter, self._admission, self._feed, self._load, settings.drain_timeout_s
+            submitter,
+            self._admission,
+            self._feed,
+            self._load,
+            settings.drain_timeout_s,
+            settings.drafting.draft_tokens if settings.drafting is not None else 0,
         )
         llm = loaded.llm
         self._events = Pump(llm.get_kv_cache_events_async, self._feed.take, self._feed.lose)
@@ -90,7 +95,7 @@ class TrtLlmEngine:
         tokens = sum(job.waiting_tokens for job in self._jobs.values())
         waiting = Waiting(self._admission.num_waiting, tokens)
         state = self._load.state(waiting, len(self._feed.mirror), time.monotonic())
-        return replace(state, failed=True) if self._has_failed else state
+        return replace(state, failed=self._has_failed, cache_losses=self._feed.taints)
 
     async def start(self) -> None:
         """Have a first request answered, then follow events and figures.
@@ -138,7 +143,7 @@ class TrtLlmEngine:
             if self._jobs.get(request.request_id) is job:
                 del self._jobs[request.request_id]
 
-    async def embed(self, request: EmbedRequest) -> Sequence[Vector]:
+    async def embed(self, request: EmbedRequest) -> Embedded:
         """Refused: a TensorRT-LLM engine is built to generate or to embed, never for both."""
         raise NotSupported(
             "TensorRT-LLM workers compute no embeddings; run a native worker for them"

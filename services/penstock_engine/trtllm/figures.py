@@ -4,7 +4,7 @@ Owns their names. None of them is pinned to a version, so each may be missing: w
 None, never an error.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 
@@ -31,6 +31,18 @@ class RequestFigures:
             drafted_tokens=_count(drafts, "total_draft_tokens"),
             accepted_draft_tokens=_count(drafts, "total_accepted_draft_tokens"),
         )
+
+    def with_drafts(self, tokens: int, steps: int, draft_tokens: int) -> "RequestFigures":
+        """Drafts counted from the steps that ``tokens`` took, where the engine told of none.
+
+        Each step gives a token of its own besides the accepted drafts; every one but the first, which
+        computes the prompt, is taken to have had ``draft_tokens``.
+        """
+        if self.drafted_tokens or draft_tokens < 1 or steps < 1:
+            return self
+        accepted = max(tokens - steps, 0)
+        drafted = max((steps - 1) * draft_tokens, accepted)
+        return replace(self, drafted_tokens=drafted, accepted_draft_tokens=accepted)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,16 +9,18 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from penstock_core.errors import InternalError, PenstockError
 from penstock_engine.api import (
+    NO_SHARE,
     Admitted,
     EngineOutput,
     EngineRequest,
     FinishReason,
     RequestDone,
+    Share,
 )
 from penstock_engine.trtllm.admission import Admission
 from penstock_engine.trtllm.feed import CacheFeed
@@ -61,11 +63,13 @@ class Desk:
     feed: CacheFeed
     load: Load
     drain_timeout_s: float
+    draft_tokens: int = 0
+    """Most drafts of a step; 0 if there are none, or nobody knows."""
 
 
 @dataclass(slots=True)
 class _Sample:
-    """One sample. ``place`` while it waits, ``output`` while it is in the engine."""
+    """One sample. ``place`` while it waits; ``output`` and ``share`` while it is in the engine."""
 
     choice: int
     is_aborted: bool = False
@@ -73,12 +77,14 @@ class _Sample:
     place: "asyncio.Future[bool] | None" = None
     output: Output | None = None
     deadline: asyncio.Timeout | None = None
+    share: Share = NO_SHARE
 
 
 @dataclass(frozen=True, slots=True)
 class _Listening:
     """A sample in the engine, as it is listened to."""
 
+    sample: _Sample
     output: Output
     stream: SampleStream
     resident: Resident
@@ -101,7 +107,7 @@ class Job:
         self._leads = asyncio.Event()
         self._admitted: Admitted | None = None
         self._figures: list[RequestFigures] = []
-        self._worker_s = 0.0
+        self._share = NO_SHARE
         self._prefill_s = 0.0
         self._ask_for_place(
             self._samples[0]
@@ -197,11 +203,12 @@ class Job:
         resident = desk.load.enter(len(prompt), time.monotonic())
         try:
             output = desk.submitter.submit(self.request, sample.choice, self._trace)
-            await self._listen(sample, _Listening(output, stream, resident, claim))
+            await self._listen(sample, _Listening(sample, output, stream, resident, claim))
             self._note(output)
         finally:
             now = time.monotonic()
-            self._worker_s += desk.load.leave(resident, now)
+            self._share += desk.load.leave(resident, now)
+            sample.share = NO_SHARE
             claim.end(now)
 
     async def _listen(self, sample: _Sample, listening: "_Listening") -> None:
@@ -249,13 +256,17 @@ class Job:
         is_first, before = resident.prefill_tokens > 0, len(stream.tokens)
         was_computed = bool(completion.token_ids) or completion.finish_reason != "cancelled"
         out = stream.take(completion)
-        self._desk.load.heard(resident, len(stream.tokens) - before, time.monotonic())
+        new_tokens, now = len(stream.tokens) - before, time.monotonic()
+        listening.sample.share = self._desk.load.heard(resident, new_tokens, now)
         if is_first and was_computed:
             self._lead(output)
             if output.cached_tokens >= self._desk.feed.block_tokens:
                 listening.claim.settle()
         if out is not None:
-            self.items.put_nowait(out)
+            self.items.put_nowait(replace(out, share=self._share_so_far()))
+
+    def _share_so_far(self) -> Share:
+        return sum((sample.share for sample in self._samples), self._share)
 
     def _prompt(self, choice: int) -> list[int]:
         emitted = self.request.emitted[choice] if self.request.emitted else ()
@@ -275,7 +286,12 @@ class Job:
         self.items.put_nowait(self._admitted)
 
     def _note(self, output: Output) -> None:
-        self._figures.append(RequestFigures.of(output.outputs[0].request_perf_metrics))
+        completion = output.outputs[0]
+        told = RequestFigures.of(completion.request_perf_metrics)
+        steps = output.decoding_iter
+        self._figures.append(
+            told.with_drafts(len(completion.token_ids), steps, self._desk.draft_tokens)
+        )
         speed = getattr(output, "avg_decoded_tokens_per_iter", None)
         if isinstance(speed, int | float) and speed > 0:
             self._desk.load.rates.note_speed(float(speed))
@@ -287,7 +303,7 @@ class Job:
             computed_prompt_tokens=len(self.request.prompt) - cached if self._admitted else 0,
             queue_s=self._admitted.queue_s if self._admitted else 0.0,
             prefill_s=self._prefill_s,
-            worker_s=self._worker_s,
+            share=self._share,
             drafted_tokens=sum(f.drafted_tokens or 0 for f in self._figures),
             accepted_draft_tokens=sum(f.accepted_draft_tokens or 0 for f in self._figures),
         )

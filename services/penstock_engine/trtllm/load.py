@@ -1,12 +1,15 @@
 """What the engine does now, counted on our side, and what each request's share of it is. Pure.
 
+The engine tells of no request's time. So each moment is divided among the samples inside by the
+tokens that each has in a step: those of its prompt, at most a step's, until its first token, then one.
 Our own counts come first, since the engine's figures exist only while it computes; those come
 second, with their age. Time comes in.
 """
 
 from dataclasses import dataclass
 
-from penstock_engine.api import EngineState
+from penstock_engine.api import EngineState, Share
+from penstock_engine.sharing import Part, Sharing
 from penstock_engine.trtllm.figures import IterationFigures, Rates
 
 _FRESH_S = 1.0
@@ -17,20 +20,19 @@ class Resident:
     """A sample in the engine. ``prefill_tokens``: of its prompt, until its first token is there."""
 
     prompt_tokens: int
-    entered_share: float
+    part: Part
     prefill_tokens: int
     new_tokens: int = 0
 
 
 class Load:
-    """Samples in the engine. ``share`` runs at one second a second, divided by who shares it."""
+    """Samples in the engine. ``step_tokens``: most tokens in one step."""
 
-    def __init__(self, block_tokens: int) -> None:
+    def __init__(self, block_tokens: int, step_tokens: int = 8192) -> None:
         self.rates = Rates()
         self._block_tokens = block_tokens
         self._residents: set[Resident] = set()
-        self._share = 0.0
-        self._counted_at = 0.0
+        self._sharing = Sharing(step_tokens)
         self._heard_at = 0.0
 
     @property
@@ -42,22 +44,24 @@ class Load:
         """A sample was submitted."""
         if not self._residents:
             self._heard_at = now
-        share = self._count(now)
-        resident = Resident(prompt_tokens, share, prompt_tokens)
+        part = self._sharing.enter(prompt_tokens, now)
+        resident = Resident(prompt_tokens, part, prompt_tokens)
         self._residents.add(resident)
         return resident
 
-    def heard(self, resident: Resident, new_tokens: int, now: float) -> None:
-        """A sample had a response."""
+    def heard(self, resident: Resident, new_tokens: int, now: float) -> Share:
+        """A sample had a response; what it has taken of the engine so far."""
         self._heard_at = now
         resident.new_tokens += new_tokens
-        resident.prefill_tokens = 0
+        if resident.prefill_tokens:
+            resident.prefill_tokens = 0
+            self._sharing.decodes(resident.part, now)
+        return self._sharing.add_up(resident.part, now)
 
-    def leave(self, resident: Resident, now: float) -> float:
-        """A sample left; the seconds of the engine that were its own."""
-        share = self._count(now)
+    def leave(self, resident: Resident, now: float) -> Share:
+        """A sample left; the whole of what it took of the engine."""
         self._residents.discard(resident)
-        return share - resident.entered_share
+        return self._sharing.leave(resident.part, now)
 
     def note(self, figures: IterationFigures, now: float) -> None:
         """The engine told of an iteration."""
@@ -88,14 +92,9 @@ class Load:
             tokens_per_step=rates.tokens_per_step,
             prefill_tokens_per_s=rates.prefill_tokens_per_s,
             preemptions=rates.preemptions,
+            busy_s=self._sharing.busy_s(now),
             figures_age_s=age,
         )
-
-    def _count(self, now: float) -> float:
-        if self._residents:
-            self._share += (now - self._counted_at) / len(self._residents)
-        self._counted_at = now
-        return self._share
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,7 @@ class KvMirror:
         self._last_ids: dict[int | None, int] = {}
         self._last_id: int | None = None
         self._any_id_next = False  # for ranks not heard of since the last gap
+        self._by_rank = False  # whether each rank is known to count its own events
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -112,13 +113,21 @@ class KvMirror:
         return [KvRemoved(gone)] if gone else []
 
     def _count(self, event: CacheEvent) -> None:
-        """Ids are counted by the engine or by each of its ranks; one of both must go on."""
-        own = self._last_ids.get(event.rank)
-        expected = {last + 1 for last in (own, self._last_id) if last is not None}
-        begins = own is None and (self._any_id_next or self._last_id is None or event.event_id == 0)
-        if event.event_id not in expected and not begins:
-            missing = event.event_id - max(own or 0, self._last_id or 0) - 1
-            raise Tainted(max(missing, 0))
+        """Ids are counted by the engine or by each of its ranks; one of both must go on.
+
+        Which of both shows with the first id that only ranks of their own explain: from then on
+        another rank's count hides no gap.
+        """
+        own, last = self._last_ids.get(event.rank), self._last_id
+        follows_own = own is not None and event.event_id == own + 1
+        follows_last = last is not None and event.event_id == last + 1
+        begins = own is None and (self._any_id_next or last is None or event.event_id == 0)
+        if not (follows_own or begins or (follows_last and not self._by_rank)):
+            before = own if self._by_rank else max(own or 0, last or 0)
+            raise Tainted(max(event.event_id - (before or 0) - 1, 0))
+        begins_anew = last is not None and event.event_id == 0
+        if (follows_own or begins_anew) and not follows_last:
+            self._by_rank = True
         self._last_ids[event.rank] = event.event_id
         self._last_id = event.event_id
 

@@ -200,22 +200,46 @@ class TrtLlmSettings(_Section):
 
     @classmethod
     def load(cls, file: Path, overrides: Mapping[str, object] | None = None) -> Self:
-        """Read a YAML file; ``overrides`` replace fields of its top level.
+        """Read a YAML file; ``overrides`` replace what they name, sections field by field.
 
         Raises:
             SettingsError: the file cannot be read or a setting is no good; each is named by its path.
         """
         try:
-            content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            content = parse_settings(file.read_text(encoding="utf-8"), str(file))
+        except (OSError, UnicodeDecodeError) as error:
             raise SettingsError(f"{file}: {error}") from error
-        if not isinstance(content, dict):
-            raise SettingsError(f"{file}: a mapping of settings is expected")
         try:
-            return cls.model_validate({**content, **(overrides or {})})
+            return cls.model_validate(_merged(content, overrides or {}))
         except ValidationError as error:
             lines = [
                 f"{'.'.join(map(str, item['loc'])) or 'settings'}: {item['msg']}"
                 for item in error.errors()
             ]
             raise SettingsError(f"{file}: {'; '.join(lines)}") from error
+
+
+def parse_settings(text: str, source: str) -> dict[str, object]:
+    """A mapping of settings in YAML, not checked yet. ``source`` is where it comes from.
+
+    Raises:
+        SettingsError: it is no YAML, or no mapping.
+    """
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{source}: {error}") from error
+    if not isinstance(content, dict):
+        raise SettingsError(f"{source}: a mapping of settings is expected")
+    return content
+
+
+def _merged(file: Mapping[str, object], over: Mapping[str, object]) -> dict[str, object]:
+    """Both, section by section. Another ``mode`` is another kind, with fields of its own."""
+    merged = {**file, **over}
+    for name, section in over.items():
+        below = file.get(name)
+        if isinstance(section, dict) and isinstance(below, dict):
+            is_other = "mode" in section and section["mode"] != below.get("mode")
+            merged[name] = section if is_other else {**below, **section}
+    return merged

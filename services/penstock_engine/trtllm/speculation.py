@@ -27,6 +27,11 @@ class Speculation(BaseModel):
     acceptance_length_threshold: float | None = Field(None, ge=0)
 
     @property
+    def draft_tokens(self) -> int:
+        """Most tokens drafted in a step; 0 where the package decides."""
+        return 0
+
+    @property
     def has_draft_weights(self) -> bool:
         """Whether weights beside the model's own take GPU memory."""
         return False
@@ -65,6 +70,11 @@ class _Drafts(Speculation):
                 f"max_draft_tokens ({self.max_draft_tokens}), and nothing longer"
             )
         return self
+
+    @property
+    def draft_tokens(self) -> int:
+        """As set."""
+        return self.max_draft_tokens
 
     @property
     def may_stop_drafting(self) -> bool:
@@ -134,6 +144,11 @@ class Mtp(Speculation):
     mode: Literal["mtp"]
     num_layers: int = Field(1, ge=1, le=8)
     allow_advanced_sampling: bool = True
+
+    @property
+    def draft_tokens(self) -> int:
+        """One of each layer."""
+        return self.num_layers
 
     @property
     def needs_overlap_off(self) -> bool:

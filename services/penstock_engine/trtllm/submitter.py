@@ -59,6 +59,7 @@ class EngineSubmitter:
 
         Raises:
             InvalidRequest: the engine refuses it.
+            RuntimeError: the engine is dead, or shuts down.
         """
         package = self._loaded.package
         emitted = request.emitted[choice] if request.emitted else ()
@@ -73,7 +74,8 @@ class EngineSubmitter:
                 scheduling_params=package.build(self._rank(request, prompt)),
                 cache_salt=self._feed.salt(request.chain_start),
             )
-        except package.request_error as error:
+        except (package.request_error, ValueError, TypeError) as error:
+            # Of this request only: one that we failed to refuse must not end the others.
             raise InvalidRequest(f"the engine refuses it: {error}", field="prompt") from error
 
     def failure(self, error: Exception) -> PenstockError:

@@ -17,6 +17,7 @@ from penstock_engine.trtllm.checkpoint import Checkpoint, check
 from penstock_engine.trtllm.llm_args import llm_arguments
 from penstock_engine.trtllm.package import load_package
 from penstock_engine.trtllm.settings import TrtLlmSettings
+from penstock_worker.arguments import parse_arguments
 
 ROOT = Path(__file__).parents[3]
 DEPLOY = ROOT / "deploy"
@@ -54,8 +55,36 @@ def test_the_gpu_profile_has_what_the_package_needs() -> None:
     assert worker["ulimits"] == {"memlock": -1, "stack": 67108864}
     assert (DEPLOY / worker["build"]["context"] / worker["build"]["dockerfile"]).is_file()
     assert "FROM nvcr.io/nvidia/tensorrt-llm/release:1.2.1" in dockerfile
+    assert "import tensorrt_llm" not in dockerfile  # it wants the driver, which no build has
+    # What is compiled or downloaded as another user than root, in a container that cannot be written.
+    home = next(mount for mount in worker["tmpfs"] if mount.startswith("/home/penstock:"))
+    assert "uid=10001" in home
+    assert any(mount.endswith(":/home/penstock/.cache") for mount in worker["volumes"])
     for flag in ("--gpus all", "--ipc host", "--ulimit memlock=-1", "--ulimit stack=67108864"):
         assert flag in dockerfile
+
+
+def test_the_image_runs_the_documented_command() -> None:
+    lines = (DEPLOY / "docker/worker-trtllm.Dockerfile").read_text().splitlines()
+    commands = [line.split(" ", 1) for line in lines if line.startswith(("CMD", "ENTRYPOINT"))]
+    mounted = "/etc/penstock/trtllm.yaml"
+
+    # The base image's own entrypoint stays.
+    assert [name for name, _ in commands] == ["CMD"]
+    command = json.loads(commands[0][1])
+    assert command == [
+        "python3",
+        "-m",
+        "penstock_worker",
+        "--engine",
+        "trtllm",
+        "--config",
+        mounted,
+    ]
+    assert parse_arguments(command[3:]) == {"engine": "trtllm", "config": mounted}
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["worker-trtllm"]
+    assert any(f":{mounted}:ro" in volume for volume in compose["volumes"])
+    assert "-m penstock_worker --engine trtllm --config" in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.process

@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib
+import inspect
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -122,6 +123,34 @@ def test_kinds_have_their_own_validators_and_their_bases(tensorrt_llm: ModuleTyp
         llmapi.KvCacheConfig(free_gpu_memory_fraction=None)
 
 
+def test_every_method_has_the_contracts_signature(tensorrt_llm: ModuleType) -> None:
+    results = importlib.import_module("tensorrt_llm._results")
+    signature = importlib.import_module("tensorrt_llm._contract").signature
+    homes = {"LLM": tensorrt_llm.LLM}
+    homes |= {name: getattr(results, name) for name in ("RequestOutput", "IterationResult")}
+
+    for name, spec in contract(tensorrt_llm)["methods"].items():
+        home, method = name.split(".")
+        found = getattr(homes[home], method)  # all of them are there
+        if "parameters" in spec:
+            assert inspect.signature(found) == signature(name), name
+
+
+def test_classes_are_made_of_the_contracts_fields_types_and_defaults(
+    tensorrt_llm: ModuleType,
+) -> None:
+    known = importlib.import_module("tensorrt_llm._classes").KNOWN
+    for name, spec in contract(tensorrt_llm)["classes"].items():
+        if not spec.get("kind", "").startswith("pydantic"):
+            continue
+        fields = known[name].model_fields
+        assert set(fields) == set(spec["fields"]), name
+        for key, field in spec["fields"].items():
+            assert fields[key].is_required() is bool(field.get("required")), (name, key)
+            if "default" in field and not field.get("required"):
+                assert fields[key].default == field["default"], (name, key)
+
+
 def test_sampling_parameters_are_mutated_and_checked(tensorrt_llm: ModuleType) -> None:
     params = tensorrt_llm.SamplingParams(end_id=2)
     llm = tensorrt_llm.LLM("m", return_perf_metrics=True, skip_tokenizer_init=True)
@@ -187,6 +216,27 @@ async def test_an_error_is_raised_and_leaves_the_output_unfinished(
         async with asyncio.timeout(0.02):
             await anext(output)
     llm.shutdown()
+
+
+async def test_what_kills_the_engine_shuts_it_down(tensorrt_llm: ModuleType) -> None:
+    llm = tensorrt_llm.LLM("m")
+    llm.steering.fails.append(RuntimeError("broken"))
+    output = llm.generate_async([7], tensorrt_llm.SamplingParams(end_id=1), streaming=True)
+    with pytest.raises(RuntimeError, match="broken"):
+        await anext(output)
+
+    with pytest.raises(AssertionError, match="executor"):
+        output.abort()
+    with pytest.raises(RuntimeError, match="shutting down"):
+        llm.generate_async([7], tensorrt_llm.SamplingParams(end_id=1))
+    llm.shutdown()
+
+
+def test_a_timeout_of_a_result_is_ignored(tensorrt_llm: ModuleType) -> None:
+    llm = tensorrt_llm.LLM("m")
+    output = llm.generate_async([7], tensorrt_llm.SamplingParams(end_id=1, max_tokens=40))
+
+    assert len(output.result(timeout=0).outputs[0].token_ids) == 40
 
 
 def test_an_output_made_without_a_loop_cannot_be_awaited(tensorrt_llm: ModuleType) -> None:
@@ -273,3 +323,21 @@ def test_outputs_have_the_contracts_fields(tensorrt_llm: ModuleType) -> None:
     assert len(output.outputs[0].token_ids) == 32  # max_tokens' default
     with pytest.raises(RuntimeError):
         type(output)()
+
+
+def test_figures_have_the_contracts_names_and_reading_takes_them(tensorrt_llm: ModuleType) -> None:
+    spec = contract(tensorrt_llm)["iteration_stats"]
+    llmapi = importlib.import_module("tensorrt_llm.llmapi")
+    drafting = llmapi.NGramDecodingConfig(max_draft_len=3, max_matching_ngram_size=2)
+    llm = tensorrt_llm.LLM("m", enable_iter_perf_stats=True, speculative_config=drafting)
+    silent = tensorrt_llm.LLM("m")
+    for each in (llm, silent):
+        each.generate([1, 2], tensorrt_llm.SamplingParams(end_id=9))
+
+    told = llm.get_stats()
+    for item in told:
+        assert set(item) <= set(spec["top_level"])
+        for part in ("kvCacheStats", "inflightBatchingStats", "specDecodingStats"):
+            assert set(item[part]) <= set(spec[part])
+    assert told
+    assert llm.get_stats() == silent.get_stats() == silent.get_kv_cache_events() == []

@@ -7,7 +7,7 @@ from typing import Any, TypeVar, cast
 
 import pytest
 
-from penstock_core.errors import Conflict, EngineFailed, InternalError, NotSupported
+from penstock_core.errors import Conflict, EngineFailed, InternalError, InvalidRequest, NotSupported
 from penstock_engine.api import (
     Admitted,
     Constraint,
@@ -136,6 +136,17 @@ async def test_drafts_are_counted_by_request_and_in_the_state(start: Any) -> Non
     assert double.engine.info().speculation == "ngram"
 
 
+async def test_drafts_are_counted_from_steps_where_the_engine_does_not_tell(start: Any) -> None:
+    async with start(speculation={"mode": "ngram", "max_draft_tokens": 3}) as double:
+        double.steering.no_metrics = True
+        done = (await run(double.engine, ask(max_tokens=60)))[-1]
+    request = double.submitted[0]
+
+    assert isinstance(done, RequestDone)
+    assert done.accepted_draft_tokens == 60 - request.iterations > 0
+    assert done.drafted_tokens == 3 * (request.iterations - 1) == request.drafted
+
+
 async def test_without_the_engines_figures_the_request_is_still_accounted(start: Any) -> None:
     async with start() as double:
         double.steering.no_metrics = True
@@ -164,6 +175,16 @@ async def test_one_failed_request_leaves_the_others(start: Any) -> None:
         assert isinstance(fine, list)
         assert len(said(fine)) == 10
         assert not double.engine.state().failed
+
+
+async def test_a_request_that_the_package_refuses_ends_alone(start: Any) -> None:
+    async with start() as double:
+        with pytest.raises(InvalidRequest, match="bad sampling"):  # which nobody checks before
+            await run(double.engine, ask(sampling=Sampling(top_p=-1.0)))
+        outputs = await run(double.engine, ask("later"))
+        assert not double.engine.state().failed
+
+    assert len(said(outputs)) == 10
 
 
 async def test_a_dead_engine_fails_everything_and_says_so(start: Any) -> None:
@@ -229,6 +250,7 @@ async def test_chains_are_salted_apart_and_anew_after_a_gap(start: Any) -> None:
         await run(double.engine, ask("lost", prompt=[9, *PROMPT], chain_start=1))
         await run(double.engine, ask("seen", prompt=[8, *PROMPT], chain_start=1))
         removed = await events.until(KvRemoved)
+        assert double.engine.state().cache_losses == 1
         await run(double.engine, ask("c", chain_start=1))
 
     salts = [r.cache_salt for r in double.submitted]

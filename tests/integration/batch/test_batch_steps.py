@@ -8,11 +8,12 @@ import pytest
 
 from penstock.inference.v1 import generate_pb2
 from penstock_batch.batches import NewBatch
+from penstock_batch.facts import Costs
 from penstock_batch.fold import Status
 from penstock_batch.steps import shard_step
 from penstock_core import errors as e
 from penstock_testing.batch import COMPLETIONS, TENANT, BatchBench, jsonl
-from penstock_testing.echo_router import EchoRouter
+from penstock_testing.echo_router import DECODE_S, PREFILL_S, EchoRouter
 
 Request = generate_pb2.GenerateRequest
 
@@ -50,6 +51,33 @@ async def test_identical_lines_are_run_once_and_each_gets_the_answer(
     assert router.calls == {"same": 1}
     assert ids(await bench.output(batch)) == every_id(10)
     assert (batch.deduplicated, batch.counts.completed) == (9, 10)
+    assert batch.cost == Costs(PREFILL_S + DECODE_S, "USD", PREFILL_S, DECODE_S), "it cost once"
+
+
+async def test_a_batch_adds_up_what_its_lines_cost(bench: BatchBench) -> None:
+    batch = await bench.submit(jsonl(20))
+    await bench.run_all()
+    batch = await bench.batches.get(TENANT, batch.id)
+    assert batch.cost.amount == pytest.approx(20 * (PREFILL_S + DECODE_S))
+    assert batch.cost.decode_s == pytest.approx(20 * DECODE_S)
+
+
+async def test_lines_wait_while_their_tenants_budget_is_spent(
+    bench: BatchBench, router: EchoRouter
+) -> None:
+    refused = ["prompt 2"]
+
+    async def before(request: Request) -> None:
+        if request.text in refused:
+            refused.clear()
+            raise e.BudgetSpent("spent", retry_after_s=0.01)
+
+    router.before = before
+    batch = await bench.submit(jsonl(3))
+    await bench.run_all()
+    batch = await bench.batches.get(TENANT, batch.id)
+    assert (batch.counts.completed, batch.counts.failed) == (3, 0)
+    assert router.calls["prompt 2"] == 2
 
 
 async def test_lines_run_for_their_tenant_at_batch_priority(

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from penstock_core.blocks import chain_start
-from penstock_core.errors import InvalidRequest, NotFound
+from penstock_core.errors import InvalidRequest, NotFound, PromptTooLong
 from penstock_engine.api import Admitted, Constraint, EngineRequest, Sampling, TokenOut
 from penstock_engine.native.engine import NativeEngine
 from penstock_engine.native.settings import NativeSettings
@@ -200,3 +200,14 @@ async def test_a_request_that_is_closed_early_gives_its_adapter_back(home: Home)
             await anext(outputs)
             await outputs.aclose()
         assert (await ask(engine, "two", PROMPTS[0])).first == home.expected["two"][0]
+
+
+async def test_a_request_that_can_never_fit_is_refused_while_all_adapters_are_used(
+    home: Home,
+) -> None:
+    async with serving(home, max_adapters=1) as engine:
+        outputs: Any = engine.generate(EngineRequest("r", PROMPTS[0], 200, adapter="one"))
+        await anext(outputs)
+        with pytest.raises(PromptTooLong):
+            await ask(engine, "two", PROMPTS[0], max_tokens=10**6)
+        await outputs.aclose()

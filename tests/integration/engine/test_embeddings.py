@@ -58,7 +58,7 @@ async def engine(request: pytest.FixtureRequest, model: Path) -> AsyncIterator[N
 
 async def embed(engine: NativeEngine, texts: Sequence[Sequence[int]], **changes: Any) -> np.ndarray:
     async with asyncio.timeout(60):
-        return np.array(await engine.embed(EmbedRequest("e", texts, **changes)))
+        return np.array((await engine.embed(EmbedRequest("e", texts, **changes))).vectors)
 
 
 def pooled(reference: Any, text: Sequence[int], pooling: Pooling) -> np.ndarray:

@@ -4,6 +4,7 @@
 """
 
 import calendar
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,11 +16,13 @@ from penstock_engine.native.memory import KvMemory
 from penstock_engine.native.settings import NativeSettings
 from penstock_engine.native.vocabulary import Vocabulary
 from penstock_models import DEMO, DEMO_DRAFT
+from penstock_testing.adapters import write_adapter
 from penstock_testing.soak import CheckedScheduler, Soak, SoakPlan, solo_answers
 from penstock_testing.soak_requests import Bounds
 from penstock_text.tokenizer import Tokenizer
 
 CODE = Path(calendar.__file__).read_text(encoding="utf-8")
+ADAPTERS = ("ada", "ben")
 SETTINGS = NativeSettings(
     DEMO,
     device="cpu",
@@ -34,7 +37,10 @@ SETTINGS = NativeSettings(
 
 
 @pytest.mark.timeout(300)
-async def test_a_short_soak_finds_nothing() -> None:
+async def test_a_short_soak_finds_nothing(tmp_path: Path) -> None:
+    for seed, name in enumerate(ADAPTERS):
+        write_adapter(tmp_path / name, DEMO, seed=seed)
+    settings = replace(SETTINGS, adapters=tmp_path, max_adapters=len(ADAPTERS) - 1)
     tokenizer = Tokenizer.load(DEMO)
     words = Vocabulary(
         [tokenizer.text_bytes(i) for i in range(tokenizer.vocab_size)],
@@ -47,10 +53,14 @@ async def test_a_short_soak_finds_nothing() -> None:
         made.append(CheckedScheduler(limits, memory))
         return made[0]
 
-    engine = NativeEngine(SETTINGS, words, checked)
+    engine = NativeEngine(settings, words, checked)
     info = engine.info()
     bounds = Bounds(
-        [code, code[200:]], info.max_context_tokens, info.vocab_size, info.eos_token_ids
+        [code, code[200:]],
+        info.max_context_tokens,
+        info.vocab_size,
+        info.eos_token_ids,
+        ADAPTERS,
     )
     plan = SoakPlan(seconds=15)
     await engine.start()

@@ -1,5 +1,6 @@
 """TensorRT-LLM workers as processes, on the contract double, behind a real router."""
 
+import json
 import os
 import signal
 import socket
@@ -161,6 +162,16 @@ async def test_a_crash_of_the_engine_ends_the_process_with_a_failure(control: Pa
                 await cluster.generate(ask(prompt(1), "victim", 8, MODEL))
             assert worker.popen.wait(timeout=60) == 1
     assert any("CUDA error" in line for line in worker.lines)
+
+
+def test_the_model_is_loaded_before_any_loop_thread_or_fork(control: Path) -> None:
+    with trtllm_worker(control) as worker:
+        assert worker.endpoint
+        built = json.loads((control / "built").read_text())
+
+    assert built["pid"] == worker.popen.pid
+    assert not built["has_loop"]
+    assert len(built["threads"]) == 1, built["threads"]
 
 
 def test_a_term_signal_ends_it_in_good_order(control: Path) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from openai import AsyncOpenAI, BadRequestError
 
-from penstock.common.v1 import lease_pb2
+from penstock.common.v1 import lease_pb2, usage_pb2
 from penstock.inference.v1 import generate_pb2 as pb
 from penstock_client import AsyncClient, GenerateOptions
 from penstock_core.leases import sign
+from penstock_core.pricing import Price
 from penstock_testing.calls import Calls, Transcript, calls_to
 from penstock_testing.cluster import running_cluster
 from penstock_testing.engine import FakeEngine
@@ -231,3 +232,18 @@ async def test_the_gateway_takes_a_field_or_a_header_and_marks_the_answer() -> N
         assert await said(extra_headers={"x-penstock-cache": "refresh"}) == ("miss", False)
         with pytest.raises(BadRequestError, match="off, use, refresh"):
             await said(extra_headers={"x-penstock-cache": "yes"})
+
+
+async def test_an_answer_from_memory_costs_nothing() -> None:
+    options = replace(DEFAULT_OPTIONS, price=Price(3600.0, "USD"))
+    async with running_worker(options=options) as worker, calls_to(worker.endpoint) as calls:
+        first = await calls.generate(ask())
+        again = await calls.generate(ask())
+        charged = worker.worker.accounts.totals()
+
+    assert first.completed is not None
+    assert again.completed is not None
+    assert first.completed.cost.amount > 0
+    assert again.completed.cost == usage_pb2.Cost(currency="USD")
+    assert not any(delta.HasField("spent") for delta in again.deltas)
+    assert [spent.requests for spent in charged.values()] == [1]

@@ -146,6 +146,9 @@ async def test_drafts_are_told_by_outcome(recorded: Recorded) -> None:
     assert (decode[sc.DRAFTED_TOKENS], decode[sc.ACCEPTED_DRAFT_TOKENS]) == (9, 4)
     told = {p.attributes[sc.DRAFT_OUTCOME]: p.value for p in points}  # type: ignore[attr-defined]
     assert told == {"accepted": 4, "rejected": 5}
+    assert decode[sc.ACCEPTANCE_RATE] == pytest.approx(4 / 9)
+    gained = usage.completion_tokens / (usage.completion_tokens - 4)
+    assert decode[sc.TOKENS_PER_STEP] == pytest.approx(gained)
 
 
 async def all_measured(recorded: Recorded, calls: Calls, count: int) -> None:

@@ -26,7 +26,8 @@ SETTINGS: tuple[type[ProcessSettings], ...] = (
     BatchSettings,
     GatewaySettings,
 )
-SUFFIXES = ("", "_total", "_seconds", "_seconds_bucket", "_seconds_sum", "_seconds_count", "_sum")
+OF_SECONDS = ("_seconds", "_seconds_bucket", "_seconds_sum", "_seconds_count", "_seconds_total")
+SUFFIXES = ("", "_total", *OF_SECONDS, "_sum")
 
 
 def emitted() -> set[str]:

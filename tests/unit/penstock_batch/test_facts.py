@@ -4,6 +4,7 @@ import pytest
 
 from penstock_batch.facts import (
     CancelRequested,
+    Costs,
     Created,
     Ending,
     Fact,
@@ -21,7 +22,17 @@ from penstock_batch.facts import (
 EVERY_KIND: list[Fact] = [
     Created(1.5, "acme", "file_1", "/v1/completions", 60, {"k": "v"}, {"traceparent": "00-a"}),
     Planned(2.0, "batches/b/work/p", 3, 20, 4, "demo", "d1"),
-    ShardDone(3.0, 7, "batches/b/answers/7", "abc", 5, 1, Tokens(1, 2, 3, 4, 5), closed=True),
+    ShardDone(
+        3.0,
+        7,
+        "batches/b/answers/7",
+        "abc",
+        5,
+        1,
+        Tokens(1, 2, 3, 4, 5),
+        closed=True,
+        cost=Costs(0.1, "EUR", 2.0, 3.0),
+    ),
     CancelRequested(4.0),
     Outcome(5.0, Ending.FAILED, "", "", 0, 0, (Problem("c", "m", "p", 3), Problem("d", "n"))),
 ]

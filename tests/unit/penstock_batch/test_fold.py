@@ -2,6 +2,7 @@ import pytest
 
 from penstock_batch.facts import (
     CancelRequested,
+    Costs,
     Created,
     Ending,
     Facts,
@@ -11,11 +12,12 @@ from penstock_batch.facts import (
     Tokens,
 )
 from penstock_batch.fold import Batch, Counts, Status, ending_due, fold
+from penstock_batch.wire import batch_message
 
 CREATED = Created(100.0, "acme", "file_1", "/v1/completions", 1000, {"team": "x"})
 PLANNED = Planned(110.0, "p", 2, 10, 3, "demo", "d")
-FIRST = ShardDone(120.0, 0, "a", "s", 4, 1, Tokens(10, 5))
-SECOND = ShardDone(130.0, 1, "b", "s", 5, 0, Tokens(20, 6))
+FIRST = ShardDone(120.0, 0, "a", "s", 4, 1, Tokens(10, 5), cost=Costs(0.5, "USD", 1.0, 2.0))
+SECOND = ShardDone(130.0, 1, "b", "s", 5, 0, Tokens(20, 6), cost=Costs(0.25, "USD", 0.5, 0.0))
 CANCEL = CancelRequested(125.0)
 NOW = 140.0
 
@@ -59,6 +61,8 @@ def test_counts_and_usage_are_sums_over_shards() -> None:
     batch = folded(Facts.of([CREATED, PLANNED, FIRST, SECOND]))
     assert batch.counts == Counts(10, 9, 1)
     assert batch.usage == Tokens(30, 11)
+    assert batch.cost == Costs(0.75, "USD", 1.5, 2.0)
+    assert batch_message(batch).cost.micros == 750_000
     assert (batch.shards, batch.shards_done, batch.deduplicated) == (2, 2, 3)
 
 

@@ -18,8 +18,8 @@ def test_importing_the_client_loads_nothing_that_only_servers_need() -> None:
 
 def test_public_names_are_these() -> None:
     assert sorted(penstock_client.__all__) == [
-        "AsyncBatchClient", "AsyncClient", "Choice", "Client", "Completed", "Constraint", "Delta",
-        "Embeddings", "Finished", "GenerateOptions", "Generation", "Inputs", "Message", "Mode",
+        "AsyncBatchClient", "AsyncClient", "Choice", "Client", "Completed", "Constraint", "Cost",
+        "Delta", "Embeddings", "Finished", "GenerateOptions", "Generation", "Inputs", "Message", "Mode",
         "Pooling", "Prompt", "Started", "StreamEvent", "Timing", "TokenLogprob", "Usage", "Vote",
     ]  # fmt: skip
     assert all(hasattr(penstock_client, name) for name in penstock_client.__all__)

@@ -7,7 +7,7 @@ import pytest
 from penstock.common.v1 import sampling_pb2, tokens_pb2, usage_pb2
 from penstock.inference.v1 import generate_pb2
 from penstock_client.options import Constraint, ConstraintKind, GenerateOptions, Message
-from penstock_client.results import Completed, Delta, Finished, Started, Vote, collect
+from penstock_client.results import Completed, Delta, Finished, Started, Usage, Vote, collect
 from penstock_client.translate import from_response, to_request
 from penstock_core.blocks import pack_tokens, unpack_tokens
 from penstock_core.errors import InvalidRequest
@@ -142,3 +142,12 @@ def test_message_of_an_unknown_kind_is_passed_over() -> None:
 def test_stream_without_an_end_has_no_result() -> None:
     with pytest.raises(ValueError, match="not ended"):
         collect([Delta(0, 0, (1,), "a")])
+
+
+def test_usage_tells_what_drafts_gained() -> None:
+    drafted = Usage(completion_tokens=12, drafted_tokens=12, accepted_draft_tokens=8)
+    plain = Usage(completion_tokens=12)
+
+    assert (drafted.acceptance_rate, drafted.tokens_per_step) == (8 / 12, 3)
+    assert (plain.acceptance_rate, plain.tokens_per_step) == (None, 1)
+    assert Usage().tokens_per_step == 0

@@ -6,6 +6,7 @@ from penstock.common.v1 import tokens_pb2, usage_pb2
 from penstock.inference.v1 import generate_pb2
 from penstock_core.blocks import pack_tokens, unpack_tokens
 from penstock_core.errors import WorkerLost
+from penstock_core.pricing import Price
 from penstock_core.transcript import Response, Transcript
 
 ELAPSED = usage_pb2.Timing(ttft_s=0.5, total_s=2.0)
@@ -124,3 +125,31 @@ def test_ranked_samples_are_replayed_whatever_the_messages_sizes(size: int) -> N
             new_text += new.delta.text
 
     assert (new_tokens, new_text) == ([3, 4, 5], "cde")
+
+
+def told_spent(first: int, seconds: float) -> Response:
+    """A token, and what its attempt has taken so far."""
+    message = delta(first, [1], "a")
+    message.delta.spent.CopyFrom(Price(3600.0, "USD").cost(seconds, 0.0))
+    return message
+
+
+def test_what_attempts_took_adds_up_and_is_told_once() -> None:
+    made = transcript(STARTED, told_spent(0, 1.0), told_spent(1, 2.0))
+    first = made.resume(1, ELAPSED)
+    assert made.resume(1, ELAPSED).cost == first.cost, "asking again changes nothing"
+    made.note(told_spent(2, 0.5))
+    second = made.resume(2, ELAPSED)
+
+    assert (first.cost.amount, first.timing.worker_s) == (2.0, 2.0)
+    assert (second.cost.amount, second.cost.prefill_s, second.cost.currency) == (2.5, 2.5, "USD")
+
+
+def test_a_callers_own_resume_counts_in() -> None:
+    request = generate_pb2.GenerateRequest()
+    request.resume.attempt = 1
+    request.resume.cost.CopyFrom(Price(3600.0, "USD").cost(1.0, 1.0))
+    made = Transcript(request)
+    made.note(told_spent(0, 0.5))
+
+    assert made.resume(1, ELAPSED).cost.amount == 2.5

@@ -1,65 +1,82 @@
 """The kernel draws what torch draws."""
 
+import numpy as np
 import pytest
 import torch
 
 from penstock_core.errors import NotSupported
-from penstock_engine.native.fused.draw import KernelPicker
+from penstock_engine.native.fused.draw import KernelRows
 from penstock_engine.native.fused.library import open_library
-from penstock_engine.native.sampling import Picker, pick
+from penstock_engine.native.sampling import Rows, TorchRows
 
 
 @pytest.fixture(scope="module")
-def kernel() -> Picker:
+def kernel() -> Rows:
     try:
-        return KernelPicker(open_library())
+        return KernelRows(open_library())
     except NotSupported as error:
         pytest.skip(error.message)
 
 
 @pytest.mark.parametrize("vocabulary", [1, 5, 16, 100, 4096, 8191])
-def test_best_token_is_torchs(kernel: Picker, vocabulary: int) -> None:
+def test_best_token_is_torchs(kernel: Rows, vocabulary: int) -> None:
     logits = torch.randn(7, vocabulary)
 
-    drawn = kernel(logits, [0.0] * 7, [0.0] * 7)
+    drawn = kernel.pick(logits, [0.0] * 7, [0.0] * 7)
 
     assert drawn == logits.argmax(dim=-1).tolist()
 
 
-def test_first_of_equally_good_tokens_is_the_best(kernel: Picker) -> None:
+def test_first_of_equally_good_tokens_is_the_best(kernel: Rows) -> None:
     logits = torch.zeros(1, 100)
     logits[0, [37, 38, 90]] = 4.0
 
-    assert kernel(logits, [0.0], [0.0]) == [37]
+    assert kernel.pick(logits, [0.0], [0.0]) == [37]
 
 
 @pytest.mark.parametrize("temperature", [0.1, 0.8, 1.0, 3.0])
 @pytest.mark.parametrize("vocabulary", [3, 33, 8192])
 def test_draws_are_torchs_but_where_rounding_decides(
-    kernel: Picker, vocabulary: int, temperature: float
+    kernel: Rows, vocabulary: int, temperature: float
 ) -> None:
     rows = 200
     logits = torch.randn(rows, vocabulary) * 3
     points = torch.rand(rows, dtype=torch.float64).tolist()
 
-    ours = kernel(logits, [temperature] * rows, points)
+    ours = kernel.pick(logits, [temperature] * rows, points)
 
-    theirs = pick(logits, [temperature] * rows, points)
+    theirs = TorchRows().pick(logits, [temperature] * rows, points)
     assert sum(a != b for a, b in zip(ours, theirs, strict=True)) <= 2
 
 
 @pytest.mark.parametrize("draw", ["kernel", "torch"])
-def test_forbidden_tokens_are_never_drawn(kernel: Picker, draw: str) -> None:
+def test_forbidden_tokens_are_never_drawn(kernel: Rows, draw: str) -> None:
     logits = torch.full((4, 50), float("-inf"))
     logits[:, [20, 33]] = torch.tensor([1.0, 2.0])
-    picker = kernel if draw == "kernel" else pick
+    rows = kernel if draw == "kernel" else TorchRows()
 
-    drawn = picker(logits, [1.0] * 4, [0.0, 0.2, 0.5, 1.0 - 2.0**-53])
+    drawn = rows.pick(logits, [1.0] * 4, [0.0, 0.2, 0.5, 1.0 - 2.0**-53])
 
     assert drawn == [20, 20, 33, 33]
 
 
-def test_rows_with_and_without_a_temperature_share_a_call(kernel: Picker) -> None:
+def test_rows_with_and_without_a_temperature_share_a_call(kernel: Rows) -> None:
     logits = torch.tensor([[0.0, 1.0, 2.0]] * 3)
 
-    assert kernel(logits, [0.0, 5.0, 0.0], [0.0, 0.0, 0.0]) == [2, 0, 2]
+    assert kernel.pick(logits, [0.0, 5.0, 0.0], [0.0, 0.0, 0.0]) == [2, 0, 2]
+
+
+@pytest.mark.parametrize("vocabulary", [1, 31, 32, 33, 100, 4096, 8191])
+def test_forbidden_tokens_are_torchs(kernel: Rows, vocabulary: int) -> None:
+    logits = torch.randn(5, vocabulary)
+    words = vocabulary // 32 + 1
+    allowed = np.random.default_rng(1).integers(0, 1 << 32, (3, words), dtype=np.uint32)
+    allowed[1] = 0xFFFFFFFF
+    ours, theirs = logits.clone(), logits.clone()
+
+    kernel.forbid(ours, [0, 2, 4], allowed)
+
+    TorchRows().forbid(theirs, [0, 2, 4], allowed)
+    assert torch.equal(ours, theirs)
+    assert torch.equal(ours[[1, 2, 3]], logits[[1, 2, 3]])
+    assert torch.isinf(ours[[0, 4]]).any() or vocabulary == 1

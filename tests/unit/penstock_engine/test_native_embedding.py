@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from penstock_core.errors import Overloaded
-from penstock_engine.api import EmbedRequest, Pooling, Priority, Vector
+from penstock_engine.api import Embedded, EmbedRequest, Pooling, Priority, Vector
 from penstock_engine.native.embedding import Embeddings, EmbedLimits
 from penstock_engine.native.plan import StepPlan
 
@@ -49,8 +49,8 @@ def answers(embeddings: Embeddings, *requests: EmbedRequest) -> dict[str, Sequen
     got: dict[str, Sequence[Vector]] = {}
     for request in requests:
 
-        def keep(vectors: Sequence[Vector], name: str = request.request_id) -> None:
-            got[name] = vectors
+        def keep(embedded: Embedded, name: str = request.request_id) -> None:
+            got[name] = embedded.vectors
 
         embeddings.submit(request, keep)
     return got
@@ -157,3 +157,15 @@ def test_what_waits_is_bounded_but_one_request_always_may() -> None:
 
     with pytest.raises(Overloaded, match="320 tokens wait"):
         embeddings.submit(EmbedRequest("more", [[1]]), lambda _: None)
+
+
+def test_the_time_of_reading_is_divided_by_tokens() -> None:
+    embeddings = make()
+    kept: dict[str, float] = {}
+    for name, length in (("short", 4), ("long", 20)):
+        request = EmbedRequest(name, [[1] * length])
+        embeddings.submit(request, lambda e, name=name: kept.update({name: e.share.prefill_s}))  # type: ignore[misc]
+    run(embeddings, Reader())
+
+    assert sum(kept.values()) == pytest.approx(embeddings.busy_s)
+    assert kept["long"] > kept["short"] > 0

@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncIterator, Iterator
 
+import numpy as np
 import pytest
 
 from penstock_core.errors import InvalidRequest, NotSupported, Overloaded
@@ -50,8 +51,8 @@ def row_masks(
 
 
 def allowed(found: RowMasks, row: int = 0) -> list[int]:
-    mask: list[bool] = found.forbidden[row].tolist()
-    return [token for token, forbidden in enumerate(mask) if not forbidden]
+    bits = np.unpackbits(found.allowed[row].view(np.uint8), bitorder="little")[:SIZE]
+    return [int(token) for token in bits.nonzero()[0]]
 
 
 def follow(matcher: GrammarMatcher, text: str) -> FinishReason | None:

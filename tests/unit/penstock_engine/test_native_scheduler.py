@@ -240,6 +240,7 @@ def test_times_add_up() -> None:
     a, b = driver.done("a"), driver.done("b")
     assert a.queue_s == 0
     assert a.prefill_s == pytest.approx(0.2)
+    assert (a.share.prefill_s, a.share.decode_s) == pytest.approx((0.2, 0.2))
     assert a.worker_s == pytest.approx(0.4)
     assert b.queue_s == pytest.approx(0.4)
     assert b.worker_s == pytest.approx(0.2)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from penstock.common.v1 import tokens_pb2, usage_pb2
 from penstock.inference.v1 import generate_pb2
+from penstock_core.pricing import Price
 from penstock_openai.formats import ChatFormat, CompletionFormat
 from penstock_openai.json_object import Json
 from penstock_openai.logprobs import chat_logprobs, completion_logprobs, token_text
@@ -144,3 +145,25 @@ def test_a_stream_and_a_whole_answer_hold_the_same_text(
     choices: Any = collector.answer(HEAD)["choices"]
     whole = [choice["message"]["content"] for choice in choices]
     assert streamed == whole
+
+
+def test_costs_of_several_prompts_are_told_one_by_one_and_together() -> None:
+    collector = Collector(CompletionFormat(logprobs=False), Shape(prompts=2, samples=1))
+    for prompt, seconds in enumerate((1.0, 2.0)):
+        event = completed(prompt_tokens=1)
+        event.completed.cost.CopyFrom(Price(3600.0, "USD").cost(seconds, 0.5))
+        collector.add(prompt, event)
+
+    extension: Any = collector.answer(HEAD)["penstock"]
+    assert [each["cost"]["micros"] for each in extension["prompts"]] == [1_500_000, 2_500_000]
+    assert extension["cost"]["micros"] == 4_000_000
+    assert (extension["cost"]["prefill_s"], extension["cost"]["decode_s"]) == (3.0, 1.0)
+
+
+def test_without_a_price_answers_have_no_cost() -> None:
+    collector = Collector(CompletionFormat(logprobs=False), ONE)
+    collector.add(0, completed(prompt_tokens=1))
+
+    extension: Any = collector.answer(HEAD)["penstock"]
+    assert "cost" not in extension
+    assert collector.cost() is None

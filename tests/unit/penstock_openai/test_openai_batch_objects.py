@@ -56,3 +56,13 @@ def test_states_that_were_never_entered_have_no_time() -> None:
     assert rendered["completed_at"] is None
     assert rendered["errors"] is None
     assert rendered["usage"] is None
+
+
+def test_a_batch_tells_its_cost_among_our_own_fields() -> None:
+    batch = batch_pb2.Batch()
+    assert "cost" not in batch_object(batch)["penstock"]  # type: ignore[operator]
+    batch.cost.micros, batch.cost.currency = 7, "USD"
+    batch.cost.prefill_s, batch.cost.decode_s = 1.0, 2.0
+
+    cost = batch_object(batch)["penstock"]["cost"]  # type: ignore[index]
+    assert cost == {"micros": 7, "currency": "USD", "prefill_s": 1.0, "decode_s": 2.0}

@@ -23,7 +23,7 @@ def ticket(name: str, tokens: int = 1000, **facts: object) -> Ticket:
 
 def worker(name: str, **facts: object) -> WorkerView:
     plain = WorkerView(name, "epoch", base_s=0.0, slope_s=1 / RATE)
-    return replace(plain, **facts)  # type: ignore[arg-type]
+    return plain._replace(**facts)  # type: ignore[arg-type]
 
 
 class Scene:
@@ -51,8 +51,7 @@ class Scene:
         assert placement.decision.chosen is not None
         chosen = placement.decision.chosen
         view = self.workers[chosen.worker_id]
-        self.workers[chosen.worker_id] = replace(
-            view,
+        self.workers[chosen.worker_id] = view._replace(
             backlog_tokens=view.backlog_tokens + int(chosen.uncached_tokens),
             waiting=view.waiting + 1,
         )

@@ -13,6 +13,8 @@ def test_the_least_of_the_last_round_trips_counts_in_whole_milliseconds() -> Non
     assert distance.seconds == 0.0
     for seconds in (0.5, 0.0127, 0.09):
         distance.add(seconds)
+        assert distance.seconds == 0.0, "a few say nothing yet"
+    distance.add(0.2)
     assert distance.seconds == pytest.approx(0.012)
     for _ in range(16):
         distance.add(0.0301)

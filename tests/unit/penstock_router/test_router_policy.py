@@ -16,7 +16,7 @@ RATE = 1000.0
 
 def worker(name: str, **facts: object) -> WorkerView:
     plain = WorkerView(name, f"epoch-of-{name}", base_s=0.0, slope_s=1 / RATE, capacity_blocks=1000)
-    return replace(plain, **facts)  # type: ignore[arg-type]
+    return plain._replace(**facts)  # type: ignore[arg-type]
 
 
 def request(tokens: int = 1000, divergent: int | None = 7, **matches: Match) -> RoutingRequest:

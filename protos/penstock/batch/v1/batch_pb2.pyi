@@ -106,6 +106,7 @@ class Batch(google.protobuf.message.Message):
     DEDUPLICATED_LINES_FIELD_NUMBER: builtins.int
     SHARDS_FIELD_NUMBER: builtins.int
     SHARDS_DONE_FIELD_NUMBER: builtins.int
+    COST_FIELD_NUMBER: builtins.int
     id: builtins.str
     """Its id."""
     endpoint: builtins.str
@@ -148,6 +149,10 @@ class Batch(google.protobuf.message.Message):
     def usage(self) -> penstock.common.v1.usage_pb2.Usage:
         """Tokens over all answered lines."""
 
+    @property
+    def cost(self) -> penstock.common.v1.usage_pb2.Cost:
+        """What its answered lines cost; lines that share an answer cost once. Absent if workers have no price."""
+
     def __init__(
         self,
         *,
@@ -167,9 +172,10 @@ class Batch(google.protobuf.message.Message):
         deduplicated_lines: builtins.int = ...,
         shards: builtins.int = ...,
         shards_done: builtins.int = ...,
+        cost: penstock.common.v1.usage_pb2.Cost | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["counts", b"counts", "times", b"times", "usage", b"usage"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["completion_window_s", b"completion_window_s", "counts", b"counts", "deduplicated_lines", b"deduplicated_lines", "endpoint", b"endpoint", "error_file_id", b"error_file_id", "errors", b"errors", "id", b"id", "input_file_id", b"input_file_id", "metadata", b"metadata", "model", b"model", "output_file_id", b"output_file_id", "shards", b"shards", "shards_done", b"shards_done", "status", b"status", "times", b"times", "usage", b"usage"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["cost", b"cost", "counts", b"counts", "times", b"times", "usage", b"usage"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["completion_window_s", b"completion_window_s", "cost", b"cost", "counts", b"counts", "deduplicated_lines", b"deduplicated_lines", "endpoint", b"endpoint", "error_file_id", b"error_file_id", "errors", b"errors", "id", b"id", "input_file_id", b"input_file_id", "metadata", b"metadata", "model", b"model", "output_file_id", b"output_file_id", "shards", b"shards", "shards_done", b"shards_done", "status", b"status", "times", b"times", "usage", b"usage"]) -> None: ...
 
 Global___Batch: typing_extensions.TypeAlias = Batch
 

@@ -90,22 +90,34 @@ Global___Timing: typing_extensions.TypeAlias = Timing
 
 @typing.final
 class Cost(google.protobuf.message.Message):
-    """The price of a request."""
+    """What a request took of workers, and its price. Of a resumed request, over all attempts."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     MICROS_FIELD_NUMBER: builtins.int
     CURRENCY_FIELD_NUMBER: builtins.int
+    PREFILL_S_FIELD_NUMBER: builtins.int
+    DECODE_S_FIELD_NUMBER: builtins.int
+    AMOUNT_FIELD_NUMBER: builtins.int
     micros: builtins.int
-    """Amount in micro-units of the currency."""
+    """Amount in micro-units of the currency, rounded to the nearest."""
     currency: builtins.str
-    """ISO 4217 code."""
+    """ISO 4217 code; empty if the worker's time has no price."""
+    prefill_s: builtins.float
+    """Seconds of workers that prefill took: its share of the steps it was part of, by tokens."""
+    decode_s: builtins.float
+    """Seconds of workers that decoding took."""
+    amount: builtins.float
+    """The amount in whole units of the currency, not rounded; what sums are made of."""
     def __init__(
         self,
         *,
         micros: builtins.int = ...,
         currency: builtins.str = ...,
+        prefill_s: builtins.float = ...,
+        decode_s: builtins.float = ...,
+        amount: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["currency", b"currency", "micros", b"micros"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["amount", b"amount", "currency", b"currency", "decode_s", b"decode_s", "micros", b"micros", "prefill_s", b"prefill_s"]) -> None: ...
 
 Global___Cost: typing_extensions.TypeAlias = Cost

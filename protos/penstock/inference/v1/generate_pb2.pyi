@@ -229,6 +229,7 @@ class ResumeState(google.protobuf.message.Message):
     USAGE_FIELD_NUMBER: builtins.int
     TIMING_FIELD_NUMBER: builtins.int
     MODEL_REVISION_FIELD_NUMBER: builtins.int
+    COST_FIELD_NUMBER: builtins.int
     seed: builtins.int
     """Seed that the first attempt drew with."""
     attempt: builtins.int
@@ -249,6 +250,10 @@ class ResumeState(google.protobuf.message.Message):
     def timing(self) -> penstock.common.v1.usage_pb2.Timing:
         """Of earlier attempts: ttft_s of the first, total_s until this one began. Completed adds up."""
 
+    @property
+    def cost(self) -> penstock.common.v1.usage_pb2.Cost:
+        """What earlier attempts took, as far as it was told. Completed adds up."""
+
     def __init__(
         self,
         *,
@@ -259,9 +264,10 @@ class ResumeState(google.protobuf.message.Message):
         usage: penstock.common.v1.usage_pb2.Usage | None = ...,
         timing: penstock.common.v1.usage_pb2.Timing | None = ...,
         model_revision: builtins.str = ...,
+        cost: penstock.common.v1.usage_pb2.Cost | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["timing", b"timing", "usage", b"usage"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "choices", b"choices", "model_revision", b"model_revision", "resume_token", b"resume_token", "seed", b"seed", "timing", b"timing", "usage", b"usage"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["cost", b"cost", "timing", b"timing", "usage", b"usage"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "choices", b"choices", "cost", b"cost", "model_revision", b"model_revision", "resume_token", b"resume_token", "seed", b"seed", "timing", b"timing", "usage", b"usage"]) -> None: ...
 
 Global___ResumeState: typing_extensions.TypeAlias = ResumeState
 
@@ -400,6 +406,7 @@ class Delta(google.protobuf.message.Message):
     TEXT_FIELD_NUMBER: builtins.int
     LOGPROBS_FIELD_NUMBER: builtins.int
     IS_ECHO_FIELD_NUMBER: builtins.int
+    SPENT_FIELD_NUMBER: builtins.int
     choice_index: builtins.int
     """Index of the sample, from 0."""
     first_position: builtins.int
@@ -416,6 +423,10 @@ class Delta(google.protobuf.message.Message):
     def logprobs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[penstock.common.v1.tokens_pb2.TokenLogprob]:
         """One for each token, if asked for."""
 
+    @property
+    def spent(self) -> penstock.common.v1.usage_pb2.Cost:
+        """What this attempt has taken of its worker so far, so that it is known should the worker be lost."""
+
     def __init__(
         self,
         *,
@@ -425,9 +436,10 @@ class Delta(google.protobuf.message.Message):
         text: builtins.str = ...,
         logprobs: collections.abc.Iterable[penstock.common.v1.tokens_pb2.TokenLogprob] | None = ...,
         is_echo: builtins.bool = ...,
+        spent: penstock.common.v1.usage_pb2.Cost | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["tokens", b"tokens"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["choice_index", b"choice_index", "first_position", b"first_position", "is_echo", b"is_echo", "logprobs", b"logprobs", "text", b"text", "tokens", b"tokens"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["spent", b"spent", "tokens", b"tokens"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["choice_index", b"choice_index", "first_position", b"first_position", "is_echo", b"is_echo", "logprobs", b"logprobs", "spent", b"spent", "text", b"text", "tokens", b"tokens"]) -> None: ...
 
 Global___Delta: typing_extensions.TypeAlias = Delta
 
@@ -500,7 +512,7 @@ class Completed(google.protobuf.message.Message):
 
     @property
     def cost(self) -> penstock.common.v1.usage_pb2.Cost:
-        """What it cost."""
+        """What it cost, over all attempts; absent if workers have no price."""
 
     @property
     def vote(self) -> Global___MajorityVote:

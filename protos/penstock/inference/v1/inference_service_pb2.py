@@ -25,42 +25,43 @@ _sym_db = _symbol_database.Default()
 from penstock.common.v1 import lease_pb2 as penstock_dot_common_dot_v1_dot_lease__pb2
 from penstock.common.v1 import sampling_pb2 as penstock_dot_common_dot_v1_dot_sampling__pb2
 from penstock.common.v1 import tokens_pb2 as penstock_dot_common_dot_v1_dot_tokens__pb2
+from penstock.common.v1 import usage_pb2 as penstock_dot_common_dot_v1_dot_usage__pb2
 from penstock.inference.v1 import generate_pb2 as penstock_dot_inference_dot_v1_dot_generate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-penstock/inference/v1/inference_service.proto\x12\x15penstock.inference.v1\x1a\x1epenstock/common/v1/lease.proto\x1a!penstock/common/v1/sampling.proto\x1a\x1fpenstock/common/v1/tokens.proto\x1a$penstock/inference/v1/generate.proto\"\xac\x02\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x32\n\x0ctoken_inputs\x18< \x03(\x0b\x32\x1c.penstock.common.v1.TokenIds\x12/\n\x07pooling\x18= \x01(\x0e\x32\x1e.penstock.inference.v1.Pooling\x12\x17\n\ndimensions\x18> \x01(\rH\x00\x88\x01\x01\x12\x33\n\x08priority\x18? \x01(\x0e\x32!.penstock.common.v1.PriorityClass\x12(\n\x05lease\x18@ \x01(\x0b\x32\x19.penstock.common.v1.LeaseB\r\n\x0b_dimensions\"\x84\x01\n\rEmbedResponse\x12\x34\n\nembeddings\x18\x01 \x03(\x0b\x32 .penstock.inference.v1.Embedding\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\x12\x12\n\nworker_ids\x18< \x03(\t\x12\x12\n\nrequest_id\x18= \x01(\t\"\x1b\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\".\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"@\n\x10TokenizeResponse\x12,\n\x06tokens\x18\x01 \x01(\x0b\x32\x1c.penstock.common.v1.TokenIds\"P\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12,\n\x06tokens\x18\x02 \x01(\x0b\x32\x1c.penstock.common.v1.TokenIds\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x13\n\x11ListModelsRequest\"B\n\x12ListModelsResponse\x12,\n\x06models\x18\x01 \x03(\x0b\x32\x1c.penstock.inference.v1.Model\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"?\n\x10GetModelResponse\x12+\n\x05model\x18\x01 \x01(\x0b\x32\x1c.penstock.inference.v1.Model\"\x84\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x18\n\x10tokenizer_digest\x18\x03 \x01(\t\x12\x1a\n\x12max_context_tokens\x18\x04 \x01(\r\x12\x14\n\x0c\x62lock_tokens\x18\x05 \x01(\r\x12\x12\n\nvocab_size\x18\x06 \x01(\r\x12\x19\n\x11has_chat_template\x18\x07 \x01(\x08\x12\x16\n\x0e\x63reated_unix_s\x18\x08 \x01(\x04\x12\x10\n\x08\x61\x64\x61pters\x18\t \x03(\t\x12\x1c\n\x14\x65mbedding_dimensions\x18< \x01(\r\x12\x18\n\x10max_embed_tokens\x18= \x01(\r*F\n\x07Pooling\x12\x17\n\x13POOLING_UNSPECIFIED\x10\x00\x12\x10\n\x0cPOOLING_LAST\x10\x01\x12\x10\n\x0cPOOLING_MEAN\x10\x02\x32\xd1\x04\n\x10InferenceService\x12_\n\x08Generate\x12&.penstock.inference.v1.GenerateRequest\x1a\'.penstock.inference.v1.GenerateResponse\"\x00\x30\x01\x12T\n\x05\x45mbed\x12#.penstock.inference.v1.EmbedRequest\x1a$.penstock.inference.v1.EmbedResponse\"\x00\x12]\n\x08Tokenize\x12&.penstock.inference.v1.TokenizeRequest\x1a\'.penstock.inference.v1.TokenizeResponse\"\x00\x12\x63\n\nDetokenize\x12(.penstock.inference.v1.DetokenizeRequest\x1a).penstock.inference.v1.DetokenizeResponse\"\x00\x12\x63\n\nListModels\x12(.penstock.inference.v1.ListModelsRequest\x1a).penstock.inference.v1.ListModelsResponse\"\x00\x12]\n\x08GetModel\x12&.penstock.inference.v1.GetModelRequest\x1a\'.penstock.inference.v1.GetModelResponse\"\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-penstock/inference/v1/inference_service.proto\x12\x15penstock.inference.v1\x1a\x1epenstock/common/v1/lease.proto\x1a!penstock/common/v1/sampling.proto\x1a\x1fpenstock/common/v1/tokens.proto\x1a\x1epenstock/common/v1/usage.proto\x1a$penstock/inference/v1/generate.proto\"\xac\x02\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x32\n\x0ctoken_inputs\x18< \x03(\x0b\x32\x1c.penstock.common.v1.TokenIds\x12/\n\x07pooling\x18= \x01(\x0e\x32\x1e.penstock.inference.v1.Pooling\x12\x17\n\ndimensions\x18> \x01(\rH\x00\x88\x01\x01\x12\x33\n\x08priority\x18? \x01(\x0e\x32!.penstock.common.v1.PriorityClass\x12(\n\x05lease\x18@ \x01(\x0b\x32\x19.penstock.common.v1.LeaseB\r\n\x0b_dimensions\"\xac\x01\n\rEmbedResponse\x12\x34\n\nembeddings\x18\x01 \x03(\x0b\x32 .penstock.inference.v1.Embedding\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\x12\x12\n\nworker_ids\x18< \x03(\t\x12\x12\n\nrequest_id\x18= \x01(\t\x12&\n\x04\x63ost\x18\x46 \x01(\x0b\x32\x18.penstock.common.v1.Cost\"\x1b\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\".\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"@\n\x10TokenizeResponse\x12,\n\x06tokens\x18\x01 \x01(\x0b\x32\x1c.penstock.common.v1.TokenIds\"P\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12,\n\x06tokens\x18\x02 \x01(\x0b\x32\x1c.penstock.common.v1.TokenIds\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x13\n\x11ListModelsRequest\"B\n\x12ListModelsResponse\x12,\n\x06models\x18\x01 \x03(\x0b\x32\x1c.penstock.inference.v1.Model\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"?\n\x10GetModelResponse\x12+\n\x05model\x18\x01 \x01(\x0b\x32\x1c.penstock.inference.v1.Model\"\x84\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x18\n\x10tokenizer_digest\x18\x03 \x01(\t\x12\x1a\n\x12max_context_tokens\x18\x04 \x01(\r\x12\x14\n\x0c\x62lock_tokens\x18\x05 \x01(\r\x12\x12\n\nvocab_size\x18\x06 \x01(\r\x12\x19\n\x11has_chat_template\x18\x07 \x01(\x08\x12\x16\n\x0e\x63reated_unix_s\x18\x08 \x01(\x04\x12\x10\n\x08\x61\x64\x61pters\x18\t \x03(\t\x12\x1c\n\x14\x65mbedding_dimensions\x18< \x01(\r\x12\x18\n\x10max_embed_tokens\x18= \x01(\r*F\n\x07Pooling\x12\x17\n\x13POOLING_UNSPECIFIED\x10\x00\x12\x10\n\x0cPOOLING_LAST\x10\x01\x12\x10\n\x0cPOOLING_MEAN\x10\x02\x32\xd1\x04\n\x10InferenceService\x12_\n\x08Generate\x12&.penstock.inference.v1.GenerateRequest\x1a\'.penstock.inference.v1.GenerateResponse\"\x00\x30\x01\x12T\n\x05\x45mbed\x12#.penstock.inference.v1.EmbedRequest\x1a$.penstock.inference.v1.EmbedResponse\"\x00\x12]\n\x08Tokenize\x12&.penstock.inference.v1.TokenizeRequest\x1a\'.penstock.inference.v1.TokenizeResponse\"\x00\x12\x63\n\nDetokenize\x12(.penstock.inference.v1.DetokenizeRequest\x1a).penstock.inference.v1.DetokenizeResponse\"\x00\x12\x63\n\nListModels\x12(.penstock.inference.v1.ListModelsRequest\x1a).penstock.inference.v1.ListModelsResponse\"\x00\x12]\n\x08GetModel\x12&.penstock.inference.v1.GetModelRequest\x1a\'.penstock.inference.v1.GetModelResponse\"\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'penstock.inference.v1.inference_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_POOLING']._serialized_start=1360
-  _globals['_POOLING']._serialized_end=1430
-  _globals['_EMBEDREQUEST']._serialized_start=211
-  _globals['_EMBEDREQUEST']._serialized_end=511
-  _globals['_EMBEDRESPONSE']._serialized_start=514
-  _globals['_EMBEDRESPONSE']._serialized_end=646
-  _globals['_EMBEDDING']._serialized_start=648
-  _globals['_EMBEDDING']._serialized_end=675
-  _globals['_TOKENIZEREQUEST']._serialized_start=677
-  _globals['_TOKENIZEREQUEST']._serialized_end=723
-  _globals['_TOKENIZERESPONSE']._serialized_start=725
-  _globals['_TOKENIZERESPONSE']._serialized_end=789
-  _globals['_DETOKENIZEREQUEST']._serialized_start=791
-  _globals['_DETOKENIZEREQUEST']._serialized_end=871
-  _globals['_DETOKENIZERESPONSE']._serialized_start=873
-  _globals['_DETOKENIZERESPONSE']._serialized_end=907
-  _globals['_LISTMODELSREQUEST']._serialized_start=909
-  _globals['_LISTMODELSREQUEST']._serialized_end=928
-  _globals['_LISTMODELSRESPONSE']._serialized_start=930
-  _globals['_LISTMODELSRESPONSE']._serialized_end=996
-  _globals['_GETMODELREQUEST']._serialized_start=998
-  _globals['_GETMODELREQUEST']._serialized_end=1030
-  _globals['_GETMODELRESPONSE']._serialized_start=1032
-  _globals['_GETMODELRESPONSE']._serialized_end=1095
-  _globals['_MODEL']._serialized_start=1098
-  _globals['_MODEL']._serialized_end=1358
-  _globals['_INFERENCESERVICE']._serialized_start=1433
-  _globals['_INFERENCESERVICE']._serialized_end=2026
+  _globals['_POOLING']._serialized_start=1432
+  _globals['_POOLING']._serialized_end=1502
+  _globals['_EMBEDREQUEST']._serialized_start=243
+  _globals['_EMBEDREQUEST']._serialized_end=543
+  _globals['_EMBEDRESPONSE']._serialized_start=546
+  _globals['_EMBEDRESPONSE']._serialized_end=718
+  _globals['_EMBEDDING']._serialized_start=720
+  _globals['_EMBEDDING']._serialized_end=747
+  _globals['_TOKENIZEREQUEST']._serialized_start=749
+  _globals['_TOKENIZEREQUEST']._serialized_end=795
+  _globals['_TOKENIZERESPONSE']._serialized_start=797
+  _globals['_TOKENIZERESPONSE']._serialized_end=861
+  _globals['_DETOKENIZEREQUEST']._serialized_start=863
+  _globals['_DETOKENIZEREQUEST']._serialized_end=943
+  _globals['_DETOKENIZERESPONSE']._serialized_start=945
+  _globals['_DETOKENIZERESPONSE']._serialized_end=979
+  _globals['_LISTMODELSREQUEST']._serialized_start=981
+  _globals['_LISTMODELSREQUEST']._serialized_end=1000
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1002
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1068
+  _globals['_GETMODELREQUEST']._serialized_start=1070
+  _globals['_GETMODELREQUEST']._serialized_end=1102
+  _globals['_GETMODELRESPONSE']._serialized_start=1104
+  _globals['_GETMODELRESPONSE']._serialized_end=1167
+  _globals['_MODEL']._serialized_start=1170
+  _globals['_MODEL']._serialized_end=1430
+  _globals['_INFERENCESERVICE']._serialized_start=1505
+  _globals['_INFERENCESERVICE']._serialized_end=2098
 # @@protoc_insertion_point(module_scope)

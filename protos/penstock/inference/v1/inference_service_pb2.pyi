@@ -12,6 +12,7 @@ import google.protobuf.message
 import penstock.common.v1.lease_pb2
 import penstock.common.v1.sampling_pb2
 import penstock.common.v1.tokens_pb2
+import penstock.common.v1.usage_pb2
 import sys
 import typing
 
@@ -110,6 +111,7 @@ class EmbedResponse(google.protobuf.message.Message):
     PROMPT_TOKENS_FIELD_NUMBER: builtins.int
     WORKER_IDS_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
+    COST_FIELD_NUMBER: builtins.int
     prompt_tokens: builtins.int
     """Tokens read over all inputs."""
     request_id: builtins.str
@@ -122,6 +124,10 @@ class EmbedResponse(google.protobuf.message.Message):
     def worker_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Workers that computed them."""
 
+    @property
+    def cost(self) -> penstock.common.v1.usage_pb2.Cost:
+        """What it cost; absent if workers have no price."""
+
     def __init__(
         self,
         *,
@@ -129,8 +135,10 @@ class EmbedResponse(google.protobuf.message.Message):
         prompt_tokens: builtins.int = ...,
         worker_ids: collections.abc.Iterable[builtins.str] | None = ...,
         request_id: builtins.str = ...,
+        cost: penstock.common.v1.usage_pb2.Cost | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["embeddings", b"embeddings", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "worker_ids", b"worker_ids"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["cost", b"cost"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["cost", b"cost", "embeddings", b"embeddings", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "worker_ids", b"worker_ids"]) -> None: ...
 
 Global___EmbedResponse: typing_extensions.TypeAlias = EmbedResponse
 

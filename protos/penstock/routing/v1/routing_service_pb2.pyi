@@ -369,3 +369,151 @@ class WatchDecisionsResponse(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["record", b"record"]) -> typing.Literal["decision", "outcome"] | None: ...
 
 Global___WatchDecisionsResponse: typing_extensions.TypeAlias = WatchDecisionsResponse
+
+@typing.final
+class ListCostsRequest(google.protobuf.message.Message):
+    """Which costs to tell. Days are UTC, written 2026-01-31."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FIRST_DAY_FIELD_NUMBER: builtins.int
+    LAST_DAY_FIELD_NUMBER: builtins.int
+    TENANT_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    first_day: builtins.str
+    """First day; empty means today."""
+    last_day: builtins.str
+    """Last day; empty means today."""
+    tenant: builtins.str
+    """Only of this tenant, if given."""
+    model: builtins.str
+    """Only of this model, if given."""
+    def __init__(
+        self,
+        *,
+        first_day: builtins.str = ...,
+        last_day: builtins.str = ...,
+        tenant: builtins.str = ...,
+        model: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["first_day", b"first_day", "last_day", b"last_day", "model", b"model", "tenant", b"tenant"]) -> None: ...
+
+Global___ListCostsRequest: typing_extensions.TypeAlias = ListCostsRequest
+
+@typing.final
+class ListCostsResponse(google.protobuf.message.Message):
+    """What was found, ordered by day, tenant and model."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    COSTS_FIELD_NUMBER: builtins.int
+    BUDGETS_FIELD_NUMBER: builtins.int
+    @property
+    def costs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___DailyCost]:
+        """Costs of one day, tenant, model and currency each."""
+
+    @property
+    def budgets(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___BudgetState]:
+        """Budgets of the tenants that the caller may see."""
+
+    def __init__(
+        self,
+        *,
+        costs: collections.abc.Iterable[Global___DailyCost] | None = ...,
+        budgets: collections.abc.Iterable[Global___BudgetState] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["budgets", b"budgets", "costs", b"costs"]) -> None: ...
+
+Global___ListCostsResponse: typing_extensions.TypeAlias = ListCostsResponse
+
+@typing.final
+class DailyCost(google.protobuf.message.Message):
+    """What one tenant took of workers for one model on one day."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DAY_FIELD_NUMBER: builtins.int
+    TENANT_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    REQUESTS_FIELD_NUMBER: builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: builtins.int
+    COMPLETION_TOKENS_FIELD_NUMBER: builtins.int
+    PREFILL_S_FIELD_NUMBER: builtins.int
+    DECODE_S_FIELD_NUMBER: builtins.int
+    AMOUNT_FIELD_NUMBER: builtins.int
+    CURRENCY_FIELD_NUMBER: builtins.int
+    day: builtins.str
+    """UTC day, written 2026-01-31."""
+    tenant: builtins.str
+    """Tenant."""
+    model: builtins.str
+    """Model by its base name."""
+    requests: builtins.int
+    """Attempts of requests that ended, one way or another."""
+    prompt_tokens: builtins.int
+    """Tokens of their prompts, cached ones included."""
+    completion_tokens: builtins.int
+    """Tokens that they emitted."""
+    prefill_s: builtins.float
+    """Seconds of workers that prefill took; embeddings are prefill."""
+    decode_s: builtins.float
+    """Seconds of workers that decoding took."""
+    amount: builtins.float
+    """Price of it, in whole units of the currency."""
+    currency: builtins.str
+    """ISO 4217 code; empty for work on workers without a price."""
+    def __init__(
+        self,
+        *,
+        day: builtins.str = ...,
+        tenant: builtins.str = ...,
+        model: builtins.str = ...,
+        requests: builtins.int = ...,
+        prompt_tokens: builtins.int = ...,
+        completion_tokens: builtins.int = ...,
+        prefill_s: builtins.float = ...,
+        decode_s: builtins.float = ...,
+        amount: builtins.float = ...,
+        currency: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["amount", b"amount", "completion_tokens", b"completion_tokens", "currency", b"currency", "day", b"day", "decode_s", b"decode_s", "model", b"model", "prefill_s", b"prefill_s", "prompt_tokens", b"prompt_tokens", "requests", b"requests", "tenant", b"tenant"]) -> None: ...
+
+Global___DailyCost: typing_extensions.TypeAlias = DailyCost
+
+@typing.final
+class BudgetState(google.protobuf.message.Message):
+    """How much of a tenant's budget is spent."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: builtins.int
+    AMOUNT_FIELD_NUMBER: builtins.int
+    CURRENCY_FIELD_NUMBER: builtins.int
+    PERIOD_FIELD_NUMBER: builtins.int
+    SPENT_FIELD_NUMBER: builtins.int
+    RESETS_UNIX_S_FIELD_NUMBER: builtins.int
+    tenant: builtins.str
+    """Tenant."""
+    amount: builtins.float
+    """Most that it may spend in a period, in whole units of the currency."""
+    currency: builtins.str
+    """ISO 4217 code."""
+    period: builtins.str
+    """day, week or month, of UTC."""
+    spent: builtins.float
+    """What it has spent in this period, as far as the router knows."""
+    resets_unix_s: builtins.int
+    """Unix time in seconds at which the period ends."""
+    def __init__(
+        self,
+        *,
+        tenant: builtins.str = ...,
+        amount: builtins.float = ...,
+        currency: builtins.str = ...,
+        period: builtins.str = ...,
+        spent: builtins.float = ...,
+        resets_unix_s: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["amount", b"amount", "currency", b"currency", "period", b"period", "resets_unix_s", b"resets_unix_s", "spent", b"spent", "tenant", b"tenant"]) -> None: ...
+
+Global___BudgetState: typing_extensions.TypeAlias = BudgetState

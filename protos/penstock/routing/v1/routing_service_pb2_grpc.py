@@ -60,6 +60,11 @@ class RoutingServiceStub(object):
                 request_serializer=penstock_dot_routing_dot_v1_dot_routing__service__pb2.WatchDecisionsRequest.SerializeToString,
                 response_deserializer=penstock_dot_routing_dot_v1_dot_routing__service__pb2.WatchDecisionsResponse.FromString,
                 _registered_method=True)
+        self.ListCosts = channel.unary_unary(
+                '/penstock.routing.v1.RoutingService/ListCosts',
+                request_serializer=penstock_dot_routing_dot_v1_dot_routing__service__pb2.ListCostsRequest.SerializeToString,
+                response_deserializer=penstock_dot_routing_dot_v1_dot_routing__service__pb2.ListCostsResponse.FromString,
+                _registered_method=True)
 
 
 class RoutingServiceServicer(object):
@@ -101,6 +106,13 @@ class RoutingServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListCosts(self, request, context):
+        """Tells what tenants took of workers, by day and model. A caller sees its own tenant, a service key all.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RoutingServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -128,6 +140,11 @@ def add_RoutingServiceServicer_to_server(servicer, server):
                     servicer.WatchDecisions,
                     request_deserializer=penstock_dot_routing_dot_v1_dot_routing__service__pb2.WatchDecisionsRequest.FromString,
                     response_serializer=penstock_dot_routing_dot_v1_dot_routing__service__pb2.WatchDecisionsResponse.SerializeToString,
+            ),
+            'ListCosts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCosts,
+                    request_deserializer=penstock_dot_routing_dot_v1_dot_routing__service__pb2.ListCostsRequest.FromString,
+                    response_serializer=penstock_dot_routing_dot_v1_dot_routing__service__pb2.ListCostsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -266,6 +283,33 @@ class RoutingService(object):
             '/penstock.routing.v1.RoutingService/WatchDecisions',
             penstock_dot_routing_dot_v1_dot_routing__service__pb2.WatchDecisionsRequest.SerializeToString,
             penstock_dot_routing_dot_v1_dot_routing__service__pb2.WatchDecisionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCosts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.routing.v1.RoutingService/ListCosts',
+            penstock_dot_routing_dot_v1_dot_routing__service__pb2.ListCostsRequest.SerializeToString,
+            penstock_dot_routing_dot_v1_dot_routing__service__pb2.ListCostsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -105,7 +105,23 @@ _RoutingServiceWatchDecisionsType = typing_extensions.TypeVar(
     ],
 )
 
-class RoutingServiceStub(typing.Generic[_RoutingServiceRouteType, _RoutingServiceListWorkersType, _RoutingServiceWatchFleetType, _RoutingServiceExplainDecisionType, _RoutingServiceWatchDecisionsType]):
+_RoutingServiceListCostsType = typing_extensions.TypeVar(
+    '_RoutingServiceListCostsType',
+    grpc.UnaryUnaryMultiCallable[
+        penstock.routing.v1.routing_service_pb2.ListCostsRequest,
+        penstock.routing.v1.routing_service_pb2.ListCostsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        penstock.routing.v1.routing_service_pb2.ListCostsRequest,
+        penstock.routing.v1.routing_service_pb2.ListCostsResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        penstock.routing.v1.routing_service_pb2.ListCostsRequest,
+        penstock.routing.v1.routing_service_pb2.ListCostsResponse,
+    ],
+)
+
+class RoutingServiceStub(typing.Generic[_RoutingServiceRouteType, _RoutingServiceListWorkersType, _RoutingServiceWatchFleetType, _RoutingServiceExplainDecisionType, _RoutingServiceWatchDecisionsType, _RoutingServiceListCostsType]):
     """What a router knows and decides."""
 
     @typing.overload
@@ -129,6 +145,10 @@ class RoutingServiceStub(typing.Generic[_RoutingServiceRouteType, _RoutingServic
         grpc.UnaryStreamMultiCallable[
             penstock.routing.v1.routing_service_pb2.WatchDecisionsRequest,
             penstock.routing.v1.routing_service_pb2.WatchDecisionsResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            penstock.routing.v1.routing_service_pb2.ListCostsRequest,
+            penstock.routing.v1.routing_service_pb2.ListCostsResponse,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -154,6 +174,10 @@ class RoutingServiceStub(typing.Generic[_RoutingServiceRouteType, _RoutingServic
             penstock.routing.v1.routing_service_pb2.WatchDecisionsRequest,
             penstock.routing.v1.routing_service_pb2.WatchDecisionsResponse,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            penstock.routing.v1.routing_service_pb2.ListCostsRequest,
+            penstock.routing.v1.routing_service_pb2.ListCostsResponse,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     Route: _RoutingServiceRouteType
@@ -170,6 +194,9 @@ class RoutingServiceStub(typing.Generic[_RoutingServiceRouteType, _RoutingServic
 
     WatchDecisions: _RoutingServiceWatchDecisionsType
     """Streams decisions and their outcomes as they happen."""
+
+    ListCosts: _RoutingServiceListCostsType
+    """Tells what tenants took of workers, by day and model. A caller sees its own tenant, a service key all."""
 
 RoutingServiceAsyncStub: typing_extensions.TypeAlias = RoutingServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -191,6 +218,10 @@ RoutingServiceAsyncStub: typing_extensions.TypeAlias = RoutingServiceStub[
     grpc.aio.UnaryStreamMultiCallable[
         penstock.routing.v1.routing_service_pb2.WatchDecisionsRequest,
         penstock.routing.v1.routing_service_pb2.WatchDecisionsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        penstock.routing.v1.routing_service_pb2.ListCostsRequest,
+        penstock.routing.v1.routing_service_pb2.ListCostsResponse,
     ],
 ]
 
@@ -236,5 +267,13 @@ class RoutingServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[penstock.routing.v1.routing_service_pb2.WatchDecisionsResponse], collections.abc.AsyncIterator[penstock.routing.v1.routing_service_pb2.WatchDecisionsResponse]]:
         """Streams decisions and their outcomes as they happen."""
+
+    @abc.abstractmethod
+    def ListCosts(
+        self,
+        request: penstock.routing.v1.routing_service_pb2.ListCostsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[penstock.routing.v1.routing_service_pb2.ListCostsResponse, collections.abc.Awaitable[penstock.routing.v1.routing_service_pb2.ListCostsResponse]]:
+        """Tells what tenants took of workers, by day and model. A caller sees its own tenant, a service key all."""
 
 def add_RoutingServiceServicer_to_server(servicer: RoutingServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -105,6 +105,9 @@ class WorkerInfo(google.protobuf.message.Message):
     STORES_PER_CHUNK_FIELD_NUMBER: builtins.int
     EMBEDDING_DIMENSIONS_FIELD_NUMBER: builtins.int
     MAX_EMBED_TOKENS_FIELD_NUMBER: builtins.int
+    COST_CLASS_FIELD_NUMBER: builtins.int
+    PRICE_PER_HOUR_FIELD_NUMBER: builtins.int
+    CURRENCY_FIELD_NUMBER: builtins.int
     worker_id: builtins.str
     """Id, unique in the fleet and stable over restarts."""
     epoch: builtins.str
@@ -147,6 +150,12 @@ class WorkerInfo(google.protobuf.message.Message):
     """Components of its embeddings; 0 if it computes none."""
     max_embed_tokens: builtins.int
     """Most tokens of one input to embed."""
+    cost_class: builtins.str
+    """Class of machine that prices go by; empty if it has none."""
+    price_per_hour: builtins.float
+    """Price of an hour of it; 0 if it has none."""
+    currency: builtins.str
+    """Currency of the price, an ISO 4217 code."""
     @property
     def models(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Names it serves its model under; the first is the model's own."""
@@ -181,8 +190,11 @@ class WorkerInfo(google.protobuf.message.Message):
         stores_per_chunk: builtins.bool = ...,
         embedding_dimensions: builtins.int = ...,
         max_embed_tokens: builtins.int = ...,
+        cost_class: builtins.str = ...,
+        price_per_hour: builtins.float = ...,
+        currency: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "block_tokens", b"block_tokens", "capacity_blocks", b"capacity_blocks", "device", b"device", "embedding_dimensions", b"embedding_dimensions", "endpoint", b"endpoint", "engine", b"engine", "epoch", b"epoch", "max_batch", b"max_batch", "max_context_tokens", b"max_context_tokens", "max_embed_tokens", b"max_embed_tokens", "model_revision", b"model_revision", "models", b"models", "pool", b"pool", "speculation", b"speculation", "started_unix_s", b"started_unix_s", "stores_per_chunk", b"stores_per_chunk", "tokenizer_digest", b"tokenizer_digest", "tokenizer_source", b"tokenizer_source", "version", b"version", "vocab_size", b"vocab_size", "worker_id", b"worker_id", "zone", b"zone"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "block_tokens", b"block_tokens", "capacity_blocks", b"capacity_blocks", "cost_class", b"cost_class", "currency", b"currency", "device", b"device", "embedding_dimensions", b"embedding_dimensions", "endpoint", b"endpoint", "engine", b"engine", "epoch", b"epoch", "max_batch", b"max_batch", "max_context_tokens", b"max_context_tokens", "max_embed_tokens", b"max_embed_tokens", "model_revision", b"model_revision", "models", b"models", "pool", b"pool", "price_per_hour", b"price_per_hour", "speculation", b"speculation", "started_unix_s", b"started_unix_s", "stores_per_chunk", b"stores_per_chunk", "tokenizer_digest", b"tokenizer_digest", "tokenizer_source", b"tokenizer_source", "version", b"version", "vocab_size", b"vocab_size", "worker_id", b"worker_id", "zone", b"zone"]) -> None: ...
 
 Global___WorkerInfo: typing_extensions.TypeAlias = WorkerInfo
 
@@ -204,6 +216,8 @@ class WorkerLoad(google.protobuf.message.Message):
     PREFILL_TOKENS_PER_S_FIELD_NUMBER: builtins.int
     HEALTH_FIELD_NUMBER: builtins.int
     PREEMPTIONS_FIELD_NUMBER: builtins.int
+    FIGURES_AGE_S_FIELD_NUMBER: builtins.int
+    CACHE_LOSSES_FIELD_NUMBER: builtins.int
     running: builtins.int
     """Requests in the running batch."""
     waiting: builtins.int
@@ -228,6 +242,10 @@ class WorkerLoad(google.protobuf.message.Message):
     """Whether it takes requests."""
     preemptions: builtins.int
     """Requests preempted since the start."""
+    figures_age_s: builtins.float
+    """Seconds since the engine told its rates and blocks, where it is asked for them; unset if they are its own counts."""
+    cache_losses: builtins.int
+    """How often the picture of its cache was lost and began anew."""
     def __init__(
         self,
         *,
@@ -243,8 +261,12 @@ class WorkerLoad(google.protobuf.message.Message):
         prefill_tokens_per_s: builtins.float = ...,
         health: Global___WorkerHealth.ValueType = ...,
         preemptions: builtins.int = ...,
+        figures_age_s: builtins.float | None = ...,
+        cache_losses: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["cached_blocks", b"cached_blocks", "capacity_blocks", b"capacity_blocks", "context_tokens", b"context_tokens", "health", b"health", "preemptions", b"preemptions", "prefill_tokens_per_s", b"prefill_tokens_per_s", "queued_prefill_tokens", b"queued_prefill_tokens", "running", b"running", "step_s", b"step_s", "tokens_per_step", b"tokens_per_step", "used_blocks", b"used_blocks", "waiting", b"waiting"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_figures_age_s", b"_figures_age_s", "figures_age_s", b"figures_age_s"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_figures_age_s", b"_figures_age_s", "cache_losses", b"cache_losses", "cached_blocks", b"cached_blocks", "capacity_blocks", b"capacity_blocks", "context_tokens", b"context_tokens", "figures_age_s", b"figures_age_s", "health", b"health", "preemptions", b"preemptions", "prefill_tokens_per_s", b"prefill_tokens_per_s", "queued_prefill_tokens", b"queued_prefill_tokens", "running", b"running", "step_s", b"step_s", "tokens_per_step", b"tokens_per_step", "used_blocks", b"used_blocks", "waiting", b"waiting"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_figures_age_s", b"_figures_age_s"]) -> typing.Literal["figures_age_s"] | None: ...
 
 Global___WorkerLoad: typing_extensions.TypeAlias = WorkerLoad
 

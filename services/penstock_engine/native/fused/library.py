@@ -125,6 +125,7 @@ class Library:
         create: a model's state and threads, from its description; None if it cannot serve it.
         step: computes one step.
         draw: a token for each row of logits; see ``penstock_draw``.
+        forbid: sets logits of forbidden tokens; see ``penstock_forbid``.
         destroy: ends the threads.
     """
 
@@ -133,6 +134,7 @@ class Library:
     create: Callable[[CModel], int | None]
     step: Callable[[int, CStep], None]
     draw: Callable[[int, int, int, int, int, int], None]
+    forbid: Callable[[int, int, int, int, int, int], None]
     destroy: Callable[[int], None]
 
 
@@ -161,6 +163,8 @@ def load(path: Path) -> Library:
     found.penstock_step.argtypes = [c_void_p, POINTER(CStep)]
     found.penstock_draw.restype = None
     found.penstock_draw.argtypes = [c_void_p, c_int32, c_int64, c_void_p, c_void_p, c_void_p]
+    found.penstock_forbid.restype = None
+    found.penstock_forbid.argtypes = [c_void_p, c_int64, c_void_p, c_int32, c_void_p, c_int64]
     found.penstock_destroy.restype = None
     found.penstock_destroy.argtypes = [c_void_p]
     return Library(
@@ -169,5 +173,6 @@ def load(path: Path) -> Library:
         create=found.penstock_create,
         step=found.penstock_step,
         draw=found.penstock_draw,
+        forbid=found.penstock_forbid,
         destroy=found.penstock_destroy,
     )

@@ -56,9 +56,21 @@ def test_time_in_the_engine_is_shared_by_who_is_in_it() -> None:
     a = load.enter(10, 0.0)
     b = load.enter(10, 2.0)
 
-    assert load.leave(a, 4.0) == pytest.approx(3.0)
-    assert load.leave(b, 5.0) == pytest.approx(2.0)
-    assert load.enter(10, 100.0).entered_share == pytest.approx(4.0)
+    assert load.leave(a, 4.0).seconds == pytest.approx(3.0)
+    assert load.leave(b, 5.0).seconds == pytest.approx(2.0)
+    load.enter(10, 100.0)
+    assert load.state(NOBODY, 0, 101.0).busy_s == pytest.approx(6.0)
+
+
+def test_a_long_prompt_takes_more_of_the_time_than_a_decode() -> None:
+    load = Load(32, step_tokens=99)
+    decodes = load.enter(10, 0.0)
+    load.heard(decodes, 1, 1.0)
+    prefills = load.enter(5000, 1.0)
+
+    share = load.leave(decodes, 2.0)
+    assert (share.prefill_s, share.decode_s) == pytest.approx((1.0, 0.01))
+    assert load.leave(prefills, 2.0).prefill_s == pytest.approx(0.99)
 
 
 def test_our_own_counts_come_first() -> None:
@@ -145,6 +157,24 @@ def test_request_figures_that_are_not_told_are_none() -> None:
 
     assert RequestFigures.of(None) == RequestFigures()
     assert RequestFigures.of(SimpleNamespace(timing_metrics=unset)) == RequestFigures()
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        (RequestFigures(), (12, 9)),
+        (RequestFigures(drafted_tokens=0, accepted_draft_tokens=0), (12, 9)),
+        (RequestFigures(drafted_tokens=8, accepted_draft_tokens=6), (8, 6)),
+    ],
+)
+def test_drafts_that_are_not_told_are_counted_from_steps(
+    told: RequestFigures, expected: tuple[int, int]
+) -> None:
+    counted = told.with_drafts(14, 5, 3)  # a prompt's step and four with three drafts each
+
+    assert (counted.drafted_tokens, counted.accepted_draft_tokens) == expected
+    assert told.with_drafts(14, 5, 0) == told  # without speculation
+    assert told.with_drafts(14, 0, 3) == told  # or steps that nobody told of
 
 
 class Reads:

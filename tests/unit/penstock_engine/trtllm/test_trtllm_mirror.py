@@ -206,6 +206,25 @@ def test_ids_may_be_counted_by_the_engine_or_by_each_rank(source: Source) -> Non
         source.removed(rank=1)
 
 
+def test_the_count_of_one_rank_hides_no_gap_of_another(source: Source) -> None:
+    for event_id, rank in ((0, 0), (0, 1), (1, 0), (1, 1), (2, 0)):
+        source.ids = count(event_id)
+        source.removed(rank=rank)
+
+    source.ids = count(3)  # what rank 0 would tell next; rank 1 has lost its 2
+    with pytest.raises(Tainted) as gap:
+        source.removed(rank=1)
+    assert gap.value.missing == 1
+
+    source.mirror.clear()
+    for event_id, rank in ((4, 1), (9, 0), (5, 1), (10, 0)):
+        source.ids = count(event_id)
+        source.removed(rank=rank)
+    source.ids = count(11)
+    with pytest.raises(Tainted):
+        source.removed(rank=1)
+
+
 def test_a_gap_taints_and_clearing_starts_anew(source: Source) -> None:
     source.roots.expect(lambda: TOKENS, 1)
     source.stored(1, TOKENS)

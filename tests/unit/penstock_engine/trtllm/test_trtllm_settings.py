@@ -47,6 +47,29 @@ def test_a_file_is_read_and_overridden(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("over", "expected"),
+    [
+        ({"kv_cache": {"max_tokens": 64}}, ("fp8", 64, "ngram", 5)),
+        ({"speculation": {"max_draft_tokens": 2}}, ("fp8", None, "ngram", 2)),
+        ({"speculation": {"mode": "none"}}, ("fp8", None, "none", None)),
+    ],
+)
+def test_a_section_is_overridden_field_by_field_and_another_mode_is_another_kind(
+    tmp_path: Path, over: dict[str, object], expected: tuple[object, ...]
+) -> None:
+    file = tmp_path / "engine.yaml"
+    file.write_text(
+        "{model: a, kv_cache: {dtype: fp8}, speculation: {mode: ngram, max_draft_tokens: 5}}"
+    )
+
+    chosen = TrtLlmSettings.load(file, over)
+
+    kv, kind = chosen.kv_cache, chosen.speculation
+    drafts = getattr(kind, "max_draft_tokens", None)
+    assert (kv.dtype, kv.max_tokens, kind.mode, drafts) == expected
+
+
+@pytest.mark.parametrize(
     ("text", "told"),
     [
         ("model: m\nkv_cache: {tokens_per_block: 48}", "kv_cache.tokens_per_block"),
@@ -247,3 +270,25 @@ def test_a_draft_model_must_have_the_same_vocabulary(tmp_path: Path) -> None:
 
 def test_a_checkpoint_with_such_layers_may_use_them(tmp_path: Path) -> None:
     check(settings(speculation={"mode": "mtp"}), checkpoint(tmp_path, num_nextn_predict_layers=1))
+
+
+def test_a_drafter_that_is_a_directory_must_be_there(tmp_path: Path) -> None:
+    gone = {"mode": "eagle3", "draft_model": str(tmp_path / "gone")}
+    with pytest.raises(SettingsError, match=r"draft_model: there is no directory .*/gone"):
+        check(settings(speculation=gone), checkpoint(tmp_path))
+    check(settings(speculation={**gone, "draft_model": "someone/head"}), checkpoint(tmp_path))
+
+
+def test_adapters_must_be_there_and_fit(tmp_path: Path) -> None:
+    def with_adapter(path: Path, rank: int) -> TrtLlmSettings:
+        lora = {"adapters": [{"name": "a", "path": str(path)}], "max_rank": rank}
+        return settings(lora=lora, cuda_graphs=None)
+
+    adapter = tmp_path / "adapter"
+    with pytest.raises(SettingsError, match="no directory"):
+        check(with_adapter(adapter, 16), checkpoint(tmp_path))
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"r": 16}')
+    with pytest.raises(SettingsError, match=r"rank 16: set lora\.max_rank"):
+        check(with_adapter(adapter, 8), checkpoint(tmp_path))
+    check(with_adapter(adapter, 16), checkpoint(tmp_path))

@@ -55,4 +55,15 @@ inline int32_t draw_at(const float* logits, int64_t count, float temperature, do
   return best_of(logits, count);
 }
 
+// Sets what is not allowed to minus infinity: bit `t % 32` of word `t / 32` is for token `t`.
+inline void forbid(float* logits, int64_t count, const uint32_t* allowed) {
+  constexpr float kNever = -std::numeric_limits<float>::infinity();
+  for (int64_t at = 0; at < count; at += 32) {
+    const uint32_t word = *allowed++;
+    if (word == ~0u) continue;
+    const int64_t size = std::min<int64_t>(32, count - at);
+    for (int64_t i = 0; i < size; i++) logits[at + i] = word >> i & 1 ? logits[at + i] : kNever;
+  }
+}
+
 }  // namespace penstock

@@ -66,5 +66,12 @@ void penstock_draw(const float* logits, int32_t rows, int64_t vocabulary, const 
   }
 }
 
+// Forbids tokens in some rows of logits, by one bit a token and `words` words a row.
+void penstock_forbid(float* logits, int64_t vocabulary, const int64_t* rows, int32_t count,
+                     const uint32_t* allowed, int64_t words) {
+  for (int32_t i = 0; i < count; i++)
+    penstock::forbid(logits + rows[i] * vocabulary, vocabulary, allowed + i * words);
+}
+
 void penstock_destroy(void* stepper) { delete static_cast<AnyStepper*>(stepper); }
 }

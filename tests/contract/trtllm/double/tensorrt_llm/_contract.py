@@ -144,3 +144,25 @@ def signature(method: str) -> inspect.Signature:
         default = spec.get("default", inspect.Parameter.empty)
         parameters.append(inspect.Parameter(name, kind, default=default))
     return inspect.Signature(parameters)
+
+
+def shape(home: type) -> None:
+    """Give the methods of a class the contract's signatures.
+
+    Each gets every argument by its name, with defaults filled in.
+    """
+    for name, spec in CONTRACT["methods"].items():
+        owner, _, method = name.partition(".")
+        if owner == home.__name__ and "parameters" in spec:
+            setattr(home, method, _bound(getattr(home, method), signature(name)))
+
+
+def _bound(function: Callable[..., Any], allowed: inspect.Signature) -> Callable[..., Any]:
+    def call(self: object, *args: object, **kwargs: object) -> Any:
+        given = allowed.bind(*args, **kwargs)
+        given.apply_defaults()
+        return function(self, **given.arguments)
+
+    call.__doc__ = function.__doc__
+    call.__signature__ = allowed  # type: ignore[attr-defined]
+    return call

@@ -88,6 +88,7 @@ class Executor:
         self.waiting: list[Request] = []
         self.running: list[Request] = []
         self.iteration = 0
+        self.is_shut_down = False
         self.event_results: IterationResult | None = None
         self.stat_results: IterationResult | None = None
         self._wake: asyncio.Event | None = None
@@ -117,6 +118,7 @@ class Executor:
             self._wake.set()
 
     def shutdown(self) -> None:
+        self.is_shut_down = True
         if self._task is not None and self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._task.cancel)
 
@@ -180,10 +182,12 @@ class Executor:
                 results.notify()
 
     def _fail(self, error: Exception) -> None:
-        """One request with a RequestError, everything with anything else."""
+        """One request with a RequestError; everything, and the engine itself, with anything else."""
         victims = [*self.running, *self.waiting]
         if isinstance(error, RequestError):
             victims = victims[:1]
+        else:
+            self.is_shut_down = True
         for request in victims:
             assert request.output is not None
             request.output.put(error)
@@ -325,8 +329,16 @@ class Executor:
             "maxNumBlocks": self.cache.capacity,
             "usedNumBlocks": self.cache.capacity - self.cache.free,
         }
+        drafts = {}
+        if self.draft_len:
+            made = [
+                sum(r.drafted for r in self.steering.requests),
+                sum(r.accepted for r in self.steering.requests),
+            ]
+            drafts["specDecodingStats"] = {"numDraftTokens": made[0], "numAcceptedTokens": made[1]}
         self.stats.append(
             {
+                **drafts,
                 "iter": self.iteration,
                 "iterLatencyMS": seconds * 1000,
                 "numActiveRequests": generating,

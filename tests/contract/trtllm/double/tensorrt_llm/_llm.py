@@ -1,28 +1,26 @@
 """``LLM`` of the double: the contract's signature, the package's checks, a double of its engine."""
 
+import asyncio
+import json
 import os
-import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import __main__
 from tensorrt_llm._classes import KNOWN, SPECULATIVE_CLASSES, RequestError
-from tensorrt_llm._contract import CONTRACT, signature
+from tensorrt_llm._contract import CONTRACT, shape
 from tensorrt_llm._executor import Executor, Request, Steering, control_folder
 from tensorrt_llm._results import IterationResult, NoResults, RequestOutput
 
-_INIT = signature("LLM.__init__")
-_GENERATE = signature("LLM.generate_async")
 _RULES = CONTRACT["classes"]
 
 
 class LLM:
     """See the contract."""
 
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        bound = _INIT.bind(*args, **kwargs)
-        bound.apply_defaults()
-        given = {**bound.arguments, **bound.arguments.get("kwargs", {})}
-        given.pop("kwargs", None)
+    def __init__(self, kwargs: dict[str, object] | None = None, **arguments: object) -> None:
+        given = {**arguments, **(kwargs or {})}
         for name in given:
             if name not in KNOWN["TorchLlmArgs"].model_fields and name not in {
                 "_mpi_session",
@@ -38,9 +36,10 @@ class LLM:
         draft_len = self._check_speculation()
         if self.args.guided_decoding_backend is not None:
             assert not self.args.skip_tokenizer_init, "guided decoding needs the tokenizer"
-        self.threads_when_built = [thread.name for thread in threading.enumerate()]
-        self.had_loop_when_built = _has_loop()
-        self._executor: Executor | None = Executor(self.args, draft_len, control_folder())
+        control = control_folder()
+        if control is not None:
+            (control / "built").write_text(json.dumps(_surroundings()))
+        self._executor: Executor | None = Executor(self.args, draft_len, control)
         self._used: set[int] = set()
         self.shutdowns = 0
 
@@ -76,12 +75,9 @@ class LLM:
             assert config.num_nextn_predict_layers > 0
         return int(config.max_draft_len or 4)
 
-    def generate_async(self, *args: object, **kwargs: object) -> RequestOutput:
+    def generate_async(self, **a: Any) -> RequestOutput:
         """A plain function; raises what the contract says."""
-        bound = _GENERATE.bind(*args, **kwargs)
-        bound.apply_defaults()
-        a = bound.arguments
-        if self._executor is None:
+        if self._executor is None or self._executor.is_shut_down:
             raise RuntimeError("LLM is shutting down")
         prompt = _prompt(a["inputs"])
         params = a["sampling_params"] or KNOWN["SamplingParams"]()
@@ -113,15 +109,24 @@ class LLM:
         if len(prompt) > self.args.max_num_tokens and not self.args.enable_chunked_prefill:
             raise RequestError(f"prompt of {len(prompt)} exceeds max_num_tokens")
 
-    def generate(self, inputs: object, sampling_params: object = None) -> RequestOutput:
+    def generate(self, use_tqdm: bool, **arguments: Any) -> RequestOutput:
         """One prompt, synchronously."""
-        return self.generate_async(inputs, sampling_params).result()
+        output: RequestOutput = self.generate_async(**arguments).result()
+        return output
 
-    def get_kv_cache_events_async(self, timeout: float | None = 2) -> IterationResult | NoResults:
+    def get_kv_cache_events_async(self, timeout: float | None) -> IterationResult | NoResults:
         return self._iterations("event_results", "take_events", timeout)
 
-    def get_stats_async(self, timeout: float | None = 2) -> IterationResult | NoResults:
+    def get_stats_async(self, timeout: float | None) -> IterationResult | NoResults:
         return self._iterations("stat_results", "take_stats", timeout)
+
+    def get_kv_cache_events(self, timeout: float | None) -> list[object]:
+        taken: list[object] = self.executor.take_events()
+        return taken
+
+    def get_stats(self, timeout: float | None) -> list[object]:
+        taken: list[object] = self.executor.take_stats()
+        return taken
 
     def _iterations(
         self, name: str, fetch: str, timeout: float | None
@@ -143,6 +148,9 @@ class LLM:
             executor.shutdown()
 
 
+shape(LLM)
+
+
 def _prompt(inputs: object) -> list[int]:
     ids = inputs.get("prompt_token_ids") if isinstance(inputs, dict) else inputs
     if not isinstance(ids, list) or not all(isinstance(i, int) for i in ids):
@@ -150,11 +158,12 @@ def _prompt(inputs: object) -> list[int]:
     return list(ids)
 
 
-def _has_loop() -> bool:
-    import asyncio
-
+def _surroundings() -> dict[str, object]:
+    """Where the model was loaded: MPI's processes and CUDA want no loop, thread or fork before."""
     try:
         asyncio.get_running_loop()
+        has_loop = True
     except RuntimeError:
-        return False
-    return True
+        has_loop = False
+    names = [Path(task, "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+    return {"has_loop": has_loop, "threads": names, "main": __main__.__name__, "pid": os.getpid()}

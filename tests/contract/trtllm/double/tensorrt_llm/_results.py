@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any, Self
 
 from tensorrt_llm._classes import CompletionOutput
+from tensorrt_llm._contract import shape
 
 
 @dataclass
@@ -62,7 +63,7 @@ class RequestOutput:
             self.queue.append(item)
 
     def abort(self) -> None:
-        assert self._executor is not None, "The executor is not set for this result."
+        assert not self._executor.is_shut_down, "The executor is not set for this result."
         self.abort_calls += 1
         self._executor.abort_request(self.id)
 
@@ -88,7 +89,7 @@ class RequestOutput:
     def __await__(self) -> Any:
         return self.aresult().__await__()
 
-    def result(self, timeout: float | None = None) -> Self:
+    def result(self, timeout: float | None) -> Self:
         """``timeout`` is ignored, as in 1.2.1."""
         while not self._done:
             self._executor.step()
@@ -119,6 +120,9 @@ class RequestOutput:
             output.finish_reason = item.reason
         if self._done and item.iterations:
             self.avg_decoded_tokens_per_iter = len(output.token_ids) / item.iterations
+
+
+shape(RequestOutput)
 
 
 class IterationResult:
@@ -163,6 +167,9 @@ class IterationResult:
     def _pull(self) -> bool:
         self._items += [json.dumps(item) for item in self._fetch()]
         return bool(self._items)
+
+
+shape(IterationResult)
 
 
 class NoResults:

@@ -52,6 +52,12 @@ def _dynamic_tree(c: Any) -> None:
     _need(not c.use_dynamic_tree or c.dynamic_tree_max_topK, "dynamic_tree_max_topK")
 
 
+def _lookahead(c: Any) -> None:
+    sizes = (c.max_window_size, c.max_ngram_size, c.max_verification_set_size)
+    # Defaults that only the C++ side knows are their own names here.
+    _need(all(size > 0 for size in sizes if isinstance(size, int)), "sizes must be positive")
+
+
 def _mtp_length(c: Any) -> None:
     if "num_nextn_predict_layers" in c.model_fields_set:
         _set(c, "max_draft_len", c.num_nextn_predict_layers)
@@ -89,11 +95,13 @@ VALIDATORS: dict[str, Validator] = {
     "mtp_eagle_one_model=False logs deprecation (2-model MTP does nothing in 1.3)": _elsewhere,
     "TorchLlmArgs asserts num_nextn_predict_layers>0 and sets max_draft_len to it": _elsewhere,
     "TorchLlmArgs asserts max_draft_len>0 and max_matching_ngram_size>0 (defaults fail!)": _elsewhere,
-    "all three must be > 0": _elsewhere,
+    "all three must be > 0": _lookahead,
     "TorchLlmArgs forces max_batch_size=1, disable_overlap_scheduler=True, cuda_graph_config=None, max_draft_len=1": _elsewhere,
     "speculative_config.supports_backend(backend) else ValueError": _elsewhere,
     "stream_interval > 0": lambda c: _need(c.stream_interval > 0, "stream_interval"),
-    "peft_cache_config.lora_prefetch_dir must be None": _elsewhere,
+    "peft_cache_config.lora_prefetch_dir must be None": lambda c: _need(
+        c.peft_cache_config is None or c.peft_cache_config.lora_prefetch_dir is None, "prefetch"
+    ),
     "unknown kwargs -> ValueError('LLM got invalid argument: <key>')": _elsewhere,
     "batch_wait_timeout_ms >= 0": lambda c: _need(c.batch_wait_timeout_ms >= 0, "batch_wait"),
     "batch_wait_timeout_iters >= 0": lambda c: _need(c.batch_wait_timeout_iters >= 0, "batch_wait"),

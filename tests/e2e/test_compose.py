@@ -32,6 +32,7 @@ OURS = (
 )
 SERVICES = ("redis", *OURS, "prometheus")
 TARGETS = 7
+BASES = ("python:3.11-slim-bookworm", "redis:7-bookworm", "prom/prometheus:latest")
 IMAGES = ("router", "worker", "batch", "gateway", "flower")
 MODEL = "penstock-demo"
 # A machine that is busy with other things only makes all of it slower.
@@ -51,7 +52,7 @@ def has_engine() -> bool:
     if shutil.which("docker") is None:
         return False
     done = subprocess.run(
-        ["docker", "image", "inspect", "python:3.11-slim-bookworm", "redis:7-bookworm"],
+        ["docker", "image", "inspect", *BASES],
         capture_output=True,
         check=False,
     )

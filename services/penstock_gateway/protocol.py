@@ -14,13 +14,15 @@ class BoundedHttp(HttpToolsProtocol):
     """Refuses a request whose first line and headers exceed the bounds, and its connection."""
 
     _in_head = True
+    _went_on = False
     _unread = 0
 
     def data_received(self, data: bytes) -> None:
         """Bytes of the connection."""
+        self._went_on = False
         super().data_received(data)
-        if not self._in_head:
-            return
+        if not self._in_head or self._went_on:
+            return  # these bytes held a body, or the beginning of a head
         # A head without an end: the parser tells of a header only when it is complete.
         self._unread += len(data)
         if self._unread > MAX_HEAD_BYTES and not self.transport.is_closing():
@@ -28,7 +30,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A request begins."""
-        self._in_head, self._unread = True, 0
+        self._begin_head()
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
@@ -41,5 +43,8 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """It is there as a whole; another may follow."""
-        self._in_head, self._unread = True, 0
+        self._begin_head()
         super().on_message_complete()
+
+    def _begin_head(self) -> None:
+        self._in_head, self._went_on, self._unread = True, True, 0

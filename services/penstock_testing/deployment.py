@@ -93,6 +93,11 @@ class Deployment:
         return f"http://{self.services['gateway'].address}/v1"
 
     @property
+    def lease_secret(self) -> str:
+        """What routers and workers share."""
+        return self.routers[0].environment["PENSTOCK_ROUTER_LEASE_SECRET"]
+
+    @property
     def routers(self) -> list[Service]:
         """The routers."""
         return [s for name, s in self.services.items() if name.startswith("router")]

@@ -5,6 +5,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from prometheus_client import CollectorRegistry
+
+from penstock_core.exposition import ExemplarReader, Exposition
 from penstock_gateway.__main__ import serve
 from penstock_gateway.settings import GatewaySettings
 
@@ -42,7 +45,9 @@ async def running_gateway(
     stop = asyncio.Event()
     bound: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     settings_model = GatewaySettings.model_validate(values)
-    serving = asyncio.create_task(serve(settings_model, stop, bound.set_result))
+    registry = CollectorRegistry()
+    exposition = Exposition(registry, ExemplarReader(registry))
+    serving = asyncio.create_task(serve(settings_model, stop, bound.set_result, exposition))
     # An error before it is bound must come out here and not as a timeout.
     serving.add_done_callback(lambda _: bound.cancel())
     try:

@@ -1,5 +1,6 @@
 """``penstock doctor``: checks a deployment and says what to fix."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,14 @@ from penstock_cli.doctor.sites import Site, of_data_dir
 from penstock_cli.doctor.survey import survey
 from penstock_cli.execution import output, run
 from penstock_cli.failures import CommandFailed
-from penstock_cli.options import DEFAULT_BATCH_TARGET, DEFAULT_TARGET, GATEWAY_PORT, ApiKey, Json
+from penstock_cli.options import (
+    DEFAULT_BATCH_TARGET,
+    DEFAULT_TARGET,
+    GATEWAY_PORT,
+    ApiKey,
+    Json,
+    own_tls,
+)
 from penstock_cli.views.doctor import findings_document, findings_table
 from penstock_cli.views.documents import to_json
 
@@ -44,6 +52,14 @@ Metrics = Annotated[
 DataDir = Annotated[
     Path | None, typer.Option(help="Check the `penstock up` of this data folder instead.")
 ]
+LeaseSecret = Annotated[
+    str,
+    typer.Option(
+        envvar="PENSTOCK_DOCTOR_LEASE_SECRET",
+        help="What routers and workers share; needed to compare their indexes.",
+    ),
+]
+LeaseSecretFile = Annotated[Path | None, typer.Option(help="File that holds it.", dir_okay=False)]
 
 
 def doctor(
@@ -56,6 +72,8 @@ def doctor(
     keys_file: Annotated[str, typer.Option(help="The key file of routers and batch.")] = "",
     data_dir: DataDir = None,
     api_key: ApiKey = "",
+    lease_secret: LeaseSecret = "",
+    lease_secret_file: LeaseSecretFile = None,
     timeout_s: Annotated[float, typer.Option(min=0.1, help="For each answer, seconds.")] = 5.0,
     *,
     as_json: Json = False,
@@ -75,12 +93,13 @@ def doctor(
                 routers=tuple(_parts(target)),
                 batch=batch_target,
                 gateway=gateway,
-                redis_url=_redis_url(redis_url, redis_url_file),
+                redis_url=_told(redis_url, redis_url_file),
                 metrics=tuple(_named(part) for part in _parts(metrics)),
                 keys_file=keys_file,
                 api_key=api_key,
                 timeout_s=timeout_s,
             )
+        site = replace(site, lease_secret=_told(lease_secret, lease_secret_file), tls=own_tls())
         findings = examine(await survey(site))
         if as_json:
             output.out(to_json(findings_document(findings)), highlight=False)
@@ -101,9 +120,9 @@ def _named(part: str) -> tuple[str, str]:
     return name or address, address
 
 
-def _redis_url(url: str, file: Path | None) -> str:
+def _told(value: str, file: Path | None) -> str:
     if file is None:
-        return url
+        return value
     try:
         return file.read_text(encoding="utf-8").strip()
     except OSError as error:

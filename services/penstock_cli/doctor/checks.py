@@ -175,7 +175,7 @@ def _indexes(facts: Facts) -> Iterator[Finding]:
         pair = f"{check.router}'s index of worker {check.worker_id}"
         if check.indexed is None or check.actual is None:
             yield Finding(
-                "index", Level.OK, f"{pair} moves too fast to compare; the router does so itself"
+                "index", Level.OK, f"{pair} {check.why}; the router compares it every second itself"
             )
         elif check.indexed != check.actual:
             yield Finding(

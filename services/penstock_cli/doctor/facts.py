@@ -59,13 +59,14 @@ class Followed:
 class IndexCheck:
     """A router's index of a worker beside the worker's own: (blocks, digest) after the same delta.
 
-    None where both moved on too fast to be compared.
+    None where they could not be compared, and ``why``.
     """
 
     router: str
     worker_id: str
     indexed: tuple[int, int] | None
     actual: tuple[int, int] | None
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)

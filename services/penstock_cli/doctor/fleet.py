@@ -14,9 +14,10 @@ from penstock.routing.v1 import routing_service_pb2_grpc
 from penstock.worker.v1 import worker_service_pb2, worker_service_pb2_grpc
 from penstock_cli.doctor.facts import Followed, IndexCheck, LeaseCheck, OpenDoor
 from penstock_core.channels import channel
-from penstock_core.errors import LeaseInvalid, PenstockError
+from penstock_core.errors import LeaseInvalid, PenstockError, PermissionDenied, Unauthenticated
 from penstock_core.ids import new_id
 from penstock_core.status import from_rpc_error
+from penstock_core.tls import PLAIN, Tls
 from penstock_core.tracing import Metadata
 
 _BEATS = 3
@@ -25,12 +26,14 @@ _LIVE = pb.SYNC_STATE_LIVE
 
 @dataclass(frozen=True, slots=True)
 class RouterPort:
-    """One router: its name, a channel to it, and what its calls carry."""
+    """One router: its name, a channel to it, and what calls to it and to its workers carry."""
 
     name: str
     channel: grpc.aio.Channel
     credentials: Metadata
     timeout_s: float
+    tls: Tls = PLAIN
+    to_workers: Metadata = ()
 
     async def workers(self) -> Sequence[pb.WorkerStatus]:
         """The workers it follows. Raises PenstockError."""
@@ -75,20 +78,20 @@ async def try_lease(
         request.request_id = route.request_id
         request.tokens.CopyFrom(route.prompt_tokens)
         request.lease.CopyFrom(route.lease)
-        await _generate(route.endpoint, request, router.timeout_s)
+        await _generate(router, route.endpoint, request)
     except (grpc.aio.AioRpcError, PenstockError) as error:
         failure = from_rpc_error(error) if isinstance(error, grpc.aio.AioRpcError) else error
         return LeaseCheck(router.name, worker_id, failure.slug, failure.message, salt)
     return LeaseCheck(router.name, worker_id, "", salt=salt)
 
 
-async def try_door(status: pb.WorkerStatus, timeout_s: float) -> OpenDoor:
+async def try_door(router: RouterPort, status: pb.WorkerStatus) -> OpenDoor:
     """Ask a worker for a token without any lease."""
     request = _one_token(status)
     request.tokens.ids = bytes(8)
     request.request_id = new_id("doctor")
     try:
-        await _generate(status.info.endpoint, request, timeout_s)
+        await _generate(router, status.info.endpoint, request)
     except grpc.aio.AioRpcError as error:
         # Anything but this refusal came from behind the door, or from no door at all.
         is_lost = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
@@ -101,9 +104,10 @@ async def compare_index(router: RouterPort, status: pb.WorkerStatus) -> IndexChe
     """The router's index of a worker beside the worker's own count and digest, at the same delta."""
     worker_id = status.info.worker_id
     seen: dict[tuple[str, int], tuple[int, int]] = {}
+    why = "moves too fast to compare"
     try:
         async with asyncio.timeout(router.timeout_s):
-            async with aclosing(_beats(status)) as beats:
+            async with aclosing(_beats(router, status)) as beats:
                 async for key, actual in beats:
                     for now in await router.workers():
                         if now.info.worker_id == worker_id and now.sync_state == _LIVE:
@@ -111,20 +115,25 @@ async def compare_index(router: RouterPort, status: pb.WorkerStatus) -> IndexChe
                             seen[now.info.epoch, now.seq] = told
                     if key in seen:
                         return IndexCheck(router.name, worker_id, seen[key], actual)
-    except (TimeoutError, grpc.aio.AioRpcError, PenstockError):
+    except grpc.aio.AioRpcError as error:
+        if isinstance(from_rpc_error(error), Unauthenticated | PermissionDenied):
+            why = "is not compared without the lease secret (PENSTOCK_DOCTOR_LEASE_SECRET)"
+    except (TimeoutError, PenstockError):
         pass
-    return IndexCheck(router.name, worker_id, None, None)
+    return IndexCheck(router.name, worker_id, None, None, why)
 
 
 async def _beats(
+    router: RouterPort,
     status: pb.WorkerStatus,
 ) -> AsyncGenerator[tuple[tuple[str, int], tuple[int, int]], None]:
     """(epoch, sequence) and (blocks, digest) of a worker's heartbeats, from where the router is."""
     wanted = worker_service_pb2.WatchStateRequest(
         subscriber_id="doctor", epoch=status.info.epoch, resume_after_seq=status.seq
     )
-    async with channel(status.info.endpoint) as to:
-        call = worker_service_pb2_grpc.WorkerServiceStub(to).WatchState(wanted)
+    async with channel(status.info.endpoint, router.tls) as to:
+        stub = worker_service_pb2_grpc.WorkerServiceStub(to)
+        call = stub.WatchState(wanted, metadata=router.to_workers)
         count = 0
         try:
             async for frame in call:
@@ -137,10 +146,12 @@ async def _beats(
             call.cancel()
 
 
-async def _generate(endpoint: str, request: generate_pb2.GenerateRequest, timeout_s: float) -> None:
-    async with channel(endpoint) as to:
+async def _generate(
+    router: RouterPort, endpoint: str, request: generate_pb2.GenerateRequest
+) -> None:
+    async with channel(endpoint, router.tls) as to:
         stub = inference_service_pb2_grpc.InferenceServiceStub(to)
-        async for _ in stub.Generate(request, timeout=timeout_s):
+        async for _ in stub.Generate(request, timeout=router.timeout_s):
             pass
 
 

@@ -6,6 +6,7 @@ import re
 import time
 import urllib.error
 import urllib.request
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from pathlib import Path
@@ -19,18 +20,27 @@ from penstock_core.auth import KeyRing
 from penstock_core.channels import channel
 from penstock_core.errors import PenstockError
 from penstock_core.registry import RedisRegistry
+from penstock_core.tls import PLAIN, Tls
 from penstock_core.version import UNIX_MS_KEY, VERSION_KEY
 
 # The Date header counts whole seconds.
 _DATE_DOUBT_S = 1.0
 
 
-async def ask_grpc(kind: Kind, name: str, address: str, timeout_s: float) -> Process:
+@dataclass(frozen=True, slots=True)
+class Call:
+    """How a process is called."""
+
+    timeout_s: float
+    tls: Tls = PLAIN
+
+
+async def ask_grpc(kind: Kind, name: str, address: str, how: Call) -> Process:
     """A gRPC server's health, version and clock."""
     request = health_pb2.HealthCheckRequest()
-    async with channel(address) as to:
+    async with channel(address, how.tls) as to:
         sent = time.time()
-        call = health_pb2_grpc.HealthStub(to).Check(request, timeout=timeout_s)
+        call = health_pb2_grpc.HealthStub(to).Check(request, timeout=how.timeout_s)
         try:
             headers = {key: str(value) for key, value in await call.initial_metadata() or ()}
             answer = await call

@@ -1,16 +1,18 @@
 """Where the parts of a deployment are, as told on the command line or by a running ``penstock up``."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from penstock_cli.failures import CommandFailed
+from penstock_core.tls import PLAIN, Tls
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
     """Addresses as ``host:port``; empty where there is none, or it is not to be looked at.
 
+    ``lease_secret`` is what routers and workers share; without it workers do not tell their caches.
     ``metrics`` are scrape endpoints by name: of processes that serve nothing else, as Celery's.
     """
 
@@ -22,6 +24,8 @@ class Site:
     keys_file: str = ""
     api_key: str = ""
     timeout_s: float = 5.0
+    lease_secret: str = field(default="", repr=False)
+    tls: Tls = PLAIN
 
 
 def of_data_dir(data_dir: Path, *, keys_file: str, api_key: str, timeout_s: float) -> Site:

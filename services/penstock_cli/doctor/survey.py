@@ -15,6 +15,7 @@ from penstock_cli.doctor.fleet import (
     try_lease,
 )
 from penstock_cli.doctor.processes import (
+    Call,
     ask_gateway,
     ask_grpc,
     ask_metrics,
@@ -25,6 +26,8 @@ from penstock_cli.doctor.sites import Site
 from penstock_client.client import credentials
 from penstock_core.channels import channel
 from penstock_core.errors import PenstockError
+from penstock_core.leases import internal_metadata
+from penstock_core.tracing import Metadata
 from penstock_core.version import VERSION
 
 
@@ -39,20 +42,16 @@ class _Fleet:
     def live(self) -> list[tuple[RouterPort, pb.WorkerStatus]]:
         return [(r, s) for r, s in self.pairs if s.sync_state == pb.SYNC_STATE_LIVE]
 
-    @property
-    def workers(self) -> dict[str, pb.WorkerStatus]:
-        """One view of each worker."""
-        return {status.info.worker_id: status for _, status in self.live}
-
 
 async def survey(site: Site) -> Facts:
     """Everything there is to know. Nothing that is missing or broken raises."""
     async with AsyncExitStack() as stack:
         ports = []
         for number, address in enumerate(site.routers, 1):
-            to = await stack.enter_async_context(channel(address))
+            to = await stack.enter_async_context(channel(address, site.tls))
             name = "router" if len(site.routers) == 1 else f"router {number} ({address})"
-            ports.append(RouterPort(name, to, credentials(site.api_key or None), site.timeout_s))
+            shown, internal = credentials(site.api_key or None), _internal(site)
+            ports.append(RouterPort(name, to, shown, site.timeout_s, site.tls, internal))
         redis = await ask_redis(site.redis_url) if site.redis_url else None
         processes = await _processes(site, ports)
         there = {p.name for p in processes if not p.error}
@@ -61,11 +60,11 @@ async def survey(site: Site) -> Facts:
         endpoints |= {e.endpoint: e.worker_id for e in redis.entries} if redis else {}
         workers = await asyncio.gather(
             *(
-                ask_grpc(Kind.WORKER, f"worker {worker_id or endpoint}", endpoint, site.timeout_s)
+                ask_grpc(Kind.WORKER, f"worker {worker_id or endpoint}", endpoint, _call(site))
                 for endpoint, worker_id in sorted(endpoints.items())
             )
         )
-        leases, doors, indexes = await _pairs(fleet, site.timeout_s)
+        leases, doors, indexes = await _pairs(fleet)
     return Facts(
         processes=[*processes, *workers],
         refusals=fleet.refusals,
@@ -79,13 +78,21 @@ async def survey(site: Site) -> Facts:
     )
 
 
+def _call(site: Site) -> Call:
+    return Call(site.timeout_s, site.tls)
+
+
+def _internal(site: Site) -> Metadata:
+    return internal_metadata(site.lease_secret.encode())
+
+
 async def _processes(site: Site, ports: Sequence[RouterPort]) -> list[Process]:
     asked = [
-        ask_grpc(Kind.ROUTER, port.name, address, site.timeout_s)
+        ask_grpc(Kind.ROUTER, port.name, address, _call(site))
         for port, address in zip(ports, site.routers, strict=True)
     ]
     if site.batch:
-        asked.append(ask_grpc(Kind.BATCH, "batch service", site.batch, site.timeout_s))
+        asked.append(ask_grpc(Kind.BATCH, "batch service", site.batch, _call(site)))
     if site.gateway:
         asked.append(ask_gateway(site.gateway, site.timeout_s))
     asked += [ask_metrics(name, address, site.timeout_s) for name, address in site.metrics]
@@ -103,7 +110,7 @@ async def _fleet(ports: Sequence[RouterPort]) -> _Fleet:
 
 
 async def _pairs(
-    fleet: _Fleet, timeout_s: float
+    fleet: _Fleet,
 ) -> tuple[list[LeaseCheck], list[OpenDoor], list[IndexCheck]]:
     """Leases first: the index is compared when it has settled."""
     leases = []
@@ -112,6 +119,7 @@ async def _pairs(
         others = [s.info.worker_id for r, s in fleet.live if r is router]
         others = [worker_id for worker_id in others if worker_id != mine]
         leases.append(await try_lease(router, status, others))
-    doors = await asyncio.gather(*(try_door(s, timeout_s) for s in fleet.workers.values()))
+    by_worker = {s.info.worker_id: (r, s) for r, s in fleet.live}
+    doors = await asyncio.gather(*(try_door(r, s) for r, s in by_worker.values()))
     indexes = await asyncio.gather(*(compare_index(r, s) for r, s in fleet.live))
     return leases, list(doors), list(indexes)

@@ -8,6 +8,7 @@ from penstock.inference.v1 import inference_service_pb2 as pb
 from penstock.routing.v1 import routing_service_pb2
 from penstock_core import rpc
 from penstock_core.errors import InvalidRequest, NotFound, PenstockError
+from penstock_core.leases import internal_metadata
 from penstock_core.status import from_rpc_error
 from penstock_testing.cluster import Cluster, ask, collect, running_cluster
 from penstock_testing.engine import FakeConfig, FakeEngine
@@ -76,7 +77,10 @@ async def test_a_worker_takes_a_routed_request_under_the_name_it_was_asked_by() 
         async with rpc.channel(route.endpoint) as channel:
             stub = inference_service_pb2_grpc.InferenceServiceStub(channel)
             answer = await collect(stub.Generate(request))
-            tokens = await stub.Tokenize(pb.TokenizeRequest(model="fake:poet", text="ab"))
+            tokens = await stub.Tokenize(
+                pb.TokenizeRequest(model="fake:poet", text="ab"),
+                metadata=internal_metadata(b"secret"),
+            )
 
         assert cluster.engine("worker-1").requests[0].adapter == "poet"
         assert answer.started.model == "fake"

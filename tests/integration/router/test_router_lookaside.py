@@ -40,6 +40,10 @@ async def test_a_route_opens_the_worker_that_it_names(secret: str) -> None:
     async with running_cluster(FakeEngine(), FakeEngine(), lease_secret=secret) as cluster:
         first = await route(cluster, ask(TEXT))
         answer = await stream_from_worker(first, ask(TEXT))
+        await cluster.until(lambda: len(cluster.router.picture.index) >= 15)
+        await cluster.until(
+            lambda: all(w.load.running() == 0 for w in cluster.router.fleet.workers())
+        )
         again = await route(cluster, ask(TEXT))
         second = await stream_from_worker(again, ask(TEXT))
         explained = await cluster.routing.ExplainDecision(

@@ -150,7 +150,7 @@ def test_each_fault_is_found_by_its_check_alone(name: str) -> None:
 
 def test_a_local_redis_with_holes_is_let_pass_and_an_index_in_motion_too() -> None:
     local = replace(REDIS, is_local=True, facts=replace(SERVER, version="6.2.14"))
-    moving = (IndexCheck("router", "w", None, None),)
+    moving = (IndexCheck("router", "w", None, None, "moves too fast to compare"),)
 
     assert bad(replace(GOOD, redis=local, indexes=moving)) == []
 

@@ -49,6 +49,11 @@ _KV_CACHE = (
             "Sequences put back for better ones; many mean too little KV memory.",
             [Query(f"delta({series(names.ENGINE_PREEMPTIONS)}[{WINDOW}])", "{{instance}}")],
         ),
+        Panel(
+            "Lost pictures",
+            "Times that a worker lost track of its cache; routers then know nothing of it.",
+            [Query(f"delta({series(names.ENGINE_CACHE_LOSSES)}[{WINDOW}])", "{{instance}}")],
+        ),
     ],
 )
 _SPECULATION = (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock_core.settings import SettingsError
+from penstock_core.settings import SettingsError, TlsSettings
 from penstock_worker import __main__
 from penstock_worker.__main__ import main
 from penstock_worker.arguments import UsageError, parse_arguments
@@ -82,6 +82,7 @@ def test_no_variable_is_without_effect_in_silence() -> None:
         "zone", "pool", "prices", "currency", "cost_class", "metered_tenants",
     }  # fmt: skip
 
+    of_the_process |= set(TlsSettings.model_fields)
     assert set(WorkerSettings.model_fields) == {*_SHARED, *_NATIVE_ONLY, *of_the_process}
 
 

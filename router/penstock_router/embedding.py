@@ -87,11 +87,16 @@ class Embedder:
                 name = f"{request.request_id}-{number}" if number else request.request_id
                 return await self._part(whole, name, inputs, deadline)
 
+        failure: PenstockError | None = None
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(in_turn(i, part)) for i, part in enumerate(parts)]
         except* PenstockError as failures:
-            raise _first(failures) from None
+            failure = _first(failures)
+        if (
+            failure is not None
+        ):  # raised there, early releases of Python 3.11 would wrap it in a group
+            raise failure
         return _joined(request.request_id, [task.result() for task in tasks])
 
     async def _prepare(self, request: pb.EmbedRequest, principal: Principal) -> _Whole:

@@ -23,12 +23,15 @@ async def run_prompts(
         async with turns:
             await run(index, request)
 
+    failure: PenstockError | None = None
     try:
         async with asyncio.TaskGroup() as group:
             for index, request in enumerate(requests):
                 group.create_task(in_turn(index, request))
     except* PenstockError as failures:
-        raise _first(failures) from None
+        failure = _first(failures)
+    if failure is not None:  # raised there, early releases of Python 3.11 would wrap it in a group
+        raise failure
 
 
 def _first(failures: BaseExceptionGroup[PenstockError]) -> PenstockError:

@@ -4,7 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Generator, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from penstock.inference.v1 import inference_service_pb2
 from penstock.routing.v1 import routing_service_pb2
@@ -43,22 +43,22 @@ class LoopThread:
         try:
             return future.result()
         except KeyboardInterrupt:
-            # A generator can only be closed once nobody runs in it any more.
             future.cancel()
             ended.wait(_CANCEL_TIMEOUT_S)
             raise
 
     def iterate(self, events: AsyncGenerator[T, None]) -> Generator[T, None, None]:
         """Its items; closing the iterator closes the generator."""
+        reader = _Reader(events)
         try:
             while True:
                 try:
-                    item = self.run(_next(events))
+                    item = self.run(reader.next())
                 except StopAsyncIteration:
                     return
                 yield item
         finally:
-            self.run(events.aclose())
+            self.run(reader.close())
 
     def close(self) -> None:
         """End the loop and its thread."""
@@ -189,5 +189,25 @@ class Client:
         return self._loop.run(self._client.explain(decision_id=decision_id, request_id=request_id))
 
 
-async def _next(events: AsyncGenerator[T, None]) -> T:
-    return await anext(events)
+class _Reader(Generic[T]):
+    """Reads a generator in its event loop and closes it there.
+
+    Ctrl-C may reach the other thread before it knows what it waits for, so that nobody has cancelled
+    the read; and a generator can only be closed once nobody runs in it any more.
+    """
+
+    def __init__(self, events: AsyncGenerator[T, None]) -> None:
+        self._events = events
+        self._reading: asyncio.Task[Any] | None = None
+
+    async def next(self) -> T:
+        """The next item. Raises StopAsyncIteration after the last one."""
+        self._reading = asyncio.current_task()
+        return await anext(self._events)
+
+    async def close(self) -> None:
+        """Cancel a read that still waits, and close the generator."""
+        if self._reading is not None and not self._reading.done():
+            self._reading.cancel()
+            await asyncio.wait([self._reading])
+        await self._events.aclose()

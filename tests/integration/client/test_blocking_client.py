@@ -2,12 +2,13 @@
 
 import asyncio
 import threading
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Any, TypeVar
 
 import pytest
 
 from penstock_client import Client, Completed, Delta, Generation, Started, StreamEvent
+from penstock_client.blocking import LoopThread
 from penstock_core.errors import ModelNotFound
 from penstock_testing.scripted_fleet import API_KEY, FleetFactory, Script
 
@@ -81,3 +82,31 @@ async def test_other_calls_answer_and_close_leaves_no_thread(fleet: FleetFactory
 
     assert await in_thread(work) == "dec_1"
     assert "penstock-client" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_ctrl_c_just_after_a_read_was_handed_over_still_ends_the_stream(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    async def hangs() -> AsyncGenerator[int, None]:
+        try:
+            begun.set()
+            await asyncio.Event().wait()
+            yield 0
+        finally:
+            ended.set()
+
+    def interrupted(work: Coroutine[Any, Any, int], loop: asyncio.AbstractEventLoop) -> None:
+        handed_over(work, loop)
+        assert begun.wait(5)
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    loop = LoopThread()
+    handed_over = asyncio.run_coroutine_threadsafe
+    monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        next(loop.iterate(hangs()))
+    assert ended.is_set()
+    loop.close()

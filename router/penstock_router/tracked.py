@@ -7,7 +7,7 @@ decisions a frozen view.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from penstock_core.quotas import Quotas
+from penstock_core.shared_quotas import SharedQuotas
 from penstock_router.breaker import Breaker
 from penstock_router.decisions import DecisionBook
 from penstock_router.demand import PrefixDemand
@@ -63,7 +63,7 @@ class Picture:
         self.metrics = metrics
         self.clock = clock
         self.zones = Zones()
-        self.quotas = Quotas(clock)
+        self.quotas = SharedQuotas(clock)
 
 
 class TrackedWorker:

@@ -1,13 +1,16 @@
 """What telemetry costs: requests through the whole platform with traces of all of them, and without any.
 
 One platform (gateway, router, worker) samples 100 % of what its callers sample, exports every span over OTLP to a
-receiver that only counts bytes, and is scraped as by Prometheus. Rounds of like requests go to it whose callers'
-``traceparent`` says sampled or not in turn (first one, then the other first), and each round ends when its spans
-are exported. Two figures come of each pair, of CPU seconds of the processes, which other load on the machine moves
-less than times: ``tracing_cpu``, all of it, on/off; and ``tracing_share``, what the threads beside the engine's own
-use more, as a share of all. No span is made in the engine's thread, whose work is most of the CPU and differs
-between rounds by more than tracing costs: the share leaves that noise out. Where the processes fill the
-machine it is the loss of throughput.
+receiver that only counts bytes, and is scraped as by Prometheus. What is compared is CPU seconds of its processes,
+which other load on the machine moves less than times; where they fill the machine it is throughput.
+
+1. What tracing costs a request: rounds of short requests whose callers' ``traceparent`` says sampled or not in turn
+   (first one, then the other first); a round ends when its spans are exported. Requests have the same spans however
+   many tokens they have, so short ones show them with the least work around them, whose noise would hide them. The
+   thread of the engine, which makes no spans, is left out for the same reason.
+2. What a usual request costs: rounds of ``--tokens`` tokens, not sampled, all threads.
+
+``tracing_share`` is the first over the second.
 
 ``--pairs N`` starts a second platform with OpenTelemetry's SDK disabled and compares throughput: rounds on both
 in turn, the median of their ratios. Two sets of processes are never quite alike, so this is the coarser figure.
@@ -42,6 +45,8 @@ OFF = {"OTEL_SDK_DISABLED": "true"}
 SERVING = ("gateway", "router-1", "worker-1")
 
 
+USUAL_EVERY = 5
+SHORT_TOKENS, SHORT_CONCURRENCY = 2, 2
 # Spans leave 2 s after they ended at the latest.
 EXPORTED_S = 2.4
 
@@ -171,12 +176,13 @@ class Results:
 
     platforms: dict[str, list[Round]]
     traced: dict[str, list[Round]]
+    usual: list[Round]
     num_bytes: int = 0
 
 
-async def measure(pairs: int, sampling: int, work: Work) -> Results:
+async def measure(pairs: int, sampling: int, work: Work, short: Work) -> Results:
     """All rounds."""
-    results = Results({"off": [], "on": []}, {"off": [], "on": []})
+    results = Results({"off": [], "on": []}, {"off": [], "on": []}, [])
     async with sink() as (endpoint, sent), AsyncExitStack() as stack:
         environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_METRICS_EXPORTER": "none"}
         running = await stack.enter_async_context(started(environment))
@@ -186,9 +192,12 @@ async def measure(pairs: int, sampling: int, work: Work) -> Results:
             for name in ("off", "on") if number % 2 else ("on", "off"):
                 # New prompts, else the second would find the first's in the cache.
                 salt = 2 * number + (name == "on")
-                done = await run_round(running, work, salt, clock, sampled=name == "on")
+                done = await run_round(running, short, salt, clock, sampled=name == "on")
                 results.traced[name].append(done)
             sys.stderr.write(f"\r{number + 1}/{sampling} pairs, sampled or not")
+            if number % USUAL_EVERY == 0:
+                usual = await run_round(running, work, -3 - number, clock, sampled=False)
+                results.usual.append(usual)
         if pairs:
             without = await stack.enter_async_context(started(OFF))
             sides = {
@@ -198,7 +207,7 @@ async def measure(pairs: int, sampling: int, work: Work) -> Results:
             for pair in range(pairs):
                 for name in ("off", "on") if pair % 2 else ("on", "off"):
                     platform, its_clock = sides[name]
-                    done = await run_round(platform, work, 2 * sampling + pair, its_clock)
+                    done = await run_round(platform, work, pair, its_clock)
                     results.platforms[name].append(done)
                 sys.stderr.write(f"\r{pair + 1}/{pairs} pairs on two platforms")
         scraping.cancel()
@@ -229,22 +238,18 @@ async def warm_up(platform: Deployment, work: Work) -> Clock:
     return Clock(platform, max(tasks, key=lambda task: _thread_s(task) - before[task]))
 
 
-def report(results: Results, work: Work) -> dict[str, object]:
-    """Ratios and shares on/off."""
+def report(results: Results, work: Work, short: Work) -> dict[str, object]:
+    """Costs, shares and ratios."""
     paired = list(zip(results.traced["off"], results.traced["on"], strict=True))
-    typical = statistics.mean(off.cpu_s for off, _ in paired)
-    figures = {
-        "tracing_cpu": [on.cpu_s / off.cpu_s for off, on in paired],
-        "tracing_share": [(on.aside_s - off.aside_s) / typical for off, on in paired],
-        "tracing_us_request": [
-            1e6 * (on.aside_s - off.aside_s) / work.requests for off, on in paired
-        ],
+    usual = [1e3 * done.cpu_s / work.requests for done in results.usual]
+    costs = [1e6 * (on.aside_s - off.aside_s) / short.requests for off, on in paired]
+    mean_ms = statistics.mean(usual)
+    told: dict[str, object] = {
+        "short_request_us": 1e6 * statistics.mean(off.cpu_s for off, _ in paired) / short.requests,
+        "tracing_us": summary(costs),
+        "usual_request_ms": summary(usual),
+        "tracing_share": summary([cost / 1e3 / mean_ms for cost in costs]),
     }
-    told: dict[str, object] = {name: summary(values) for name, values in figures.items()}
-    told["cpu_ms_request"] = 1e3 * typical / work.requests
-    told["aside_ms_request"] = (
-        1e3 * statistics.mean(off.aside_s for off, _ in paired) / work.requests
-    )
     if results.platforms["on"]:
         sides = zip(results.platforms["off"], results.platforms["on"], strict=True)
         told["throughput"] = summary([on.tokens_s / off.tokens_s for off, on in sides])
@@ -277,13 +282,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=0, help="rounds on two platforms, in turn")
     parser.add_argument("--sampling", type=int, default=16, help="pairs of rounds, sampled or not")
-    parser.add_argument("--requests", type=int, default=48, help="requests of a round")
+    parser.add_argument("--requests", type=int, default=48, help="usual requests of a round")
+    parser.add_argument("--short", type=int, default=200, help="short requests of a round")
     parser.add_argument("--concurrency", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=64, help="of each answer")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     work = Work(options.requests, options.concurrency, options.tokens)
-    result = report(asyncio.run(measure(options.pairs, options.sampling, work)), work)
+    short = Work(options.short, SHORT_CONCURRENCY, SHORT_TOKENS)
+    result = report(asyncio.run(measure(options.pairs, options.sampling, work, short)), work, short)
     sys.stderr.write("\n")
     if options.json:
         print(json.dumps(result, indent=2))

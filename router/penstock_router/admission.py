@@ -204,14 +204,12 @@ class AdmissionQueue:
         )
 
     def _learn(self, ticket: Ticket, decision: Decision) -> None:
-        least = min(
-            (c for c in decision.candidates if not c.excluded_because),
-            key=lambda c: c.prefill_s,
-        )
-        ticket.work_s = least.prefill_s
-        ticket.hit_share = least.trusted_tokens / max(ticket.prompt_tokens, 1)
-        assert decision.chosen is not None
-        ticket.expected_ttft_s = decision.chosen.ttft_s
+        chosen, quickest = decision.chosen, decision.quickest
+        assert chosen is not None
+        assert quickest is not None
+        ticket.work_s = quickest.prefill_s
+        ticket.hit_share = quickest.trusted_tokens / max(ticket.prompt_tokens, 1)
+        ticket.expected_ttft_s = chosen.ttft_s
 
     def _check(self, ticket: Ticket) -> None:
         bounds = self.params.bounds

@@ -14,7 +14,7 @@ import numpy as np
 from penstock_core.blocks import HASH_BYTES, chain, pack_hashes
 from penstock_core.ids import new_id
 from penstock_router.cost import CostParams
-from penstock_router.decisions import DecisionBook, DecisionRecord
+from penstock_router.decisions import DecisionBook, DecisionRecord, Inputs
 from penstock_router.facts import Match, RoutingRequest, WorkerView
 from penstock_router.index import PrefixIndex
 from penstock_router.policy import decide, first_divergent
@@ -122,7 +122,7 @@ class _Decider:
 
     def __init__(self, index: PrefixIndex, views: list[WorkerView]) -> None:
         self._index = index
-        self._views = views
+        self._views = tuple(views)
         self._params = CostParams()
         self._digest = self._params.digest()
         self._book = DecisionBook()
@@ -131,6 +131,7 @@ class _Decider:
         """Hash, match, price, choose, record."""
         began = time.perf_counter()
         request = self._look_up(tokens)
+        inputs = Inputs(0.0, self._params, self._views, request, seed)
         decision = decide(self._views, request, 0.0, seed, self._params)
         record = DecisionRecord(
             decision_id=new_id("dec"),
@@ -139,9 +140,7 @@ class _Decider:
             unix_time_s=time.time(),
             model=request.model,
             policy_digest=self._digest,
-            seed=seed,
-            prompt_tokens=request.prompt_tokens,
-            num_blocks=request.num_blocks,
+            inputs=inputs,
             decision=decision,
             decision_us=int((time.perf_counter() - began) * 1e6),
         )

@@ -108,34 +108,38 @@ def weigh(
 
     ``matches`` says what they hold and compute of it; whom it does not name holds nothing.
     """
-    # Most of a decision's time passes here: no calls, no look-ups that could stand outside.
+    # Most of a decision's time passes here, so tuples are taken apart and made as such: attributes
+    # and the constructor of a named tuple would take half as long again.
     prompt, most, replicas = request.prompt_tokens, request.max_tokens, request.replicas
     now, best_step_s, delayed = at
     weighed: list[Candidate] = []
-    for w in workers:
-        matched, coming, eta, _ = matches.get(w.worker_id, NO_MATCH)
-        trusted = matched * w.trust * w.confidence
-        uncached = max(prompt - trusted - coming * w.trust, 1.0)
-        ahead_s = p.backlog * (w.slope_s * w.backlog_tokens + (w.base_s if w.waiting else 0.0))
-        ahead_s += w.planned_s
+    for worker in workers:
+        (
+            worker_id, epoch, seq, state, confidence, trust, network_s, backlog_tokens, running,
+            waiting, base_s, slope_s, _, step_s, output_tokens, pair_s, planned_s, _, _, _,
+            capacity, _, why_not,
+        ) = worker  # fmt: skip
+        matched, coming, eta, _ = matches.get(worker_id, NO_MATCH)
+        trusted = matched * trust * confidence
+        uncached = max(prompt - trusted - coming * trust, 1.0)
+        ahead_s = p.backlog * (slope_s * backlog_tokens + (base_s if waiting else 0.0)) + planned_s
         pending_s = max(eta - now - ahead_s, 0.0) * p.pending if coming else 0.0
         pairs = uncached * (prompt - uncached / 2)
-        prefill_s = w.base_s + w.slope_s * uncached + w.pair_s * pairs
-        externality_s = p.externality * prefill_s * (delayed + p.shared * w.running)
+        prefill_s = base_s + slope_s * uncached + pair_s * pairs
+        externality_s = p.externality * prefill_s * (delayed + p.shared * running)
         tpot_s = kv_s = 0.0
-        if w.step_s > best_step_s:
-            tpot_s = p.tpot * min(most, w.output_tokens) * (w.step_s - best_step_s)
-        if w.capacity_blocks:
-            kv_s = p.kv_pressure * _kv_pressure(w, uncached + min(most, w.output_tokens), p)
-        ttft_s = w.network_s + ahead_s + prefill_s + pending_s
+        if step_s > best_step_s:
+            tpot_s = p.tpot * min(most, output_tokens) * (step_s - best_step_s)
+        if capacity:
+            kv_s = p.kv_pressure * _kv_pressure(worker, uncached + min(most, output_tokens), p)
+        ttft_s = network_s + ahead_s + prefill_s + pending_s
         lateness_s = p.lateness * ttft_s * ttft_s
-        replication_s = -p.replication * externality_s if w.worker_id in replicas else 0.0
+        replication_s = -p.replication * externality_s if worker_id in replicas else 0.0
         total_s = ttft_s + (lateness_s + externality_s + replication_s + tpot_s + kv_s)
-        # A third of the time that the named tuple's own constructor takes.
         terms = (
-            w.worker_id, w.epoch, w.seq, w.sync_state, matched, trusted, uncached,
-            w.network_s, ahead_s, prefill_s, pending_s, externality_s, tpot_s, kv_s,
-            total_s, w.excluded_because, lateness_s, replication_s,
+            worker_id, epoch, seq, state, matched, trusted, uncached, network_s, ahead_s,
+            prefill_s, pending_s, externality_s, tpot_s, kv_s, total_s, why_not, lateness_s,
+            replication_s,
         )  # fmt: skip
         weighed.append(tuple.__new__(Candidate, terms))
     return weighed

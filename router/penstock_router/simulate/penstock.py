@@ -14,6 +14,7 @@ from penstock_router.facts import Match, RoutingRequest, WorkerView
 from penstock_router.frames import Admitted, Finished, LoadReport, PrefillDone
 from penstock_router.index import PrefixIndex
 from penstock_router.load import WorkerLoad
+from penstock_router.matching import Known, match
 from penstock_router.pending import PendingTable, Times
 from penstock_router.policy import first_divergent
 from penstock_router.simulate.engine import EngineModel, Job
@@ -41,6 +42,8 @@ class PenstockPolicy:
         for _ in models:
             self._index.acquire()
         self._pending = PendingTable()
+        self._known = Known(self._index, self._pending)
+        self._places = [(name, slot) for slot, name in enumerate(self._names)]
         self._demand = PrefixDemand()
         self._queue = AdmissionQueue(admission or AdmissionParams(), cost or CostParams())
         self._jobs: dict[str, Job] = {}
@@ -172,15 +175,7 @@ class PenstockPolicy:
         return work_s
 
     def _matches(self, chain: bytes) -> dict[str, Match]:
-        size = self._models[0].block_tokens
-        found: dict[str, Match] = {}
-        for name, depth in zip(self._names, self._index.match(chain).tolist(), strict=False):
-            extent = self._pending.extent(name, chain, depth)
-            if depth or extent.blocks:
-                found[name] = Match(
-                    depth * size, extent.blocks * size, extent.eta, extent.request_ids
-                )
-        return found
+        return match(self._known, chain, self._places, self._models[0].block_tokens)
 
     def _view(self, worker: int, now: float) -> WorkerView:
         load, model = self._loads[worker], self._models[worker]

@@ -129,6 +129,7 @@ class AdmissionQueue:
         """Walk along the queue to the first ticket that leaves it."""
         plans: dict[str, _Plan] = {}
         closed: set[Hashable] = set()
+        open_to: Sequence[WorkerView] = ()
         ordered = in_order(list(self._tickets.values()), self._shares, self.params, now)
         for ticket in islice(ordered, self.params.plan_limit):
             if ticket.deadline_s <= now:
@@ -137,9 +138,10 @@ class AdmissionQueue:
             if pool in closed:
                 continue
             views = lookup.views(ticket, now)
-            if not self._any_open(views, now):
+            if views is not open_to and not self._any_open(views, now):
                 closed.add(pool)
                 continue
+            open_to = views
             placement = self._consider(ticket, plans, views, lookup, now)
             if placement is not None:
                 return placement
@@ -163,7 +165,7 @@ class AdmissionQueue:
         lookup: Lookup,
         now: float,
     ) -> Placement | None:
-        seen = tuple(_planned(v, plans.get(v.worker_id)) for v in views)
+        seen = tuple(_planned(v, plans.get(v.worker_id)) for v in views) if plans else tuple(views)
         request = lookup.request(ticket, now)
         decision = decide(seen, request, now, lookup.seed(ticket), self._cost)
         chosen = decision.chosen

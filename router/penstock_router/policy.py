@@ -7,6 +7,7 @@ second request with a new prefix goes where the first one went, whichever router
 
 import heapq
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import xxhash
@@ -138,10 +139,14 @@ def _shortlist(
         return workers
 
     def held(worker: WorkerView) -> int:
-        match = matches.get(worker.worker_id, NO_MATCH)
+        match = matches[worker.worker_id]
         return match.matched_tokens + match.pending_tokens
 
-    holders = heapq.nlargest(_SHORTLIST, workers, key=held)
+    some = [w for w in workers if w.worker_id in matches]
+    holders = heapq.nlargest(_SHORTLIST, some, key=held)
+    if len(some) < _SHORTLIST:
+        none = (w for w in workers if w.worker_id not in matches)
+        holders += islice(none, _SHORTLIST - len(some))
     idle = heapq.nsmallest(_SHORTLIST, workers, key=lambda w: backlog_s(w, params))
     chosen = {w.worker_id for w in (*holders, *idle)}
     return [w for w in workers if w.worker_id in chosen]

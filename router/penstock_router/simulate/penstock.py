@@ -48,6 +48,7 @@ class PenstockPolicy:
         self._queue = AdmissionQueue(admission or AdmissionParams(), cost or CostParams())
         self._jobs: dict[str, Job] = {}
         self._views: list[WorkerView | None] = [None] * len(models)
+        self._seen: tuple[WorkerView, ...] | None = None
         self._views_at = -1.0
         self._used = [0] * len(models)
         self._number = {name: n for n, name in enumerate(self._names)}
@@ -86,7 +87,7 @@ class PenstockPolicy:
             held = chosen.matched_tokens // self._models[worker].block_tokens
             times = Times(eta=now + chosen.ttft_s, expires=_FOREVER_S)
             self._pending.add(chosen.worker_id, asked.request_id, (asked.chain, held), times)
-            self._views[worker] = None
+            self._views[worker] = self._seen = None
             yield job, worker
 
     def wake_at(self, now: float) -> float:
@@ -101,11 +102,13 @@ class PenstockPolicy:
         """Everybody."""
         if now != self._views_at:
             self._views = [None] * len(self._models)
-            self._views_at = now
-        for worker, view in enumerate(self._views):
-            if view is None:
-                self._views[worker] = self._view(worker, now)
-        return [view for view in self._views if view is not None]
+            self._views_at, self._seen = now, None
+        if self._seen is None:
+            for worker, view in enumerate(self._views):
+                if view is None:
+                    self._views[worker] = self._view(worker, now)
+            self._seen = tuple(view for view in self._views if view is not None)
+        return self._seen
 
     def request(self, ticket: Ticket, now: float) -> RoutingRequest:
         """What each worker holds and computes of it."""

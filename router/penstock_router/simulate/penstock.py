@@ -49,6 +49,7 @@ class PenstockPolicy:
         self._jobs: dict[str, Job] = {}
         self._views: list[WorkerView | None] = [None] * len(models)
         self._seen: tuple[WorkerView, ...] | None = None
+        self._known_views: dict[int, tuple[int, WorkerView]] = {}
         self._views_at = -1.0
         self._used = [0] * len(models)
         self._number = {name: n for n, name in enumerate(self._names)}
@@ -181,6 +182,18 @@ class PenstockPolicy:
         return match(self._known, chain, self._places, self._models[0].block_tokens)
 
     def _view(self, worker: int, now: float) -> WorkerView:
+        """How it stands; of one at rest only the utilisation changes."""
+        load, known = self._loads[worker], self._known_views.get(worker)
+        if known is None or known[0] != load.version or load.changes_by_itself:
+            view = self._look(worker, now)
+        elif (share := load.utilisation(now)) == known[1].utilisation:
+            return known[1]
+        else:
+            view = known[1]._replace(utilisation=share)
+        self._known_views[worker] = (load.version, view)
+        return view
+
+    def _look(self, worker: int, now: float) -> WorkerView:
         load, model = self._loads[worker], self._models[worker]
         base_s, slope_s = load.prefill_line()
         return WorkerView(

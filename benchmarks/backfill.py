@@ -27,12 +27,13 @@ from penstock_client.options import Priority
 from penstock_testing.processes import process_fleet
 
 WARM_S = 3.0
+_FRESH = random.SystemRandom()
 BATCH_WAITING = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One kind of request; every prompt is another, and lengths vary by half around these."""
+    """One kind of request; lengths vary by half around these."""
 
     priority: Priority
     prompt_tokens: int
@@ -49,8 +50,9 @@ class Served:
 
 
 async def serve(client: AsyncClient, kind: Kind, rng: random.Random, served: Served) -> None:
-    """Ask once."""
-    prompt = rng.choices(range(100, 4000), k=_vary(kind.prompt_tokens, rng))
+    """Ask once, with a prompt that nobody has cached; the lengths are by ``rng``."""
+    length = _vary(kind.prompt_tokens, rng)
+    prompt = [_FRESH.randrange(100, 4000) for _ in range(length)]
     options = GenerateOptions(
         max_tokens=_vary(kind.max_tokens, rng),
         ignore_eos=True,
@@ -168,7 +170,7 @@ def _percentile(values: Sequence[float], percent: int) -> float:
 async def run(options: argparse.Namespace) -> int:
     """Start the processes, measure, print; returns the exit code."""
     with tempfile.TemporaryDirectory(prefix="pb-") as name:
-        settings = {"DTYPE": "bfloat16", "KV_MEMORY_MIB": "512"}
+        settings = {"DTYPE": "bfloat16", "KV_MEMORY_MIB": "512", "MODEL": options.model}
         async with (
             process_fleet(Path(name), workers=options.workers, worker_settings=settings) as fleet,
             AsyncClient(fleet.targets[0]) as client,
@@ -183,6 +185,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--model", default="demo", help="demo or a directory")
     parser.add_argument("--workers", type=int, default=1, help="one core each")
     parser.add_argument("--share", type=float, default=0.4, help="of capacity that is interactive")
     parser.add_argument("--seconds", type=float, default=40.0, help="of each measurement")

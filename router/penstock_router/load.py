@@ -156,6 +156,11 @@ class WorkerLoad:
         """Requests that have no first token yet."""
         return max(len(self._ahead), self.report.waiting)
 
+    @property
+    def changes_by_itself(self) -> bool:
+        """Whether its backlog shrinks as time goes, without an event."""
+        return bool(self._ahead)
+
     def running(self) -> int:
         """Requests that decode."""
         return len(self._decoding)

@@ -13,6 +13,8 @@ import grpc
 
 from penstock.inference.v1 import inference_service_pb2, inference_service_pb2_grpc
 from penstock.routing.v1 import routing_service_pb2, routing_service_pb2_grpc
+from penstock_core import lifecycle
+from penstock_core.ids import new_id
 from penstock_core.interceptors import ServerInterceptor
 from penstock_core.leases import internal_metadata
 from penstock_core.live_keys import LiveKeys, live_keys
@@ -167,7 +169,7 @@ def _picture(settings: RouterSettings) -> Picture:
 def _forwarder(
     settings: RouterSettings, preparer: Preparer, router: Router, fleet: Fleet
 ) -> Forwarder:
-    pace = Pace(settings.messages_per_s, settings.max_delay_ms)
+    pace = Pace(settings.messages_per_s, settings.max_delay_ms, group=new_id("pace"))
     metrics, clock = router.picture.metrics, router.picture.clock
     return Forwarder(Surroundings(preparer, router, fleet, metrics, clock, pace, settings.stall_s))
 
@@ -203,6 +205,7 @@ def _server(
 async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
     """Serve until ``stop`` is set, or until a task beside the server fails."""
     async with running_router(settings) as router:
+        lifecycle.settle()
         logger.info("the router listens on %s", router.endpoint)
         stopped = asyncio.create_task(stop.wait())
         try:

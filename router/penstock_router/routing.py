@@ -200,6 +200,7 @@ class Router:
             priority=prepared.priority,
             expires_unix_ms=int((self._unix_time() + LEASE_TTL_S) * 1000),
             cache_salt=prepared.cache_salt,
+            adapter=prepared.request.adapter,
         )
         if not self._lease_secret:
             # A worker without a secret of its own checks nothing; the claims still carry the salt.

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 
 from dynamo._core import RadixTree
 
-from penstock_router.index import PrefixIndex
+from penstock_router.index.index import PrefixIndex
 
 CHAIN_BLOCKS = 64
 START = bytes(8)

@@ -15,14 +15,14 @@ import numpy as np
 from penstock_core import lifecycle
 from penstock_core.blocks import HASH_BYTES, TOKEN_BYTES, chain, pack_hashes
 from penstock_core.ids import new_id
-from penstock_router.cost import CostParams
-from penstock_router.decisions import DecisionBook, DecisionRecord, Inputs
-from penstock_router.demand import deepest
-from penstock_router.facts import RoutingRequest, WorkerView
-from penstock_router.index import PrefixIndex
-from penstock_router.matching import Known, match
-from penstock_router.pending import PendingTable
-from penstock_router.policy import decide
+from penstock_router.decisions.book import DecisionBook, DecisionRecord, Inputs
+from penstock_router.index.index import PrefixIndex
+from penstock_router.index.matching import Known, match
+from penstock_router.index.pending import PendingTable
+from penstock_router.policy.cost import CostParams
+from penstock_router.policy.decide import decide
+from penstock_router.policy.demand import deepest
+from penstock_router.policy.facts import RoutingRequest, WorkerView
 
 BLOCK_TOKENS = 32
 FILLER_BLOCKS = 64

@@ -23,11 +23,11 @@ from penstock_core.errors import NotSupported, NoWorker, PenstockError, Unavaila
 from penstock_core.ids import new_id
 from penstock_core.pricing import add_costs
 from penstock_core.tracing import Metadata
-from penstock_router.fleet import RETRY_AFTER_S, Fleet
+from penstock_router.fleet.fleet import RETRY_AFTER_S, Fleet
+from penstock_router.fleet.tracked import TrackedWorker
 from penstock_router.metrics import RouterMetrics
 from penstock_router.prompts import PreparedRequest, Preparer
 from penstock_router.routing import Attempt, Routed, Router
-from penstock_router.tracked import TrackedWorker
 from penstock_text.prompt import encode_inputs
 
 MAX_PART_INPUTS = 64

@@ -3,11 +3,11 @@
 from typing import NamedTuple
 
 from penstock_core import blocks
-from penstock_router.demand import NOTHING_HELD, Deepest, deepest
-from penstock_router.facts import Match, RoutingRequest
-from penstock_router.matching import Known, match
+from penstock_router.fleet.tracked import Picture, TrackedWorker
+from penstock_router.index.matching import Known, match
+from penstock_router.policy.demand import NOTHING_HELD, Deepest, deepest
+from penstock_router.policy.facts import Match, RoutingRequest
 from penstock_router.prompts import PreparedRequest
-from penstock_router.tracked import Picture, TrackedWorker
 
 
 class _Found(NamedTuple):

@@ -26,23 +26,23 @@ from penstock_core.shared_quotas import SharedQuotas
 from penstock_core.spending import SpendingLedger
 from penstock_router.budgets import Budgets
 from penstock_router.catalog import Catalog
-from penstock_router.changes import Changes
 from penstock_router.costs import CostReports
-from penstock_router.decision_log import write_decisions
-from penstock_router.decisions import DecisionBook
+from penstock_router.decisions.book import DecisionBook
+from penstock_router.decisions.log import write_decisions
 from penstock_router.embedding import Embedder
-from penstock_router.fleet import Fleet, WayIn
-from penstock_router.forward import Forwarder, Surroundings
+from penstock_router.fleet.changes import Changes
+from penstock_router.fleet.fleet import Fleet, WayIn
+from penstock_router.fleet.tracked import Picture, Zones
 from penstock_router.metrics import RouterMetrics
-from penstock_router.pace import Pace
 from penstock_router.places import Places
 from penstock_router.prompts import Preparer
+from penstock_router.proxy.forward import Forwarder, Surroundings
+from penstock_router.proxy.pace import Pace
 from penstock_router.routing import Policies, Router
 from penstock_router.routing_service import RouterRouting
 from penstock_router.servicer import RouterInference
 from penstock_router.settings import RouterSettings
 from penstock_router.texts import TextLibrary
-from penstock_router.tracked import Picture, Zones
 
 logger = logging.getLogger(__name__)
 

@@ -15,11 +15,11 @@ from penstock_core.errors import InvalidRequest, NotFound, NoWorker, Unavailable
 from penstock_core.ids import new_id
 from penstock_core.tool_calls import hold_to_tool_call
 from penstock_core.tracing import record_span
-from penstock_router.fleet import RETRY_AFTER_S, Fleet
+from penstock_router.fleet.fleet import RETRY_AFTER_S, Fleet
+from penstock_router.fleet.tracked import TrackedWorker
 from penstock_router.frames import WorkerFacts
 from penstock_router.places import Found, Places
 from penstock_router.texts import ModelText, TextLibrary, TextProblem
-from penstock_router.tracked import TrackedWorker
 from penstock_text.prompt import encode_prompt
 
 _NOBODY: frozenset[str] = frozenset()

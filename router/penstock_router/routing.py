@@ -15,19 +15,19 @@ from penstock.common.v1 import lease_pb2
 from penstock_core import leases, semconv, tracing
 from penstock_core.errors import NoWorker, Rejected
 from penstock_core.ids import new_id
-from penstock_router.admission import AdmissionQueue, Placement
-from penstock_router.admission_ticket import AdmissionParams, PriorityClass, Ticket
-from penstock_router.changes import Changes
-from penstock_router.cost import CostParams
-from penstock_router.decisions import DecisionRecord, Inputs
-from penstock_router.facts import Candidate, RoutingRequest, WorkerView
-from penstock_router.fleet import RETRY_AFTER_S
+from penstock_router.admission.queue import AdmissionQueue, Placement
+from penstock_router.admission.ticket import AdmissionParams, PriorityClass, Ticket
+from penstock_router.admission.waiting_room import WaitingRoom
+from penstock_router.decisions.book import DecisionRecord, Inputs
+from penstock_router.fleet.changes import Changes
+from penstock_router.fleet.fleet import RETRY_AFTER_S
+from penstock_router.fleet.tracked import Picture, TrackedWorker
+from penstock_router.index.pending import Times
 from penstock_router.lookup import PromptLookup
-from penstock_router.pending import Times
-from penstock_router.policy import decide
+from penstock_router.policy.cost import CostParams
+from penstock_router.policy.decide import decide
+from penstock_router.policy.facts import Candidate, RoutingRequest, WorkerView
 from penstock_router.prompts import PreparedRequest
-from penstock_router.tracked import Picture, TrackedWorker
-from penstock_router.waiting_room import WaitingRoom
 
 LEASE_TTL_S = 10.0
 # Candidates that a trace tells of; the decision's record has all.

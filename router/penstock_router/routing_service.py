@@ -16,11 +16,12 @@ from penstock_core.errors import InvalidRequest, NotFound, NoWorker
 from penstock_core.ids import MAX_ID_LENGTH, new_id
 from penstock_core.interceptors import principal
 from penstock_core.quotas import check_model
-from penstock_router import translate
 from penstock_router.costs import CostReports
-from penstock_router.decisions import DecisionBook, DecisionRecord
-from penstock_router.fleet import Fleet
-from penstock_router.load import RESERVATION_TTL_S
+from penstock_router.decisions import wire
+from penstock_router.decisions.book import DecisionBook, DecisionRecord
+from penstock_router.fleet import translate
+from penstock_router.fleet.fleet import Fleet
+from penstock_router.fleet.load import RESERVATION_TTL_S
 from penstock_router.prompts import PreparedRequest, Preparer
 from penstock_router.routing import LEASE_TTL_S, Attempt, Routed, Router
 from penstock_router.servicer import asked_names, time_left
@@ -141,8 +142,8 @@ class RouterRouting(routing_service_pb2_grpc.RoutingServiceServicer):
             raise NotFound(f"{wanted[:MAX_ID_LENGTH]!r} is unknown here, or too long ago")
         outcome = await self._book.outcome(record.decision_id, _OUTCOME_WAIT_S)
         return pb.ExplainDecisionResponse(
-            decision=translate.decision_message(record),
-            outcome=translate.outcome_message(outcome) if outcome else None,
+            decision=wire.decision_message(record),
+            outcome=wire.outcome_message(outcome) if outcome else None,
         )
 
     async def WatchDecisions(  # noqa: N802
@@ -159,9 +160,9 @@ class RouterRouting(routing_service_pb2_grpc.RoutingServiceServicer):
                 if not _may_see(entry.tenant):
                     continue
                 if isinstance(entry, DecisionRecord):
-                    yield pb.WatchDecisionsResponse(decision=translate.decision_message(entry))
+                    yield pb.WatchDecisionsResponse(decision=wire.decision_message(entry))
                 else:
-                    yield pb.WatchDecisionsResponse(outcome=translate.outcome_message(entry))
+                    yield pb.WatchDecisionsResponse(outcome=wire.outcome_message(entry))
 
     async def ListCosts(  # noqa: N802
         self, request: pb.ListCostsRequest, context: _Context

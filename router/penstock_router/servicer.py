@@ -17,10 +17,10 @@ from penstock_core.quotas import check_model
 from penstock_core.shared_quotas import SharedQuotas
 from penstock_router.budgets import Budgets
 from penstock_router.embedding import Embedder
-from penstock_router.forward import Forwarder
 from penstock_router.frames import WorkerFacts
 from penstock_router.places import Places
 from penstock_router.prompts import Preparer
+from penstock_router.proxy.forward import Forwarder
 from penstock_router.texts import ModelText, TextLibrary
 from penstock_text.prompt import encode_text
 

@@ -4,8 +4,8 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from penstock_core.settings import TlsSettings
-from penstock_router.admission_ticket import AdmissionParams, Bounds
-from penstock_router.cost import CostParams
+from penstock_router.admission.ticket import AdmissionParams, Bounds
+from penstock_router.policy.cost import CostParams
 from penstock_router.routing import Policies
 
 

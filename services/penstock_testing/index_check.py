@@ -3,9 +3,9 @@
 from collections import Counter
 
 from penstock_core.blocks import HASH_BYTES
-from penstock_router.index import PrefixIndex
-from penstock_router.run_tree import RunTree
-from penstock_router.runs import WHOLE, Run, digest_of
+from penstock_router.index.index import PrefixIndex
+from penstock_router.index.run_tree import RunTree
+from penstock_router.index.runs import WHOLE, Run, digest_of
 
 
 def check_integrity(index: PrefixIndex) -> None:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from penstock.worker.v1 import state_pb2, worker_service_pb2
 from penstock_core.blocks import pack_hashes
 from penstock_engine.api import KvEvent, KvMoved, KvRemoved, KvStored
-from penstock_router import translate
-from penstock_router.index import PrefixIndex
-from penstock_router.sync import SyncState, WorkerSync
+from penstock_router.fleet import translate
+from penstock_router.fleet.sync import SyncState, WorkerSync
+from penstock_router.index.index import PrefixIndex
 from penstock_worker.state_log import StateLog
 
 TICK_S = 0.05

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from penstock_router.replay import replay_log
+from penstock_router.decisions.replay import replay_log
 
 LOGGED = Path(__file__).parent / "decisions.jsonl"
 

@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock_core.errors import Overloaded
-from penstock_router.admission import AdmissionQueue
-from penstock_router.admission_order import Shares, in_order
-from penstock_router.admission_ticket import AdmissionParams, Bounds, PriorityClass, Ticket
-from penstock_router.cost import CostParams
-from penstock_router.facts import RoutingRequest, WorkerView
+from penstock_router.admission.order import Shares, in_order
+from penstock_router.admission.queue import AdmissionQueue
+from penstock_router.admission.ticket import AdmissionParams, Bounds, PriorityClass, Ticket
+from penstock_router.policy.cost import CostParams
+from penstock_router.policy.facts import RoutingRequest, WorkerView
 
 RATE = 1000.0
 PARAMS = AdmissionParams(bounds=Bounds(requests=20, tokens=60_000))

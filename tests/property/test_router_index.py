@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from penstock_core.blocks import pack_hashes
-from penstock_router.index import PrefixIndex
+from penstock_router.index.index import PrefixIndex
 from penstock_testing.index_check import check_integrity
 
 START, OTHER_START = 7, 8

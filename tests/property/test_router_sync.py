@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from penstock_core.blocks import pack_hashes
+from penstock_router.fleet.sync import SyncState, WorkerSync
 from penstock_router.frames import (
     Delta,
     Frame,
@@ -23,8 +24,7 @@ from penstock_router.frames import (
     Stored,
     WorkerFacts,
 )
-from penstock_router.index import PrefixIndex
-from penstock_router.sync import SyncState, WorkerSync
+from penstock_router.index.index import PrefixIndex
 from penstock_testing.index_check import check_integrity
 
 START = 5

@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from penstock_router.sync import STALE_AFTER_S, SyncState
+from penstock_router.fleet.sync import STALE_AFTER_S, SyncState
 from penstock_testing.index_check import check_integrity
 from penstock_testing.sync_faults import TICK_S, Faults, Schedule, is_true
 

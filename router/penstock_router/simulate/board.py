@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from penstock_core.blocks import pack_hashes
-from penstock_router.index import PrefixIndex
+from penstock_router.index.index import PrefixIndex
 from penstock_router.simulate.engine import EngineModel, Job
 from penstock_router.simulate.trace import TraceRequest
 

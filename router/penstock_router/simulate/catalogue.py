@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from penstock_core.errors import InvalidRequest
-from penstock_router.admission_ticket import AdmissionParams
-from penstock_router.cost import CostParams
+from penstock_router.admission.ticket import AdmissionParams
+from penstock_router.policy.cost import CostParams
 from penstock_router.simulate import peers
 from penstock_router.simulate.board import AtOnce
 from penstock_router.simulate.engine import EngineModel

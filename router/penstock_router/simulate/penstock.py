@@ -6,17 +6,17 @@ Only the clock and the wire are replaced: what a worker's state stream would say
 from collections.abc import Iterator, Sequence
 
 from penstock_core.blocks import pack_hashes
-from penstock_router.admission import AdmissionQueue
-from penstock_router.admission_ticket import AdmissionParams, PriorityClass, Ticket
-from penstock_router.cost import CostParams
-from penstock_router.demand import PrefixDemand, deepest
-from penstock_router.facts import Match, RoutingRequest, WorkerView
+from penstock_router.admission.queue import AdmissionQueue
+from penstock_router.admission.ticket import AdmissionParams, PriorityClass, Ticket
+from penstock_router.fleet.load import WorkerLoad
 from penstock_router.frames import Admitted, Finished, LoadReport, PrefillDone
-from penstock_router.index import PrefixIndex
-from penstock_router.load import WorkerLoad
-from penstock_router.matching import Known, match
-from penstock_router.pending import PendingTable, Times
-from penstock_router.policy import first_divergent
+from penstock_router.index.index import PrefixIndex
+from penstock_router.index.matching import Known, match
+from penstock_router.index.pending import PendingTable, Times
+from penstock_router.policy.cost import CostParams
+from penstock_router.policy.decide import first_divergent
+from penstock_router.policy.demand import PrefixDemand, deepest
+from penstock_router.policy.facts import Match, RoutingRequest, WorkerView
 from penstock_router.simulate.engine import EngineModel, Job
 
 _FOREVER_S = 1e9

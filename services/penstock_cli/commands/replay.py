@@ -7,7 +7,7 @@ from pathlib import Path
 from penstock_cli.execution import failures_told, output
 from penstock_cli.views.documents import to_json
 from penstock_cli.views.replays import replay_view
-from penstock_router.replay import replay_log
+from penstock_router.decisions.replay import replay_log
 from penstock_router.simulate import catalogue
 
 

@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from penstock_cli.views.amounts import duration
-from penstock_router.replay import Replayed
+from penstock_router.decisions.replay import Replayed
 
 _MOST_ROWS = 20
 

@@ -22,7 +22,7 @@ from penstock_core.errors import (
     Unauthenticated,
 )
 from penstock_core.status import from_rpc_error
-from penstock_router.forward import GENERATE
+from penstock_router.proxy.forward import GENERATE
 from penstock_testing.cluster import DEFAULT_SETTINGS, Cluster, ask, collect, running_cluster
 from penstock_testing.engine import FakeEngine
 

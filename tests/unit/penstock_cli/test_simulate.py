@@ -10,11 +10,11 @@ from typer.testing import CliRunner
 from penstock.routing.v1 import routing_service_pb2
 from penstock_cli.__main__ import build_app
 from penstock_cli.views.plots import HIT_RATE_FILE, TTFT_FILE
-from penstock_router import translate
-from penstock_router.cost import CostParams
-from penstock_router.decisions import DecisionRecord, Inputs
-from penstock_router.facts import Match, RoutingRequest, WorkerView
-from penstock_router.policy import decide
+from penstock_router.decisions import wire
+from penstock_router.decisions.book import DecisionRecord, Inputs
+from penstock_router.policy.cost import CostParams
+from penstock_router.policy.decide import decide
+from penstock_router.policy.facts import Match, RoutingRequest, WorkerView
 
 KEYS = {
     "policy", "hit_rate", "ttft_mean_s", "ttft_p50_s", "ttft_p90_s", "ttft_p99_s",
@@ -81,7 +81,7 @@ def test_a_log_is_replayed(tmp_path: Path) -> None:
         "dec_1", "req_1", 0, 1.0, "m", CostParams().digest(),
         Inputs(1.0, CostParams(), views, asked, 2), decision, 10,
     )  # fmt: skip
-    entry = routing_service_pb2.WatchDecisionsResponse(decision=translate.decision_message(record))
+    entry = routing_service_pb2.WatchDecisionsResponse(decision=wire.decision_message(record))
     log = tmp_path / "log.jsonl"
     log.write_text(MessageToJson(entry, indent=None) + "\n")
     assert "1 the same bit for bit, 0 move" in penstock("--replay", str(log))

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 
 from penstock_core.errors import Overloaded, QuotaExceeded
-from penstock_router.admission import AdmissionQueue, Placement
-from penstock_router.admission_ticket import AdmissionParams, Bounds, PriorityClass, Ticket
-from penstock_router.cost import CostParams
-from penstock_router.facts import Match, RoutingRequest, WorkerView
+from penstock_router.admission.queue import AdmissionQueue, Placement
+from penstock_router.admission.ticket import AdmissionParams, Bounds, PriorityClass, Ticket
+from penstock_router.policy.cost import CostParams
+from penstock_router.policy.facts import Match, RoutingRequest, WorkerView
 
 RATE = 1000.0
 

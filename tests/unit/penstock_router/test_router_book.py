@@ -8,17 +8,18 @@ from penstock.worker.v1 import state_pb2, worker_service_pb2
 from penstock_core.blocks import pack_hashes
 from penstock_core.errors import MalformedMessage
 from penstock_core.settings import SettingsError
-from penstock_router import bench, frames, translate
-from penstock_router.breaker import FAILURES_TO_OPEN, Breaker
-from penstock_router.changes import Changes
-from penstock_router.cost import CostParams
-from penstock_router.decisions import DecisionBook, DecisionRecord, Inputs
-from penstock_router.facts import Candidate, Decision, RoutingRequest
-from penstock_router.index import PrefixIndex
+from penstock_router import bench, frames
+from penstock_router.decisions.book import DecisionBook, DecisionRecord, Inputs
+from penstock_router.fleet import translate
+from penstock_router.fleet.breaker import FAILURES_TO_OPEN, Breaker
+from penstock_router.fleet.changes import Changes
+from penstock_router.fleet.sync import SyncState, WorkerSync
+from penstock_router.fleet.tracked import Picture, TrackedWorker
+from penstock_router.index.index import PrefixIndex
 from penstock_router.metrics import RouterMetrics
+from penstock_router.policy.cost import CostParams
+from penstock_router.policy.facts import Candidate, Decision, RoutingRequest
 from penstock_router.settings import RouterSettings
-from penstock_router.sync import SyncState, WorkerSync
-from penstock_router.tracked import Picture, TrackedWorker
 
 
 def record(number: int, request_id: str = "req", worker_id: str = "w") -> DecisionRecord:

@@ -4,11 +4,11 @@ import random
 
 import pytest
 
-from penstock_router.cost import CostParams
-from penstock_router.demand import PrefixDemand, deepest
-from penstock_router.facts import Match, RoutingRequest, WorkerView
-from penstock_router.fit import PrefillFit
-from penstock_router.policy import decide
+from penstock_router.fleet.fit import PrefillFit
+from penstock_router.policy.cost import CostParams
+from penstock_router.policy.decide import decide
+from penstock_router.policy.demand import PrefixDemand, deepest
+from penstock_router.policy.facts import Match, RoutingRequest, WorkerView
 
 NAMES = ["a", "b", "c", "d"]
 

@@ -3,7 +3,7 @@
 import pytest
 
 from penstock_core import rpc
-from penstock_router.distance import Distance
+from penstock_router.fleet.distance import Distance
 from penstock_testing.engine import FakeEngine
 from penstock_testing.worker import running_worker
 

@@ -1,8 +1,8 @@
 """The index on cases that a reader can check by hand."""
 
 from penstock_core.blocks import pack_hashes
-from penstock_router.index import PrefixIndex
-from penstock_router.runs import slots_of
+from penstock_router.index.index import PrefixIndex
+from penstock_router.index.runs import slots_of
 from penstock_testing.index_check import check_integrity
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 
+from penstock_router.fleet.kinds import Kinds
+from penstock_router.fleet.load import WorkerLoad
 from penstock_router.frames import PrefillDone, WorkerFacts
-from penstock_router.kinds import Kinds
-from penstock_router.load import WorkerLoad
 
 
 def measure(load: WorkerLoad, tokens_per_s: float, count: int) -> None:

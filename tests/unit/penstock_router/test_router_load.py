@@ -2,7 +2,8 @@
 
 import pytest
 
-from penstock_router.fit import LineFit, Utilisation
+from penstock_router.fleet.fit import LineFit, Utilisation
+from penstock_router.fleet.load import RESERVATION_TTL_S, WorkerLoad
 from penstock_router.frames import (
     Admitted,
     Finished,
@@ -10,7 +11,6 @@ from penstock_router.frames import (
     PrefillDone,
     Progress,
 )
-from penstock_router.load import RESERVATION_TTL_S, WorkerLoad
 
 
 def prefilled(request_id: str, computed: int = 100, seconds: float = 0.1) -> PrefillDone:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from penstock_router.breaker import FAILURES_TO_OPEN, STALLS_TO_OPEN, Breaker
-from penstock_router.pace import Pace
+from penstock_router.fleet.breaker import FAILURES_TO_OPEN, STALLS_TO_OPEN, Breaker
+from penstock_router.proxy.pace import Pace
 
 
 @pytest.mark.parametrize(("streams", "delay_ms"), [(0, 10), (5, 10), (50, 100), (5000, 200)])

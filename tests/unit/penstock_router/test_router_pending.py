@@ -1,7 +1,7 @@
 """Blocks under way: seen by siblings, gone when stored, cancelled or late."""
 
 from penstock_core.blocks import pack_hashes
-from penstock_router.pending import NOTHING, PendingTable, Times
+from penstock_router.index.pending import NOTHING, PendingTable, Times
 
 CHAIN = pack_hashes(range(10, 20))
 

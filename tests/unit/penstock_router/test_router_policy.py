@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock_router.cost import CostParams
-from penstock_router.facts import Explanation, Match, RoutingRequest, WorkerView
-from penstock_router.policy import decide, explain, first_divergent
+from penstock_router.policy.cost import CostParams
+from penstock_router.policy.decide import decide, explain, first_divergent
+from penstock_router.policy.facts import Explanation, Match, RoutingRequest, WorkerView
 
 PARAMS = CostParams()
 RATE = 1000.0

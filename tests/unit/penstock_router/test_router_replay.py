@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from penstock.routing.v1 import decision_pb2
 from penstock_core.errors import InvalidRequest
-from penstock_router import translate
-from penstock_router.cost import CostParams
-from penstock_router.decision_log import write_decisions
-from penstock_router.decisions import DecisionBook, DecisionRecord, Inputs
-from penstock_router.facts import Match, RoutingRequest, WorkerView
-from penstock_router.policy import decide
-from penstock_router.record_wire import inputs_of
-from penstock_router.replay import replay_log, replay_record
+from penstock_router.decisions import wire
+from penstock_router.decisions.book import DecisionBook, DecisionRecord, Inputs
+from penstock_router.decisions.log import write_decisions
+from penstock_router.decisions.replay import replay_log, replay_record
+from penstock_router.decisions.wire import inputs_of
+from penstock_router.policy.cost import CostParams
+from penstock_router.policy.decide import decide
+from penstock_router.policy.facts import Match, RoutingRequest, WorkerView
 
 views = st.builds(
     # Hypothesis would draw the fields of a named tuple that have defaults as well.
@@ -71,8 +71,8 @@ def test_a_decision_is_made_again_to_the_last_bit(
         requests = frozenset({"x"}) if pending else frozenset[str]()
         matches[worker.worker_id] = Match(data.draw(st.integers(0, 4000)), pending, now, requests)
     made = record(workers, matches, now, data.draw(st.integers(0, 2**64 - 1)))
-    wire = translate.decision_message(made).SerializeToString()
-    again = replay_record(decision_pb2.DecisionRecord.FromString(wire))
+    message = wire.decision_message(made).SerializeToString()
+    again = replay_record(decision_pb2.DecisionRecord.FromString(message))
     assert again.is_same
     assert not again.moves
 
@@ -95,17 +95,17 @@ async def test_a_log_replays_and_a_changed_policy_shows_its_moves(tmp_path: Path
 
 
 def test_a_forged_record_is_found_out() -> None:
-    message = translate.decision_message(two())
+    message = wire.decision_message(two())
     message.candidates[0].externality_s += 1e-12
     assert not replay_record(message).is_same
 
 
 def test_records_without_inputs_or_of_other_policies_are_refused(tmp_path: Path) -> None:
-    bare = translate.decision_message(two())
+    bare = wire.decision_message(two())
     bare.ClearField("inputs")
     with pytest.raises(InvalidRequest, match="no inputs"):
         inputs_of(bare)
-    other = translate.decision_message(two())
+    other = wire.decision_message(two())
     other.inputs.parameters["charm"] = 1.0
     with pytest.raises(InvalidRequest, match="charm"):
         inputs_of(other)

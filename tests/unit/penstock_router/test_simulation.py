@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from penstock_core.errors import InvalidRequest
-from penstock_router.admission_ticket import AdmissionParams
-from penstock_router.cost import CostParams
+from penstock_router.admission.ticket import AdmissionParams
+from penstock_router.policy.cost import CostParams
 from penstock_router.simulate import catalogue
 from penstock_router.simulate import traces as shipped
 from penstock_router.simulate.cache import BlockCache

@@ -7,8 +7,8 @@ from pathlib import Path
 from google.protobuf.json_format import MessageToJson
 
 from penstock.routing.v1 import routing_service_pb2
-from penstock_router import translate
-from penstock_router.decisions import DecisionBook, DecisionRecord, Entry
+from penstock_router.decisions import wire
+from penstock_router.decisions.book import DecisionBook, DecisionRecord, Entry
 
 _BATCH = 128
 
@@ -41,7 +41,7 @@ def _append(path: Path, entries: list[Entry]) -> None:
 def _line(entry: Entry) -> str:
     message = routing_service_pb2.WatchDecisionsResponse()
     if isinstance(entry, DecisionRecord):
-        message.decision.CopyFrom(translate.decision_message(entry))
+        message.decision.CopyFrom(wire.decision_message(entry))
     else:
-        message.outcome.CopyFrom(translate.outcome_message(entry))
+        message.outcome.CopyFrom(wire.outcome_message(entry))
     return MessageToJson(message, indent=None, preserving_proto_field_name=True) + "\n"

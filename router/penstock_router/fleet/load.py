@@ -7,8 +7,9 @@ routers see the same ledger, so they agree.
 
 from collections.abc import Iterable
 
-from penstock_router.backlog import Backlog
-from penstock_router.fit import Ewma, PrefillFit, Utilisation
+from penstock_router.fleet.backlog import Backlog
+from penstock_router.fleet.fit import Ewma, PrefillFit, Utilisation
+from penstock_router.fleet.kinds import PRIOR_BASE_S, is_known, unmeasured
 from penstock_router.frames import (
     Admitted,
     Finished,
@@ -17,7 +18,6 @@ from penstock_router.frames import (
     PrefillDone,
     Progress,
 )
-from penstock_router.kinds import PRIOR_BASE_S, is_known, unmeasured
 
 RESERVATION_TTL_S = 2.0
 _PRIOR_OUTPUT_TOKENS = 64.0

@@ -17,12 +17,12 @@ from penstock_core.attempts import PATIENCE_S, Attempts
 from penstock_core.errors import NoWorker, PenstockError, Rejected, WorkerLost
 from penstock_core.stalls import STALL_FLOOR_S
 from penstock_core.tracing import Metadata, outgoing
-from penstock_router.emitted import STARTED_TAG, Emitted
-from penstock_router.fleet import Fleet
-from penstock_router.leg import Call, Leg, Moves, RawCall
+from penstock_router.fleet.fleet import Fleet
 from penstock_router.metrics import RouterMetrics
-from penstock_router.pace import Pace
 from penstock_router.prompts import PreparedRequest, Preparer
+from penstock_router.proxy.emitted import STARTED_TAG, Emitted
+from penstock_router.proxy.leg import Call, Leg, Moves, RawCall
+from penstock_router.proxy.pace import Pace
 from penstock_router.routing import Attempt, Routed, Router
 
 _SERVICE = inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"]

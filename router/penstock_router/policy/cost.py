@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from typing import NamedTuple, Self
 
-from penstock_router.facts import NO_MATCH, Candidate, Match, RoutingRequest, WorkerView
+from penstock_router.policy.facts import NO_MATCH, Candidate, Match, RoutingRequest, WorkerView
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,11 +16,11 @@ from itertools import islice
 from typing import Protocol
 
 from penstock_core.errors import Overloaded, PenstockError, QuotaExceeded
-from penstock_router.admission_order import Shares, in_order
-from penstock_router.admission_ticket import ONLINE, AdmissionParams, PriorityClass, Ticket
-from penstock_router.cost import CostParams, backlog_s
-from penstock_router.facts import Candidate, Decision, RoutingRequest, WorkerView
-from penstock_router.policy import decide
+from penstock_router.admission.order import Shares, in_order
+from penstock_router.admission.ticket import ONLINE, AdmissionParams, PriorityClass, Ticket
+from penstock_router.policy.cost import CostParams, backlog_s
+from penstock_router.policy.decide import decide
+from penstock_router.policy.facts import Candidate, Decision, RoutingRequest, WorkerView
 
 _LEAST_RETRY_S = 0.1
 _LEAST_WAIT_S = 0.002

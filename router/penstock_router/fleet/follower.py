@@ -13,10 +13,10 @@ from penstock.worker.v1 import worker_service_pb2, worker_service_pb2_grpc
 from penstock_core.errors import PenstockError, Unauthenticated
 from penstock_core.status import from_rpc_error
 from penstock_core.tracing import Metadata
-from penstock_router import translate
-from penstock_router.changes import Changes
-from penstock_router.sync import SyncState
-from penstock_router.tracked import Picture, TrackedWorker
+from penstock_router.fleet import translate
+from penstock_router.fleet.changes import Changes
+from penstock_router.fleet.sync import SyncState
+from penstock_router.fleet.tracked import Picture, TrackedWorker
 
 logger = logging.getLogger(__name__)
 

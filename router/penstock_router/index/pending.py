@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from penstock_core.blocks import HASH_BYTES
-from penstock_router.runs import common
+from penstock_router.index.runs import common
 
 
 @dataclass(slots=True, eq=False)

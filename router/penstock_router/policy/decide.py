@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import xxhash
 
-from penstock_router.cost import (
+from penstock_router.policy.cost import (
     CostParams,
     Scene,
     backlog_s,
@@ -20,7 +20,7 @@ from penstock_router.cost import (
     weigh,
     worth_waiting,
 )
-from penstock_router.facts import (
+from penstock_router.policy.facts import (
     NO_MATCH,
     Candidate,
     Decision,

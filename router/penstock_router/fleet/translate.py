@@ -1,18 +1,15 @@
-"""Between the wire and plain values: a worker's frames in, records and states out."""
+"""Between the wire and plain values: a worker's frames in, its state as this router sees it out."""
 
 from collections.abc import Iterable
-from dataclasses import asdict
 
 from penstock.common.v1 import sampling_pb2
-from penstock.routing.v1 import decision_pb2, routing_service_pb2
+from penstock.routing.v1 import routing_service_pb2
 from penstock.worker.v1 import state_pb2, worker_service_pb2
 from penstock_core.blocks import HASH_BYTES, pack_hashes
 from penstock_core.errors import MalformedMessage
 from penstock_router import frames as f
-from penstock_router.decisions import DecisionRecord, Outcome
-from penstock_router.record_wire import inputs_message
-from penstock_router.sync import SyncState
-from penstock_router.tracked import TrackedWorker
+from penstock_router.fleet.sync import SyncState
+from penstock_router.fleet.tracked import TrackedWorker
 
 _SCALAR_FACTS = (
     "worker_id", "epoch", "endpoint", "model_revision", "tokenizer_digest", "tokenizer_source",
@@ -178,36 +175,3 @@ def worker_status(worker: TrackedWorker, now: float) -> routing_service_pb2.Work
         last_frame_age_s=max(silence, 0.0) if silence != float("inf") else 0.0,
         index_digest=worker.sync.digest(),
     )
-
-
-def decision_message(record: DecisionRecord) -> decision_pb2.DecisionRecord:
-    """The wire form of a decision."""
-    inputs, why = record.inputs, record.explain()
-    return decision_pb2.DecisionRecord(
-        decision_id=record.decision_id,
-        request_id=record.request_id,
-        attempt=record.attempt,
-        unix_time_s=record.unix_time_s,
-        model=record.model,
-        policy_digest=record.policy_digest,
-        seed=inputs.seed,
-        prompt_tokens=inputs.request.prompt_tokens,
-        num_blocks=inputs.request.num_blocks,
-        candidates=[decision_pb2.Candidate(**c._asdict()) for c in why.candidates],
-        chosen_worker_id=record.worker_id,
-        reason=why.reason,
-        margin_s=why.margin_s,
-        counterfactual_worker_id=why.counterfactual_worker_id,
-        counterfactual_loss_s=why.counterfactual_loss_s,
-        decision_us=record.decision_us,
-        trace_id=record.trace_id,
-        inputs=inputs_message(inputs),
-        queued_s=record.queued_s,
-        shadow_worker_id=record.shadow_worker_id,
-        shadow_policy_digest=record.shadow_digest,
-    )
-
-
-def outcome_message(outcome: Outcome) -> decision_pb2.OutcomeRecord:
-    """The wire form of an outcome."""
-    return decision_pb2.OutcomeRecord(**{k: v for k, v in asdict(outcome).items() if k != "tenant"})

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import xxhash
 
-from penstock_router.facts import Match
+from penstock_router.policy.facts import Match
 
 _WINDOW_S = 30.0
 _MOST_KEYS = 256

@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from penstock_router.facts import Match
-from penstock_router.index import PrefixIndex
-from penstock_router.pending import PendingTable
+from penstock_router.index.index import PrefixIndex
+from penstock_router.index.pending import PendingTable
+from penstock_router.policy.facts import Match
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,10 @@ from google.protobuf.json_format import Parse, ParseError
 
 from penstock.routing.v1 import decision_pb2, routing_service_pb2
 from penstock_core.errors import InvalidRequest
-from penstock_router.cost import CostParams
-from penstock_router.facts import Candidate, Explanation
-from penstock_router.policy import explain
-from penstock_router.record_wire import inputs_of
+from penstock_router.decisions.wire import inputs_of
+from penstock_router.policy.cost import CostParams
+from penstock_router.policy.decide import explain
+from penstock_router.policy.facts import Candidate, Explanation
 
 Change = Callable[[CostParams], CostParams]
 

@@ -14,9 +14,9 @@ from penstock_core import semconv
 from penstock_core.attempts import call_failure
 from penstock_core.errors import PenstockError, Unavailable, WorkerLost
 from penstock_core.stalls import STALL_FLOOR_S, StallWatch
-from penstock_router.emitted import STARTED_TAG
+from penstock_router.fleet.sync import SyncState
+from penstock_router.proxy.emitted import STARTED_TAG
 from penstock_router.routing import Routed, Router
-from penstock_router.sync import SyncState
 
 RawCall: TypeAlias = "grpc.aio.UnaryStreamCall[Message, bytes]"
 

@@ -32,7 +32,7 @@ from penstock_router.frames import (
     Stored,
     WorkerFacts,
 )
-from penstock_router.index import PrefixIndex
+from penstock_router.index.index import PrefixIndex
 
 # One heartbeat missed: what is not told by then may have been lost.
 STALE_AFTER_S = 2.0

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from penstock_core.errors import DeadlineExceeded, PenstockError
-from penstock_router.admission import AdmissionQueue, Placement
-from penstock_router.admission_ticket import Ticket
-from penstock_router.changes import Changes
-from penstock_router.facts import RoutingRequest, WorkerView
+from penstock_router.admission.queue import AdmissionQueue, Placement
+from penstock_router.admission.ticket import Ticket
+from penstock_router.fleet.changes import Changes
+from penstock_router.policy.facts import RoutingRequest, WorkerView
 
 _T_co = TypeVar("_T_co", covariant=True)
 _T = TypeVar("_T")

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from penstock_core.errors import Overloaded
-from penstock_router.cost import CostParams
-from penstock_router.facts import Decision, Explanation, RoutingRequest, WorkerView
 from penstock_router.frames import Finished, LedgerEvent, PrefillDone
-from penstock_router.policy import explain
+from penstock_router.policy.cost import CostParams
+from penstock_router.policy.decide import explain
+from penstock_router.policy.facts import Decision, Explanation, RoutingRequest, WorkerView
 
 _MAX_DECISIONS = 2048
 _MAX_WATCHER_BACKLOG = 256

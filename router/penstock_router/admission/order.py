@@ -12,7 +12,7 @@ Pure; time comes in from outside.
 import heapq
 from collections.abc import Iterable, Iterator
 
-from penstock_router.admission_ticket import ONLINE, AdmissionParams, PriorityClass, Ticket
+from penstock_router.admission.ticket import ONLINE, AdmissionParams, PriorityClass, Ticket
 
 
 class Shares:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from penstock_core.shared_quotas import SharedQuotas
-from penstock_router.breaker import Breaker
-from penstock_router.decisions import DecisionBook
-from penstock_router.demand import PrefixDemand
-from penstock_router.distance import Distance
-from penstock_router.facts import WorkerView
+from penstock_router.decisions.book import DecisionBook
+from penstock_router.fleet.breaker import Breaker
+from penstock_router.fleet.distance import Distance
+from penstock_router.fleet.kinds import Kinds
+from penstock_router.fleet.load import WorkerLoad
+from penstock_router.fleet.sync import SyncState, WorkerSync
 from penstock_router.frames import (
     Admitted,
     Finished,
@@ -22,12 +23,11 @@ from penstock_router.frames import (
     PrefillDone,
     WorkerFacts,
 )
-from penstock_router.index import PrefixIndex
-from penstock_router.kinds import Kinds
-from penstock_router.load import WorkerLoad
+from penstock_router.index.index import PrefixIndex
+from penstock_router.index.pending import PendingTable
 from penstock_router.metrics import RouterMetrics
-from penstock_router.pending import PendingTable
-from penstock_router.sync import SyncState, WorkerSync
+from penstock_router.policy.demand import PrefixDemand
+from penstock_router.policy.facts import WorkerView
 
 CONFIDENCE = {SyncState.LIVE: 1.0, SyncState.SYNCING: 0.7, SyncState.STALE: 0.3}
 # Engines tell of a first token and of the blocks behind it on two ways.

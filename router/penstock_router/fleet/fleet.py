@@ -15,12 +15,12 @@ from penstock_core.model_names import SEPARATOR, Catalogue, Named, Served
 from penstock_core.registry import Registry
 from penstock_core.tls import PLAIN, Tls
 from penstock_core.tracing import Metadata
-from penstock_router.changes import Changes
-from penstock_router.follower import Follower, Subscription
+from penstock_router.fleet.changes import Changes
+from penstock_router.fleet.follower import Follower, Subscription
+from penstock_router.fleet.sync import SyncState
+from penstock_router.fleet.tracked import Picture, TrackedWorker
 from penstock_router.frames import WorkerFacts
-from penstock_router.sync import SyncState
 from penstock_router.texts import TextLibrary
-from penstock_router.tracked import Picture, TrackedWorker
 
 logger = logging.getLogger(__name__)
 

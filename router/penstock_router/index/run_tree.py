@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from penstock_core.blocks import HASH_BYTES
-from penstock_router.runs import Run, bits, digest_of, slots_of
+from penstock_router.index.runs import Run, bits, digest_of, slots_of
 
 _WIDTH_STEP = 64
 _MAX_HINTS = 4096

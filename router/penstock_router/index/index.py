@@ -16,8 +16,8 @@ Knows slots (bit numbers), not workers, and no time.
 import numpy as np
 
 from penstock_core.blocks import HASH_BYTES
-from penstock_router.run_tree import Holder, RunTree
-from penstock_router.runs import (
+from penstock_router.index.run_tree import Holder, RunTree
+from penstock_router.index.runs import (
     Depths,
     Run,
     backwards,

@@ -3,7 +3,7 @@
 Owns a fit for each kind: workers of one model, engine and device. Pure.
 """
 
-from penstock_router.fit import PrefillFit
+from penstock_router.fleet.fit import PrefillFit
 from penstock_router.frames import WorkerFacts
 
 PRIOR_BASE_S = 0.002

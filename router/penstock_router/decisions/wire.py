@@ -1,15 +1,48 @@
-"""What ``decide`` was called with, on the wire and back, without the loss of a bit."""
+"""Decisions and outcomes on the wire; what ``decide`` was called with also back, to the last bit."""
 
 from dataclasses import asdict, fields
 
 from penstock.routing.v1 import decision_pb2
 from penstock_core.errors import InvalidRequest
-from penstock_router.cost import CostParams
-from penstock_router.decisions import Inputs
-from penstock_router.facts import NO_MATCH, Match, RoutingRequest, WorkerView
+from penstock_router.decisions.book import DecisionRecord, Inputs, Outcome
+from penstock_router.policy.cost import CostParams
+from penstock_router.policy.facts import NO_MATCH, Match, RoutingRequest, WorkerView
 
 _VIEW_FIELDS = WorkerView._fields
 _PARAMETERS = tuple(f.name for f in fields(CostParams))
+
+
+def decision_message(record: DecisionRecord) -> decision_pb2.DecisionRecord:
+    """The wire form of a decision."""
+    inputs, why = record.inputs, record.explain()
+    return decision_pb2.DecisionRecord(
+        decision_id=record.decision_id,
+        request_id=record.request_id,
+        attempt=record.attempt,
+        unix_time_s=record.unix_time_s,
+        model=record.model,
+        policy_digest=record.policy_digest,
+        seed=inputs.seed,
+        prompt_tokens=inputs.request.prompt_tokens,
+        num_blocks=inputs.request.num_blocks,
+        candidates=[decision_pb2.Candidate(**c._asdict()) for c in why.candidates],
+        chosen_worker_id=record.worker_id,
+        reason=why.reason,
+        margin_s=why.margin_s,
+        counterfactual_worker_id=why.counterfactual_worker_id,
+        counterfactual_loss_s=why.counterfactual_loss_s,
+        decision_us=record.decision_us,
+        trace_id=record.trace_id,
+        inputs=inputs_message(inputs),
+        queued_s=record.queued_s,
+        shadow_worker_id=record.shadow_worker_id,
+        shadow_policy_digest=record.shadow_digest,
+    )
+
+
+def outcome_message(outcome: Outcome) -> decision_pb2.OutcomeRecord:
+    """The wire form of an outcome."""
+    return decision_pb2.OutcomeRecord(**{k: v for k, v in asdict(outcome).items() if k != "tenant"})
 
 
 def inputs_message(inputs: Inputs) -> decision_pb2.DecisionInputs:

@@ -1,0 +1,1 @@
+"""The queue: who waits, in which order, and who goes where when a worker opens."""

@@ -1,0 +1,1 @@
+"""What was decided, why, and what came of it: the book, the log, the replay."""

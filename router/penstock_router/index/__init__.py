@@ -1,0 +1,1 @@
+"""Which worker holds which blocks, and which are on their way."""

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
-from penstock_core import logs
+from penstock_core.telemetry import logs
 from penstock_engine.api import EngineRequest
 from penstock_engine.native.loading import draw_up, load_runner
 from penstock_engine.native.plan import Chunk, StepPlan

@@ -31,7 +31,7 @@ from penstock.common.v1 import tokens_pb2
 from penstock.inference.v1 import generate_pb2, inference_service_pb2_grpc
 from penstock_client import AsyncClient, GenerateOptions
 from penstock_core.blocks import TOKEN_BYTES, pack_tokens
-from penstock_core.channels import channel
+from penstock_core.rpc.channels import channel
 from penstock_testing.engine import FakeConfig, FakeEngine
 from penstock_testing.worker import running_worker
 

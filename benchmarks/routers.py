@@ -25,7 +25,7 @@ from pathlib import Path
 import grpc
 
 from penstock.inference.v1 import generate_pb2, inference_service_pb2_grpc
-from penstock_core import rpc
+from penstock_core.rpc import server as rpc
 from penstock_testing.cluster import ask, collect
 from penstock_testing.engine import FakeConfig, FakeEngine
 from penstock_testing.processes import ManagedProcess, ProcessFleet

@@ -29,7 +29,7 @@ def _no_blocking_calls(request: pytest.FixtureRequest) -> Iterator[BlockBuster |
         guard.functions["threading.Lock.acquire"].deactivate()
         # A few kilobytes of PEM files, which gRPC wants in the middle of making a connection.
         for function in guard.functions.values():
-            function.can_block_in("penstock_core/tls.py", TLS_READERS)
+            function.can_block_in("penstock_core/security/tls.py", TLS_READERS)
         yield guard
 
 

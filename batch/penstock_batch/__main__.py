@@ -8,8 +8,9 @@ from penstock_batch.flower import flower
 from penstock_batch.serve import serve
 from penstock_batch.settings import BatchSettings
 from penstock_batch.work import work
-from penstock_core import lifecycle, logs
+from penstock_core import lifecycle
 from penstock_core.settings import SettingsError
+from penstock_core.telemetry import logs
 
 logger = logging.getLogger(__name__)
 

@@ -22,9 +22,9 @@ from penstock_batch.records import Answer
 from penstock_batch.steward import Steward
 from penstock_batch.store import FactStore, checked_id, timed_id
 from penstock_batch.validator import ENDPOINTS
-from penstock_core import semconv as sc
 from penstock_core.errors import Conflict, InvalidRequest, NotFound, Unavailable
-from penstock_core.tracing import outgoing
+from penstock_core.telemetry import semconv as sc
+from penstock_core.telemetry.tracing import outgoing
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from penstock_batch.steps import Leases, Step
-from penstock_core.cancellation import heeded_cancellation
 from penstock_core.errors import Unavailable
+from penstock_core.rpc.cancellation import heeded_cancellation
 
 if TYPE_CHECKING:
     from types import TracebackType

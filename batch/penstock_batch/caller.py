@@ -21,9 +21,9 @@ from penstock.inference.v1 import (
 )
 from penstock_batch.pressure import Gate
 from penstock_core import errors as e
-from penstock_core.auth import TENANT_KEY
-from penstock_core.status import from_rpc_error
-from penstock_core.tracing import Metadata, outgoing
+from penstock_core.rpc.status import from_rpc_error
+from penstock_core.security.auth import TENANT_KEY
+from penstock_core.telemetry.tracing import Metadata, outgoing
 
 Result = TypeVar("Result")
 

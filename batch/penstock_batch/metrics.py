@@ -2,7 +2,7 @@
 
 from opentelemetry import metrics
 
-from penstock_core import semconv as sc
+from penstock_core.telemetry import semconv as sc
 
 
 class BatchMetrics:

@@ -33,11 +33,11 @@ from penstock_batch.metrics import BatchMetrics
 from penstock_batch.planner import Work
 from penstock_batch.records import Answer, dump_answers, load_work
 from penstock_batch.store import FactStore
-from penstock_core import semconv as sc
 from penstock_core.errors import PenstockError, PermissionDenied, Unauthenticated, Unavailable
 from penstock_core.ids import new_id
-from penstock_core.tracing import link_to
-from penstock_core.validation import check_embed, check_request
+from penstock_core.requests.validation import check_embed, check_request
+from penstock_core.telemetry import semconv as sc
+from penstock_core.telemetry.tracing import link_to
 from penstock_openai.embeddings import EMBEDDINGS, embed_request, embedding_body
 from penstock_openai.generations import Generation, generation_of
 from penstock_openai.prompts import run_prompts

@@ -19,11 +19,11 @@ from penstock_batch.servicer import BatchServicer
 from penstock_batch.settings import BatchSettings
 from penstock_batch.steward import QueueOptions, Steward
 from penstock_batch.store import FactStore
-from penstock_core import telemetry
-from penstock_core.interceptors import ServerInterceptor
-from penstock_core.live_keys import live_keys
-from penstock_core.rpc import RpcServer
+from penstock_core.rpc.interceptors import ServerInterceptor
+from penstock_core.rpc.server import RpcServer
+from penstock_core.security.live_keys import live_keys
 from penstock_core.settings import SettingsError
+from penstock_core.telemetry import setup as telemetry
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from penstock_batch.batches import Batches, NewBatch
 from penstock_batch.files import PURPOSE_INPUT, FileStore
 from penstock_batch.store import checked_id
 from penstock_core.errors import InvalidRequest, PermissionDenied
-from penstock_core.interceptors import principal
+from penstock_core.rpc.interceptors import principal
 
 _MAX_FILES_PAGE = 10_000
 _MAX_CHUNK_BYTES = 1024 * 1024

@@ -6,7 +6,7 @@ from penstock_batch.facts import Costs
 from penstock_batch.files import StoredFile
 from penstock_batch.fold import Batch, Status
 from penstock_batch.records import Answer, to_json
-from penstock_core.pricing import to_micros
+from penstock_core.cost.pricing import to_micros
 
 _STATUS = {s: batch_pb2.BatchStatus.Value(f"BATCH_STATUS_{s.name}") for s in Status}
 # The field of BatchTimes that tells when each final state was entered.

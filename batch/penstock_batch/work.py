@@ -30,9 +30,11 @@ from penstock_batch.settings import BatchSettings
 from penstock_batch.steward import Steward
 from penstock_batch.store import FactStore
 from penstock_batch.tasks import register
-from penstock_core import lifecycle, rpc, telemetry
+from penstock_core import lifecycle
 from penstock_core.ids import new_id
+from penstock_core.rpc import server as rpc
 from penstock_core.settings import SettingsError
+from penstock_core.telemetry import setup as telemetry
 
 logger = logging.getLogger(__name__)
 

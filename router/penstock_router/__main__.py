@@ -3,8 +3,10 @@
 import asyncio
 import sys
 
-from penstock_core import lifecycle, logs, telemetry
+from penstock_core import lifecycle
 from penstock_core.settings import SettingsError
+from penstock_core.telemetry import logs
+from penstock_core.telemetry import setup as telemetry
 from penstock_router.group import serve_group
 from penstock_router.process import serve
 from penstock_router.settings import RouterSettings

@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from penstock_core.budgets import Budget, ends_at, period_of
+from penstock_core.cost.budgets import Budget, ends_at, period_of
+from penstock_core.cost.pricing import amount_text
+from penstock_core.cost.spending import SpendingLedger
 from penstock_core.errors import BudgetSpent, Unavailable
-from penstock_core.pricing import amount_text
-from penstock_core.spending import SpendingLedger
 from penstock_router.metrics import RouterMetrics
 
 logger = logging.getLogger(__name__)

@@ -4,10 +4,10 @@ import time
 from collections.abc import Callable
 
 from penstock.routing.v1 import routing_service_pb2 as pb
-from penstock_core.auth import Principal
-from penstock_core.budgets import Budget, day_of, days_between, ends_at
+from penstock_core.cost.budgets import Budget, day_of, days_between, ends_at
+from penstock_core.cost.spending import Account, SpendingLedger, Spent
 from penstock_core.errors import InvalidRequest, NotSupported, PermissionDenied
-from penstock_core.spending import Account, SpendingLedger, Spent
+from penstock_core.security.auth import Principal
 from penstock_router.budgets import Budgets
 
 MAX_DAYS = 366

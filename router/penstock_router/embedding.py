@@ -16,13 +16,15 @@ import grpc
 from penstock.common.v1 import tokens_pb2
 from penstock.inference.v1 import generate_pb2, inference_service_pb2_grpc
 from penstock.inference.v1 import inference_service_pb2 as pb
-from penstock_core import blocks, logs, validation
-from penstock_core.attempts import Attempts, call_failure
-from penstock_core.auth import Principal
+from penstock_core import blocks
+from penstock_core.cost.pricing import add_costs
 from penstock_core.errors import NotSupported, NoWorker, PenstockError, Unavailable, WorkerLost
 from penstock_core.ids import new_id
-from penstock_core.pricing import add_costs
-from penstock_core.tracing import Metadata
+from penstock_core.requests import validation
+from penstock_core.rpc.attempts import Attempts, call_failure
+from penstock_core.security.auth import Principal
+from penstock_core.telemetry import logs
+from penstock_core.telemetry.tracing import Metadata
 from penstock_router.fleet.fleet import RETRY_AFTER_S, Fleet
 from penstock_router.fleet.tracked import TrackedWorker
 from penstock_router.metrics import RouterMetrics

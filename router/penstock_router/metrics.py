@@ -1,12 +1,12 @@
-"""The router's instruments. Names live in ``penstock_core.semconv``."""
+"""The router's instruments. Names live in ``penstock_core.telemetry.semconv``."""
 
 from collections.abc import Callable, Iterable, Mapping
 
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Observation
 
-from penstock_core import semconv as sc
 from penstock_core.errors import Overloaded
+from penstock_core.telemetry import semconv as sc
 
 
 class RouterMetrics:

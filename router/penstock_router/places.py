@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from penstock.inference.v1 import generate_pb2
 from penstock_core.errors import InvalidRequest, NotFound, NoWorker
-from penstock_core.model_names import Named
+from penstock_core.requests.model_names import Named
 from penstock_router.catalog import Catalog, Entry, Place, in_order
 from penstock_router.fleet.fleet import RETRY_AFTER_S, Fleet
 from penstock_router.fleet.tracked import TrackedWorker

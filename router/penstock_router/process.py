@@ -14,16 +14,16 @@ import grpc
 from penstock.inference.v1 import inference_service_pb2, inference_service_pb2_grpc
 from penstock.routing.v1 import routing_service_pb2, routing_service_pb2_grpc
 from penstock_core import lifecycle
+from penstock_core.cost.spending import SpendingLedger
 from penstock_core.ids import new_id
-from penstock_core.interceptors import ServerInterceptor
-from penstock_core.leases import internal_metadata
-from penstock_core.live_keys import LiveKeys, live_keys
-from penstock_core.quota_store import QuotaStore
 from penstock_core.registry import Registry, open_registry
-from penstock_core.rpc import RpcServer
+from penstock_core.rpc.interceptors import ServerInterceptor
+from penstock_core.rpc.server import RpcServer
+from penstock_core.security.leases import internal_metadata
+from penstock_core.security.live_keys import LiveKeys, live_keys
+from penstock_core.security.quota_store import QuotaStore
+from penstock_core.security.shared_quotas import SharedQuotas
 from penstock_core.settings import SettingsError
-from penstock_core.shared_quotas import SharedQuotas
-from penstock_core.spending import SpendingLedger
 from penstock_router.budgets import Budgets
 from penstock_router.catalog import Catalog
 from penstock_router.costs import CostReports

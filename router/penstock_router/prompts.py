@@ -8,13 +8,15 @@ from opentelemetry import trace
 
 from penstock.common.v1 import sampling_pb2
 from penstock.inference.v1 import generate_pb2
-from penstock_core import blocks, semconv, validation
-from penstock_core.auth import Principal
-from penstock_core.determinism import settle_response_cache
+from penstock_core import blocks
 from penstock_core.errors import InvalidRequest, NotFound, NoWorker, Unavailable
 from penstock_core.ids import new_id
-from penstock_core.tool_calls import hold_to_tool_call
-from penstock_core.tracing import record_span
+from penstock_core.requests import validation
+from penstock_core.requests.determinism import settle_response_cache
+from penstock_core.requests.tool_calls import hold_to_tool_call
+from penstock_core.security.auth import Principal
+from penstock_core.telemetry import semconv
+from penstock_core.telemetry.tracing import record_span
 from penstock_router.fleet.fleet import RETRY_AFTER_S, Fleet
 from penstock_router.fleet.tracked import TrackedWorker
 from penstock_router.frames import WorkerFacts

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from opentelemetry import trace
 
 from penstock.common.v1 import lease_pb2
-from penstock_core import leases, semconv, tracing
 from penstock_core.errors import NoWorker, Rejected
 from penstock_core.ids import new_id
+from penstock_core.security import leases
+from penstock_core.telemetry import semconv, tracing
 from penstock_router.admission.queue import AdmissionQueue, Placement
 from penstock_router.admission.ticket import AdmissionParams, PriorityClass, Ticket
 from penstock_router.admission.waiting_room import WaitingRoom

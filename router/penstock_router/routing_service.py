@@ -10,12 +10,12 @@ import grpc
 from penstock.common.v1 import tokens_pb2
 from penstock.routing.v1 import routing_service_pb2 as pb
 from penstock.routing.v1 import routing_service_pb2_grpc
-from penstock_core import logs
-from penstock_core.bounds import check_excluded
 from penstock_core.errors import InvalidRequest, NotFound, NoWorker
 from penstock_core.ids import MAX_ID_LENGTH, new_id
-from penstock_core.interceptors import principal
-from penstock_core.quotas import check_model
+from penstock_core.requests.bounds import check_excluded
+from penstock_core.rpc.interceptors import principal
+from penstock_core.security.quotas import check_model
+from penstock_core.telemetry import logs
 from penstock_router.costs import CostReports
 from penstock_router.decisions import wire
 from penstock_router.decisions.book import DecisionBook, DecisionRecord

@@ -7,14 +7,16 @@ import grpc
 
 from penstock.common.v1 import tokens_pb2
 from penstock.inference.v1 import generate_pb2, inference_service_pb2, inference_service_pb2_grpc
-from penstock_core import blocks, logs, validation
-from penstock_core.bounds import check_name
+from penstock_core import blocks
 from penstock_core.errors import InvalidRequest, ModelNotFound
 from penstock_core.ids import new_id
-from penstock_core.interceptors import principal
-from penstock_core.model_names import SEPARATOR
-from penstock_core.quotas import check_model
-from penstock_core.shared_quotas import SharedQuotas
+from penstock_core.requests import validation
+from penstock_core.requests.bounds import check_name
+from penstock_core.requests.model_names import SEPARATOR
+from penstock_core.rpc.interceptors import principal
+from penstock_core.security.quotas import check_model
+from penstock_core.security.shared_quotas import SharedQuotas
+from penstock_core.telemetry import logs
 from penstock_router.budgets import Budgets
 from penstock_router.embedding import Embedder
 from penstock_router.frames import WorkerFacts

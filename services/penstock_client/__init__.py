@@ -35,7 +35,7 @@ from penstock_client.results import (
     Vote,
 )
 from penstock_client.streaming import Mode
-from penstock_core.tls import Tls
+from penstock_core.security.tls import Tls
 
 __all__ = [
     "AsyncBatchClient",

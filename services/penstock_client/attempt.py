@@ -6,10 +6,10 @@ from collections.abc import AsyncGenerator
 import grpc
 
 from penstock.inference.v1 import generate_pb2
-from penstock_core.attempts import call_failure
 from penstock_core.errors import PenstockError, Rejected, WorkerLost
-from penstock_core.stalls import StallWatch
-from penstock_core.transcript import Response
+from penstock_core.requests.transcript import Response
+from penstock_core.rpc.attempts import call_failure
+from penstock_core.rpc.stalls import StallWatch
 
 _Call = grpc.aio.UnaryStreamCall[generate_pb2.GenerateRequest, generate_pb2.GenerateResponse]
 

@@ -10,11 +10,11 @@ import grpc
 
 from penstock.batch.v1 import batch_pb2, batch_service_pb2, batch_service_pb2_grpc
 from penstock_client.client import answered, credentials
-from penstock_core.channels import channel
-from penstock_core.client_stream import exchange
-from penstock_core.status import from_rpc_error
-from penstock_core.tls import PLAIN, Tls
-from penstock_core.tracing import Metadata, outgoing
+from penstock_core.rpc.channels import channel
+from penstock_core.rpc.client_stream import exchange
+from penstock_core.rpc.status import from_rpc_error
+from penstock_core.security.tls import PLAIN, Tls
+from penstock_core.telemetry.tracing import Metadata, outgoing
 
 _SERVICE = batch_service_pb2.DESCRIPTOR.services_by_name["BatchService"].full_name
 _SHORT_S = 30.0

@@ -12,7 +12,7 @@ from penstock_client.client import TIMEOUT_S, AsyncClient
 from penstock_client.options import DEFAULTS, GenerateOptions, Inputs, Pooling, Prompt
 from penstock_client.results import Embeddings, Generation, StreamEvent
 from penstock_client.streaming import Mode
-from penstock_core.tls import PLAIN, Tls
+from penstock_core.security.tls import PLAIN, Tls
 
 T = TypeVar("T")
 

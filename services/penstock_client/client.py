@@ -22,12 +22,12 @@ from penstock_client.translate import (
     to_tokens,
 )
 from penstock_core.blocks import unpack_tokens
-from penstock_core.channels import channel
 from penstock_core.errors import InvalidRequest, ModelNotFound, NoWorker
-from penstock_core.stalls import STALL_FLOOR_S
-from penstock_core.status import from_rpc_error
-from penstock_core.tls import PLAIN, Tls
-from penstock_core.tracing import Metadata, outgoing
+from penstock_core.rpc.channels import channel
+from penstock_core.rpc.stalls import STALL_FLOOR_S
+from penstock_core.rpc.status import from_rpc_error
+from penstock_core.security.tls import PLAIN, Tls
+from penstock_core.telemetry.tracing import Metadata, outgoing
 
 T = TypeVar("T")
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import grpc
 
-from penstock_core.channels import channel
-from penstock_core.tls import PLAIN, Tls
+from penstock_core.rpc.channels import channel
+from penstock_core.security.tls import PLAIN, Tls
 
 MAX_CHANNELS = 64
 CONNECT_TIMEOUT_S = 2.0

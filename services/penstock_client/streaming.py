@@ -21,13 +21,13 @@ from penstock_client.connections import Connections, Unreachable
 from penstock_client.deadlines import Deadline
 from penstock_client.results import StreamEvent
 from penstock_client.translate import from_response
-from penstock_core.attempts import MAX_FIRST_ATTEMPTS, PATIENCE_S, Attempts, is_lost_connection
 from penstock_core.errors import Conflict, Draining, PenstockError, Rejected, Unavailable
-from penstock_core.stalls import STALL_FLOOR_S
-from penstock_core.status import from_rpc_error
-from penstock_core.tool_calls import hold_to_tool_call
-from penstock_core.tracing import Metadata, outgoing
-from penstock_core.transcript import Response, Transcript
+from penstock_core.requests.tool_calls import hold_to_tool_call
+from penstock_core.requests.transcript import Response, Transcript
+from penstock_core.rpc.attempts import MAX_FIRST_ATTEMPTS, PATIENCE_S, Attempts, is_lost_connection
+from penstock_core.rpc.stalls import STALL_FLOOR_S
+from penstock_core.rpc.status import from_rpc_error
+from penstock_core.telemetry.tracing import Metadata, outgoing
 
 Mode = Literal["lookaside", "proxy"]
 Events = AsyncGenerator[StreamEvent, None]

@@ -1,7 +1,7 @@
 """Every way a request can fail, drawn as one tree.
 
 Owns the meaning of a failure (a stable slug, whether trying again can help) and
-knows no transport: ``penstock_core.status`` maps it to gRPC, ``penstock_openai.errors`` to HTTP.
+knows no transport: ``penstock_core.rpc.status`` maps it to gRPC, ``penstock_openai.errors`` to HTTP.
 
     PenstockError
     ├── InvalidRequest ── PromptTooLong, MalformedMessage

@@ -11,8 +11,8 @@ import urllib.request
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from penstock_core.channels import sync_channel
-from penstock_core.tls import Tls, client_context
+from penstock_core.rpc.channels import sync_channel
+from penstock_core.security.tls import Tls, client_context
 
 _TIMEOUT_S = 3.0
 USAGE = "usage: python -m penstock_core.probe {http[s]://HOST:PORT/PATH | HOST:PORT}"

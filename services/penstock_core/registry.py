@@ -14,8 +14,8 @@ from typing import Protocol, Self
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from penstock_core.cancellation import heeded_cancellation
 from penstock_core.errors import Unavailable
+from penstock_core.rpc.cancellation import heeded_cancellation
 
 TTL_S = 10.0
 RENEW_S = 3.0

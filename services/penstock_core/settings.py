@@ -14,7 +14,7 @@ from typing import Self
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from penstock_core.tls import Tls
+from penstock_core.security.tls import Tls
 
 SECRETS_DIR = "PENSTOCK_SECRETS_DIR"
 

@@ -6,11 +6,13 @@ import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
-from penstock_core import lifecycle, logs, telemetry
-from penstock_core.channels import channel
-from penstock_core.exposition import Exposition
-from penstock_core.live_keys import live_keys
+from penstock_core import lifecycle
+from penstock_core.rpc.channels import channel
+from penstock_core.security.live_keys import live_keys
 from penstock_core.settings import SettingsError
+from penstock_core.telemetry import logs
+from penstock_core.telemetry import setup as telemetry
+from penstock_core.telemetry.exposition import Exposition
 from penstock_gateway.app import Upstreams, build_app
 from penstock_gateway.gate import Gate
 from penstock_gateway.server import Ending, HttpServer, address_of, bind

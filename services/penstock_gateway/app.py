@@ -9,9 +9,9 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, ExceptionHandler
 
-from penstock_core.auth import Authenticator
 from penstock_core.errors import Aborted, InternalError, PenstockError
-from penstock_core.exposition import Exposition
+from penstock_core.security.auth import Authenticator
+from penstock_core.telemetry.exposition import Exposition
 from penstock_gateway.batches import BatchEndpoint
 from penstock_gateway.chat import ChatEndpoint
 from penstock_gateway.completions import CompletionEndpoint

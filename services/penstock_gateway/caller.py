@@ -9,9 +9,9 @@ from starlette.requests import Request
 from penstock.common.v1 import sampling_pb2
 from penstock.inference.v1 import generate_pb2
 from penstock_core import ids
-from penstock_core.auth import TENANT_KEY
 from penstock_core.errors import InvalidRequest, Unauthenticated
-from penstock_core.tracing import Metadata, outgoing
+from penstock_core.security.auth import TENANT_KEY
+from penstock_core.telemetry.tracing import Metadata, outgoing
 from penstock_openai.translate import RESPONSE_CACHE_MODES
 
 REQUEST_ID_HEADER = "x-request-id"

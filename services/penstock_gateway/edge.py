@@ -13,11 +13,11 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from penstock_core import logs
-from penstock_core import semconv as sc
-from penstock_core.auth import Authenticator
 from penstock_core.errors import DeadlineExceeded, InternalError, PenstockError
-from penstock_core.tracing import incoming
+from penstock_core.security.auth import Authenticator
+from penstock_core.telemetry import logs
+from penstock_core.telemetry import semconv as sc
+from penstock_core.telemetry.tracing import incoming
 from penstock_gateway.caller import REQUEST_ID_HEADER, RequestId
 from penstock_gateway.errors import response_of
 from penstock_gateway.gate import Gate

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from penstock_core.errors import Draining, NotFound
-from penstock_core.exposition import Exposition
+from penstock_core.telemetry.exposition import Exposition
 from penstock_core.version import VERSION
 from penstock_gateway.gate import Gate
 from penstock_gateway.upstream import RouterClient

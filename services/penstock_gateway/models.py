@@ -7,7 +7,7 @@ from starlette.responses import JSONResponse
 
 from penstock.inference.v1 import inference_service_pb2
 from penstock_core.errors import ModelNotFound
-from penstock_core.model_names import Catalogue, Served
+from penstock_core.requests.model_names import Catalogue, Served
 from penstock_gateway.caller import Caller
 from penstock_gateway.upstream import RouterClient
 from penstock_openai.json_object import Json

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import uvicorn
 from starlette.types import ASGIApp
 
-from penstock_core.tls import PLAIN, HttpTls, Tls
+from penstock_core.security.tls import PLAIN, HttpTls, Tls
 from penstock_gateway.gate import Gate
 from penstock_gateway.protocol import Patience, bounded_http
 

@@ -3,8 +3,8 @@
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from penstock_core.security.tls import Tls
 from penstock_core.settings import SettingsError, TlsSettings
-from penstock_core.tls import Tls
 from penstock_gateway.protocol import Patience
 
 _MIB = 1024 * 1024

@@ -17,10 +17,10 @@ from penstock.inference.v1 import (
 from penstock_client.connections import Connections
 from penstock_client.deadlines import Deadline
 from penstock_client.streaming import Streamer, Way
-from penstock_core.client_stream import exchange
 from penstock_core.errors import PenstockError, Unauthenticated, Unavailable
-from penstock_core.status import from_rpc_error
-from penstock_core.tracing import outgoing
+from penstock_core.rpc.client_stream import exchange
+from penstock_core.rpc.status import from_rpc_error
+from penstock_core.telemetry.tracing import outgoing
 from penstock_gateway.caller import Caller
 
 _PROBE_TIMEOUT_S = 2.0

@@ -8,7 +8,7 @@ from functools import reduce
 
 from penstock.common.v1 import tokens_pb2, usage_pb2
 from penstock.inference.v1 import generate_pb2
-from penstock_core.pricing import add_costs
+from penstock_core.cost.pricing import add_costs
 from penstock_openai.json_object import Json
 from penstock_openai.tool_calls import CallReader
 

@@ -6,7 +6,7 @@ The one place where a body gets its meaning: online and in a batch's line it is 
 from dataclasses import dataclass
 
 from penstock.inference.v1 import generate_pb2
-from penstock_core.tool_calls import FREE_CHOICES
+from penstock_core.requests.tool_calls import FREE_CHOICES
 from penstock_openai.bodies import validated
 from penstock_openai.formats import ChatFormat, CompletionFormat, Format, ToolCallFormat
 from penstock_openai.responses import Shape

@@ -30,7 +30,7 @@ from penstock_batch.runner import ShardRunner
 from penstock_batch.steps import Step
 from penstock_batch.steward import QueueOptions, Steward
 from penstock_batch.store import FactStore
-from penstock_core import rpc
+from penstock_core.rpc import server as rpc
 
 TENANT = "acme"
 COMPLETIONS = "/v1/completions"

@@ -8,11 +8,11 @@ import grpc
 from google.protobuf import descriptor_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from penstock_core.channels import channel
 from penstock_core.errors import PenstockError
-from penstock_core.status import from_rpc_error
-from penstock_core.tls import PLAIN, Tls
-from penstock_core.tracing import Metadata
+from penstock_core.rpc.channels import channel
+from penstock_core.rpc.status import from_rpc_error
+from penstock_core.security.tls import PLAIN, Tls
+from penstock_core.telemetry.tracing import Metadata
 
 _TIMEOUT_S = 10.0
 

@@ -12,9 +12,9 @@ from penstock.inference.v1 import generate_pb2
 from penstock.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
 from penstock.worker.v1 import worker_service_pb2
 from penstock.worker.v1.worker_service_pb2_grpc import WorkerServiceStub
-from penstock_core import rpc
 from penstock_core.blocks import unpack_tokens
-from penstock_core.status import from_rpc_error
+from penstock_core.rpc import server as rpc
+from penstock_core.rpc.status import from_rpc_error
 from penstock_testing.picture import Picture
 
 if TYPE_CHECKING:  # the stubs' asyncio flavour exists for type checkers only

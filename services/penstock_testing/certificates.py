@@ -4,7 +4,7 @@ from pathlib import Path
 
 import trustme
 
-from penstock_core.tls import Tls
+from penstock_core.security.tls import Tls
 
 
 class Authority:

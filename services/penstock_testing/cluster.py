@@ -10,8 +10,8 @@ import grpc
 from penstock.common.v1 import tokens_pb2
 from penstock.inference.v1 import generate_pb2, inference_service_pb2_grpc
 from penstock.routing.v1 import routing_service_pb2, routing_service_pb2_grpc
-from penstock_core import rpc
 from penstock_core.blocks import pack_tokens, unpack_tokens
+from penstock_core.rpc import server as rpc
 from penstock_engine.api import Engine
 from penstock_router.process import RunningRouter, running_router
 from penstock_router.settings import RouterSettings

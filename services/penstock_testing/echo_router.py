@@ -14,13 +14,13 @@ import grpc
 
 from penstock.common.v1 import usage_pb2
 from penstock.inference.v1 import generate_pb2, inference_service_pb2, inference_service_pb2_grpc
-from penstock_core.auth import KeyRing
 from penstock_core.blocks import unpack_tokens
+from penstock_core.cost.pricing import Price
 from penstock_core.errors import NotSupported
-from penstock_core.interceptors import ServerInterceptor, principal
-from penstock_core.pricing import Price
-from penstock_core.rpc import RpcServer
-from penstock_core.validation import check_embed, check_request
+from penstock_core.requests.validation import check_embed, check_request
+from penstock_core.rpc.interceptors import ServerInterceptor, principal
+from penstock_core.rpc.server import RpcServer
+from penstock_core.security.auth import KeyRing
 
 SERVICE = inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
 # What every answer is said to have taken, at a dollar a second.

@@ -22,9 +22,9 @@ from penstock.inference.v1 import generate_pb2
 from penstock.inference.v1 import inference_service_pb2 as inference_pb
 from penstock.routing.v1 import routing_service_pb2 as routing_pb
 from penstock.worker.v1 import worker_service_pb2 as worker_pb
-from penstock_core.channels import channel
-from penstock_core.leases import internal_key
-from penstock_core.tracing import Metadata
+from penstock_core.rpc.channels import channel
+from penstock_core.security.leases import internal_key
+from penstock_core.telemetry.tracing import Metadata
 from penstock_testing.callers import Method, methods_of
 from penstock_testing.guarded import LEASE_SECRET, Guarded
 

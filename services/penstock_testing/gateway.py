@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
 
-from penstock_core.exposition import ExemplarReader, Exposition
+from penstock_core.telemetry.exposition import ExemplarReader, Exposition
 from penstock_gateway.__main__ import serve
 from penstock_gateway.settings import GatewaySettings
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from penstock_batch.serve import serve_batches
 from penstock_batch.settings import BatchSettings
-from penstock_core.auth import digest
-from penstock_core.tls import PLAIN, Tls
+from penstock_core.security.auth import digest
+from penstock_core.security.tls import PLAIN, Tls
 from penstock_engine.api import Engine
 from penstock_router.process import running_router
 from penstock_router.settings import RouterSettings

@@ -15,10 +15,10 @@ import grpc
 
 from penstock.batch.v1 import batch_pb2, batch_service_pb2, batch_service_pb2_grpc
 from penstock.common.v1 import usage_pb2
-from penstock_core.auth import KeyRing
 from penstock_core.errors import Conflict, InvalidRequest, NotFound, Unavailable
-from penstock_core.interceptors import ServerInterceptor
-from penstock_core.rpc import RpcServer
+from penstock_core.rpc.interceptors import ServerInterceptor
+from penstock_core.rpc.server import RpcServer
+from penstock_core.security.auth import KeyRing
 
 SERVICE = batch_service_pb2.DESCRIPTOR.services_by_name["BatchService"].full_name
 CREATED_UNIX_S = 1_700_000_000

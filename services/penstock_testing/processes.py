@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from penstock.routing.v1 import routing_service_pb2, routing_service_pb2_grpc
-from penstock_core.channels import channel
+from penstock_core.rpc.channels import channel
 
 _START_S = 120.0
 _STOP_S = 30.0

@@ -14,11 +14,11 @@ import grpc
 from penstock.common.v1 import lease_pb2, tokens_pb2, usage_pb2
 from penstock.inference.v1 import generate_pb2, inference_service_pb2, inference_service_pb2_grpc
 from penstock.routing.v1 import decision_pb2, routing_service_pb2, routing_service_pb2_grpc
-from penstock_core.auth import KeyRing, Principal, digest
 from penstock_core.blocks import TOKEN_BYTES, pack_tokens
 from penstock_core.errors import ModelNotFound, NotFound, NotSupported, PenstockError
-from penstock_core.interceptors import ServerInterceptor
-from penstock_core.rpc import RpcServer
+from penstock_core.rpc.interceptors import ServerInterceptor
+from penstock_core.rpc.server import RpcServer
+from penstock_core.security.auth import KeyRing, Principal, digest
 
 API_KEY = "pk-good"
 Response = generate_pb2.GenerateResponse

@@ -13,12 +13,12 @@ import grpc
 
 from penstock.common.v1 import tokens_pb2, usage_pb2
 from penstock.inference.v1 import generate_pb2, inference_service_pb2, inference_service_pb2_grpc
-from penstock_core.auth import KeyRing
 from penstock_core.blocks import pack_tokens
 from penstock_core.errors import ModelNotFound, NotSupported, PenstockError
-from penstock_core.interceptors import ServerInterceptor
-from penstock_core.rpc import RpcServer
-from penstock_core.validation import check_request
+from penstock_core.requests.validation import check_request
+from penstock_core.rpc.interceptors import ServerInterceptor
+from penstock_core.rpc.server import RpcServer
+from penstock_core.security.auth import KeyRing
 
 MODEL = "penstock-demo"
 CACHED_TOKENS = 32

@@ -11,11 +11,12 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from penstock_core import logs, telemetry
 from penstock_core.errors import PenstockError
 from penstock_core.ids import new_id
 from penstock_core.lifecycle import fail, run
 from penstock_core.settings import SettingsError
+from penstock_core.telemetry import logs
+from penstock_core.telemetry import setup as telemetry
 from penstock_engine.api import Engine
 from penstock_text.chat import ChatTemplate
 from penstock_text.source import own_draft, resolve_model, served_name

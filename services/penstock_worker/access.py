@@ -8,9 +8,9 @@ import hmac
 from collections.abc import Mapping
 
 from penstock.inference.v1 import inference_service_pb2
-from penstock_core.auth import DEFAULT_TENANT, Principal, bearer
 from penstock_core.errors import Unauthenticated
-from penstock_core.leases import internal_key
+from penstock_core.security.auth import DEFAULT_TENANT, Principal, bearer
+from penstock_core.security.leases import internal_key
 
 _SERVICE = inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
 LEASED = frozenset({f"/{_SERVICE}/Generate", f"/{_SERVICE}/Embed"})
@@ -25,7 +25,7 @@ class WorkerAccess:
         self._key = internal_key(lease_secret).encode() if lease_secret else b""
 
     def authenticate(self, headers: Mapping[str, str], method: str = "") -> Principal:
-        """See ``penstock_core.auth.Authenticator``."""
+        """See ``penstock_core.security.auth.Authenticator``."""
         if not self._key:
             return _PLATFORM
         if method in LEASED:

@@ -12,10 +12,10 @@ from time import time
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Observation
 
-from penstock_core import semconv as sc
-from penstock_core.budgets import day_of
-from penstock_core.pricing import Price
-from penstock_core.spending import NOTHING, OTHERS, Account, Spent, nanos
+from penstock_core.cost.budgets import day_of
+from penstock_core.cost.pricing import Price
+from penstock_core.cost.spending import NOTHING, OTHERS, Account, Spent, nanos
+from penstock_core.telemetry import semconv as sc
 from penstock_engine.api import Share
 
 _METER = "penstock.worker"

@@ -9,8 +9,8 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 
+from penstock_core.cost.spending import MAX_FIELDS, NOTHING, OTHERS, Account, SpendingLedger, Spent
 from penstock_core.errors import Unavailable
-from penstock_core.spending import MAX_FIELDS, NOTHING, OTHERS, Account, SpendingLedger, Spent
 from penstock_worker.accounts import Accounts
 
 logger = logging.getLogger(__name__)

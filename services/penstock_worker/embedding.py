@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from opentelemetry import trace
 
 from penstock.inference.v1 import inference_service_pb2 as pb
-from penstock_core import logs
-from penstock_core import semconv as sc
-from penstock_core.auth import DEFAULT_TENANT
 from penstock_core.errors import PenstockError
 from penstock_core.ids import new_id
-from penstock_core.tracing import set_attributes
-from penstock_core.validation import check_embed, check_embed_fit
+from penstock_core.requests.validation import check_embed, check_embed_fit
+from penstock_core.security.auth import DEFAULT_TENANT
+from penstock_core.telemetry import logs
+from penstock_core.telemetry import semconv as sc
+from penstock_core.telemetry.tracing import set_attributes
 from penstock_engine.api import Embedded, Engine
 from penstock_text.prompt import encode_inputs
 from penstock_worker import translate

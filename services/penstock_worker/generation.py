@@ -12,8 +12,8 @@ from typing import cast
 
 from penstock.common.v1 import usage_pb2
 from penstock.inference.v1 import generate_pb2
-from penstock_core.auth import DEFAULT_TENANT
 from penstock_core.errors import PenstockError
+from penstock_core.security.auth import DEFAULT_TENANT
 from penstock_engine.api import (
     NO_SHARE,
     Admitted,

@@ -10,9 +10,9 @@ from penstock.worker.v1 import state_pb2
 from penstock_core.blocks import TOKEN_BYTES, chain_start, unpack_tokens
 from penstock_core.errors import InvalidRequest, ModelNotFound
 from penstock_core.ids import new_id
-from penstock_core.model_names import Catalogue, Named, Served
-from penstock_core.tool_calls import hold_to_tool_call
-from penstock_core.validation import check_fit, check_request, check_token_ids
+from penstock_core.requests.model_names import Catalogue, Named, Served
+from penstock_core.requests.tool_calls import hold_to_tool_call
+from penstock_core.requests.validation import check_fit, check_request, check_token_ids
 from penstock_engine.api import EngineInfo, EngineRequest
 from penstock_text.chat import ChatTemplate
 from penstock_text.prompt import encode_prompt

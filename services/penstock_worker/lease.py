@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError
 from penstock.common.v1 import lease_pb2
 from penstock.inference.v1 import generate_pb2, inference_service_pb2
 from penstock_core.errors import LeaseInvalid
-from penstock_core.leases import LeaseVerifier, sign
+from penstock_core.security.leases import LeaseVerifier, sign
 
 
 class LeaseCheck:

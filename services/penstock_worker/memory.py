@@ -12,9 +12,9 @@ from opentelemetry import trace
 
 from penstock.common.v1 import usage_pb2
 from penstock.inference.v1 import generate_pb2
-from penstock_core import semconv as sc
 from penstock_core.blocks import pack_tokens
-from penstock_core.determinism import is_greedy, keeps_response
+from penstock_core.requests.determinism import is_greedy, keeps_response
+from penstock_core.telemetry import semconv as sc
 from penstock_worker.intake import Plan, ServedModel
 from penstock_worker.metrics import ResponseCacheMetrics
 from penstock_worker.report import Outcome, Progress, Reporter

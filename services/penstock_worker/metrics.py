@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Observation
 
-from penstock_core import semconv as sc
+from penstock_core.telemetry import semconv as sc
 from penstock_engine.api import EngineState
 
 _METER = "penstock.worker"

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from opentelemetry import trace
 
 from penstock.common.v1 import usage_pb2
-from penstock_core import semconv as sc
-from penstock_core.tracing import record_span, set_attributes
+from penstock_core.telemetry import semconv as sc
+from penstock_core.telemetry.tracing import record_span, set_attributes
 from penstock_worker.intake import Plan
 from penstock_worker.metrics import RequestMetrics
 

@@ -11,10 +11,10 @@ from penstock.inference.v1 import (
     inference_service_pb2,
     inference_service_pb2_grpc,
 )
-from penstock_core import logs
 from penstock_core.blocks import unpack_tokens
 from penstock_core.errors import InvalidRequest
-from penstock_core.validation import check_token_ids
+from penstock_core.requests.validation import check_token_ids
+from penstock_core.telemetry import logs
 from penstock_text.prompt import encode_text
 from penstock_worker import translate
 from penstock_worker.embedding import Embedder

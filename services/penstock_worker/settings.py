@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from penstock_core.pricing import Price, parse_prices
+from penstock_core.cost.pricing import Price, parse_prices
 from penstock_core.settings import SettingsError, TlsSettings
 
 

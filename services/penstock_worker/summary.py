@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from penstock.common.v1 import sampling_pb2, usage_pb2
 from penstock.inference.v1 import generate_pb2
-from penstock_core.pricing import add_costs
+from penstock_core.cost.pricing import add_costs
 from penstock_engine.api import RequestDone, Share
 from penstock_text.tokenizer import Tokenizer
 from penstock_worker.intake import Plan

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from penstock_core.settings import SettingsError
-from penstock_core.tracing import outgoing
+from penstock_core.telemetry.tracing import outgoing
 from penstock_engine.api import Engine
 from penstock_engine.trtllm.building import build_engine, read_checkpoint
 from penstock_engine.trtllm.settings import TrtLlmSettings, parse_settings

@@ -15,12 +15,12 @@ from penstock.worker.v1 import worker_service_pb2 as worker_pb2
 from penstock.worker.v1.worker_service_pb2_grpc import (
     add_WorkerServiceServicer_to_server as add_worker,
 )
-from penstock_core.interceptors import ServerInterceptor
-from penstock_core.pricing import NO_PRICE, Price
+from penstock_core.cost.pricing import NO_PRICE, Price
+from penstock_core.cost.spending import SpendingLedger
 from penstock_core.registry import RedisRegistry, WorkerEntry
-from penstock_core.rpc import RpcServer
-from penstock_core.spending import SpendingLedger
-from penstock_core.tls import PLAIN, Tls
+from penstock_core.rpc.interceptors import ServerInterceptor
+from penstock_core.rpc.server import RpcServer
+from penstock_core.security.tls import PLAIN, Tls
 from penstock_core.version import VERSION
 from penstock_engine.api import Engine
 from penstock_text.chat import ChatTemplate

@@ -4,7 +4,7 @@ import pytest
 from google.rpc import error_details_pb2
 
 from penstock_core import errors as e
-from penstock_core.status import CODES, from_status, to_status
+from penstock_core.rpc.status import CODES, from_status, to_status
 
 
 @pytest.mark.parametrize("cls", e.all_errors(), ids=lambda c: c.__name__)

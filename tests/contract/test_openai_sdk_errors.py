@@ -10,7 +10,7 @@ import pytest_asyncio
 from openai import AsyncOpenAI
 
 from penstock_core import errors as e
-from penstock_core.auth import KeyRing, Principal, digest
+from penstock_core.security.auth import KeyRing, Principal, digest
 from penstock_testing.gateway import running_gateway
 from penstock_testing.scripted_router import MODEL, Script, running_router
 

@@ -14,7 +14,7 @@ import openai
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from penstock_core.channels import channel
+from penstock_core.rpc.channels import channel
 from penstock_testing.deployment import Deployment, deployment
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(600)]

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from penstock.inference.v1 import generate_pb2, inference_service_pb2_grpc
-from penstock_core import semconv as sc
+from penstock_core.telemetry import semconv as sc
 from penstock_testing.otlp import OtlpReceiver, ReceivedSpan
 from penstock_testing.platform import UpProcess, wait_for
 

@@ -2,7 +2,7 @@
 
 from dashboards.grafana import Dashboard, Panel, Query
 from dashboards.queries import CALLS, STATUS, quantiles, rate, series
-from penstock_core import semconv as names
+from penstock_core.telemetry import semconv as names
 
 _LINES = rate(names.BATCH_LINES_DONE, "_total", STATUS)
 _PROGRESS = (

@@ -2,7 +2,7 @@
 
 from dashboards.grafana import Dashboard, Panel, Query
 from dashboards.queries import rate, series
-from penstock_core import semconv as names
+from penstock_core.telemetry import semconv as names
 
 _TENANT = names.TENANT.replace(".", "_")
 _MODEL = names.REQUEST_MODEL.replace(".", "_")

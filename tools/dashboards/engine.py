@@ -2,7 +2,7 @@
 
 from dashboards.grafana import Dashboard, Panel, Query
 from dashboards.queries import WINDOW, rate, series
-from penstock_core import semconv as names
+from penstock_core.telemetry import semconv as names
 
 _OUTCOME = names.DRAFT_OUTCOME.replace(".", "_")
 _DRAFTS = rate(names.ENGINE_DRAFT_TOKENS, "_total")

@@ -1,10 +1,10 @@
-"""PromQL from the names in ``penstock_core.semconv``, as Prometheus spells them.
+"""PromQL from the names in ``penstock_core.telemetry.semconv``, as Prometheus spells them.
 
 Dots become underscores; the unit and ``_total`` are appended.
 """
 
 from dashboards.grafana import Query
-from penstock_core import semconv as names
+from penstock_core.telemetry import semconv as names
 
 WINDOW = "$__rate_interval"
 MODEL = names.REQUEST_MODEL.replace(".", "_")

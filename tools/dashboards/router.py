@@ -2,7 +2,7 @@
 
 from dashboards.grafana import Dashboard, Panel, Query
 from dashboards.queries import WORKER, quantiles, rate, series
-from penstock_core import semconv as names
+from penstock_core.telemetry import semconv as names
 
 _STATE = names.SYNC_STATE.replace(".", "_")
 _HITS = (

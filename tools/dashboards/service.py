@@ -2,7 +2,7 @@
 
 from dashboards.grafana import Dashboard, Panel, Query
 from dashboards.queries import CALLS, FAILED, GENERATE, MODEL, quantiles, rate, within
-from penstock_core import semconv as names
+from penstock_core.telemetry import semconv as names
 
 _TOKENS = 'gen_ai_token_type="{}"'
 _FAILURES = f"({rate(names.RPC_DURATION, CALLS, where=f'{GENERATE},{FAILED}')} or vector(0))"

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import grpc
 
-from penstock_core.channels import channel
 from penstock_core.errors import ModelNotFound, NoWorker, Unavailable
 from penstock_core.ids import new_id
-from penstock_core.model_names import SEPARATOR, Catalogue, Named, Served
 from penstock_core.registry import Registry
-from penstock_core.tls import PLAIN, Tls
-from penstock_core.tracing import Metadata
+from penstock_core.requests.model_names import SEPARATOR, Catalogue, Named, Served
+from penstock_core.rpc.channels import channel
+from penstock_core.security.tls import PLAIN, Tls
+from penstock_core.telemetry.tracing import Metadata
 from penstock_router.fleet.changes import Changes
 from penstock_router.fleet.follower import Follower, Subscription
 from penstock_router.fleet.sync import SyncState

@@ -11,8 +11,8 @@ import grpc
 
 from penstock.worker.v1 import worker_service_pb2, worker_service_pb2_grpc
 from penstock_core.errors import PenstockError, Unauthenticated
-from penstock_core.status import from_rpc_error
-from penstock_core.tracing import Metadata
+from penstock_core.rpc.status import from_rpc_error
+from penstock_core.telemetry.tracing import Metadata
 from penstock_router.fleet import translate
 from penstock_router.fleet.changes import Changes
 from penstock_router.fleet.sync import SyncState

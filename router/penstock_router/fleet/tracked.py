@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from penstock_core.shared_quotas import SharedQuotas
+from penstock_core.security.shared_quotas import SharedQuotas
 from penstock_router.decisions.book import DecisionBook
 from penstock_router.fleet.breaker import Breaker
 from penstock_router.fleet.distance import Distance

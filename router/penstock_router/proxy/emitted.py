@@ -6,7 +6,7 @@ transcript when one does, or when there are so many that the fold is the smaller
 
 from penstock.common.v1 import usage_pb2
 from penstock.inference.v1 import generate_pb2
-from penstock_core.transcript import Response, Transcript
+from penstock_core.requests.transcript import Response, Transcript
 
 _MAX_FRAMES = 256
 _MAX_BYTES = 64 * 1024

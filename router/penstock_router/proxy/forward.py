@@ -12,11 +12,11 @@ from opentelemetry import trace
 
 from penstock.common.v1 import usage_pb2
 from penstock.inference.v1 import generate_pb2, inference_service_pb2
-from penstock_core import semconv
-from penstock_core.attempts import PATIENCE_S, Attempts
 from penstock_core.errors import NoWorker, PenstockError, Rejected, WorkerLost
-from penstock_core.stalls import STALL_FLOOR_S
-from penstock_core.tracing import Metadata, outgoing
+from penstock_core.rpc.attempts import PATIENCE_S, Attempts
+from penstock_core.rpc.stalls import STALL_FLOOR_S
+from penstock_core.telemetry import semconv
+from penstock_core.telemetry.tracing import Metadata, outgoing
 from penstock_router.fleet.fleet import Fleet
 from penstock_router.metrics import RouterMetrics
 from penstock_router.prompts import PreparedRequest, Preparer

@@ -10,10 +10,10 @@ from google.protobuf.message import Message
 from opentelemetry import trace
 from opentelemetry.trace import Status, StatusCode
 
-from penstock_core import semconv
-from penstock_core.attempts import call_failure
 from penstock_core.errors import PenstockError, Unavailable, WorkerLost
-from penstock_core.stalls import STALL_FLOOR_S, StallWatch
+from penstock_core.rpc.attempts import call_failure
+from penstock_core.rpc.stalls import STALL_FLOOR_S, StallWatch
+from penstock_core.telemetry import semconv
 from penstock_router.fleet.sync import SyncState
 from penstock_router.proxy.emitted import STARTED_TAG
 from penstock_router.routing import Routed, Router

@@ -17,7 +17,7 @@ from penstock_cli.options import (
     own_tls,
 )
 from penstock_client import Client, Completed, Delta, GenerateOptions, Message
-from penstock_core.pricing import amount_text
+from penstock_core.cost.pricing import amount_text
 
 EPILOG = "Example: penstock chat --message 'What does os.walk do?' --max-tokens 64"
 

@@ -26,7 +26,7 @@ from penstock_cli.views.amounts import duration
 from penstock_cli.views.documents import to_json
 from penstock_client import AsyncClient, Delta, GenerateOptions, Generation
 from penstock_client.results import Collector
-from penstock_core.pricing import amount_text
+from penstock_core.cost.pricing import amount_text
 
 EPILOG = "Example: penstock generate 'def fibonacci(n):' --max-tokens 64 --temperature 0"
 

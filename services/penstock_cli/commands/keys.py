@@ -11,10 +11,10 @@ from rich.table import Table
 from penstock_cli.execution import notes, output, run
 from penstock_cli.failures import CommandFailed
 from penstock_cli.options import Json
-from penstock_core.auth import Limits, digest, new_key
 from penstock_core.ids import new_id
-from penstock_core.key_entries import KeyEntry, parse_key
-from penstock_core.key_stores import Change, KeyFiles, open_store
+from penstock_core.security.auth import Limits, digest, new_key
+from penstock_core.security.key_entries import KeyEntry, parse_key
+from penstock_core.security.key_stores import Change, KeyFiles, open_store
 
 app = typer.Typer(no_args_is_help=True, help="API keys: make, list, rotate and revoke them.")
 

@@ -16,8 +16,8 @@ from penstock_cli.execution import notes, output, run
 from penstock_cli.options import BATCH_PORT, GATEWAY_PORT, ROUTER_PORT, Quantization, Weights
 from penstock_cli.supervisor.environment import Addresses, EngineChoice
 from penstock_cli.supervisor.platform import Platform, PlatformOptions, running_platform
-from penstock_core.budgets import Budget
-from penstock_core.pricing import Price
+from penstock_core.cost.budgets import Budget
+from penstock_core.cost.pricing import Price
 
 EPILOG = "Example: penstock up --workers 2 --model Qwen/Qwen3-0.6B --port 8000"
 _NEW_KEY = "new"

@@ -13,12 +13,12 @@ from penstock.routing.v1 import routing_service_pb2 as pb
 from penstock.routing.v1 import routing_service_pb2_grpc
 from penstock.worker.v1 import worker_service_pb2, worker_service_pb2_grpc
 from penstock_cli.doctor.facts import Followed, IndexCheck, LeaseCheck, OpenDoor
-from penstock_core.channels import channel
 from penstock_core.errors import LeaseInvalid, PenstockError, PermissionDenied, Unauthenticated
 from penstock_core.ids import new_id
-from penstock_core.status import from_rpc_error
-from penstock_core.tls import PLAIN, Tls
-from penstock_core.tracing import Metadata
+from penstock_core.rpc.channels import channel
+from penstock_core.rpc.status import from_rpc_error
+from penstock_core.security.tls import PLAIN, Tls
+from penstock_core.telemetry.tracing import Metadata
 
 _BEATS = 3
 _LIVE = pb.SYNC_STATE_LIVE

@@ -16,11 +16,11 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from penstock_cli.doctor.facts import KeysCheck, Kind, Process, RedisCheck
-from penstock_core.auth import KeyRing
-from penstock_core.channels import channel
 from penstock_core.errors import PenstockError
 from penstock_core.registry import RedisRegistry
-from penstock_core.tls import PLAIN, Tls, client_context
+from penstock_core.rpc.channels import channel
+from penstock_core.security.auth import KeyRing
+from penstock_core.security.tls import PLAIN, Tls, client_context
 from penstock_core.version import UNIX_MS_KEY, VERSION_KEY
 
 # The Date header counts whole seconds.

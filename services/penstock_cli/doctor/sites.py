@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from penstock_cli.failures import CommandFailed
-from penstock_core.tls import PLAIN, Tls
+from penstock_core.security.tls import PLAIN, Tls
 
 
 @dataclass(frozen=True, slots=True)

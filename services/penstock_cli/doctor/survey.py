@@ -24,10 +24,10 @@ from penstock_cli.doctor.processes import (
 )
 from penstock_cli.doctor.sites import Site
 from penstock_client.client import credentials
-from penstock_core.channels import channel
 from penstock_core.errors import PenstockError
-from penstock_core.leases import internal_metadata
-from penstock_core.tracing import Metadata
+from penstock_core.rpc.channels import channel
+from penstock_core.security.leases import internal_metadata
+from penstock_core.telemetry.tracing import Metadata
 from penstock_core.version import VERSION
 
 

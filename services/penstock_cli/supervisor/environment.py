@@ -10,7 +10,7 @@ from pathlib import Path
 from penstock_cli.supervisor.keys import Keys
 from penstock_cli.supervisor.probes import Probe, grpc_serving, http_ok
 from penstock_cli.supervisor.processes import Spec
-from penstock_core.pricing import NO_PRICE, Price
+from penstock_core.cost.pricing import NO_PRICE, Price
 
 _DEMO_START_S = 120.0
 # Another model may first have to be downloaded.

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from penstock_cli.failures import CommandFailed
-from penstock_core.auth import DEFAULT_TENANT, KeyRing, key_file, new_key
-from penstock_core.budgets import Budget
+from penstock_core.cost.budgets import Budget
+from penstock_core.security.auth import DEFAULT_TENANT, KeyRing, key_file, new_key
 
 _SERVICE_TENANT = "penstock-batch"
 

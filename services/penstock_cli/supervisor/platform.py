@@ -21,8 +21,8 @@ from penstock_cli.supervisor.ports import PortWish, settle_ports
 from penstock_cli.supervisor.processes import Say, Supervisor
 from penstock_cli.supervisor.redis import find_server, redis_spec
 from penstock_client import AsyncClient
-from penstock_core.budgets import Budget
-from penstock_core.pricing import NO_PRICE, Price
+from penstock_core.cost.budgets import Budget
+from penstock_core.cost.pricing import NO_PRICE, Price
 
 _FLEET_TIMEOUT_S = 60.0
 

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from penstock_core.channels import channel
+from penstock_core.rpc.channels import channel
 
 Probe = Callable[[], Awaitable[bool]]
 

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from penstock.batch.v1 import batch_pb2
-from penstock_core.pricing import amount_text
+from penstock_core.cost.pricing import amount_text
 
 ENDED = frozenset(
     {

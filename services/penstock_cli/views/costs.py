@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from penstock.routing.v1 import routing_service_pb2 as pb
-from penstock_core.pricing import amount_text
+from penstock_core.cost.pricing import amount_text
 
 _NO_PRICE = "-"
 

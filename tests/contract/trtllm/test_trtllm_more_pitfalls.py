@@ -122,7 +122,7 @@ async def test_pitfall_17_events_are_in_process_only_so_one_reader_feeds_everybo
 async def _sees(endpoint: str, name: bytes) -> bool:
     from penstock.worker.v1.worker_service_pb2 import WatchStateRequest
     from penstock.worker.v1.worker_service_pb2_grpc import WorkerServiceStub
-    from penstock_core import rpc
+    from penstock_core.rpc import server as rpc
 
     async with rpc.channel(endpoint) as channel:
         async for frame in WorkerServiceStub(channel).WatchState(WatchStateRequest(), timeout=20):

@@ -171,7 +171,7 @@ async def test_pitfall_12_stop_strings_are_matched_by_us_and_end_in_the_engine(
 
 async def _call(endpoint: str, request: Any) -> Any:
     from penstock.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
-    from penstock_core import rpc
+    from penstock_core.rpc import server as rpc
 
     async with rpc.channel(endpoint) as channel:
         async for response in InferenceServiceStub(channel).Generate(request, timeout=30):

@@ -17,8 +17,8 @@ from redis.asyncio import Redis
 from penstock.batch.v1 import batch_pb2, batch_service_pb2_grpc
 from penstock.batch.v1 import batch_service_pb2 as pb
 from penstock.inference.v1 import generate_pb2
-from penstock_core import rpc
-from penstock_core.auth import KeyRing, key_file
+from penstock_core.rpc import server as rpc
+from penstock_core.security.auth import KeyRing, key_file
 from penstock_testing.batch import TENANT, BatchProcesses, batch_processes, jsonl, parsed
 from penstock_testing.echo_router import EchoRouter, running_echo
 from penstock_testing.redis import RedisServer

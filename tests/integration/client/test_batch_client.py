@@ -11,8 +11,8 @@ import pytest
 
 from penstock.batch.v1 import batch_pb2
 from penstock_client import AsyncBatchClient
-from penstock_core.auth import KeyRing, Principal, digest
 from penstock_core.errors import Conflict, InvalidRequest, NotFound, Unauthenticated, Unavailable
+from penstock_core.security.auth import KeyRing, Principal, digest
 from penstock_testing.memory_batches import Stored, running_batches
 
 KEYS = KeyRing({digest("pk-good"): Principal("acme")})

@@ -6,9 +6,9 @@ import grpc
 import pytest
 
 from penstock.batch.v1 import batch_service_pb2 as pb
-from penstock_core.auth import KeyRing, Principal, digest
-from penstock_core.channels import channel
-from penstock_core.client_stream import exchange
+from penstock_core.rpc.channels import channel
+from penstock_core.rpc.client_stream import exchange
+from penstock_core.security.auth import KeyRing, Principal, digest
 from penstock_testing.memory_batches import Stored, running_batches
 
 UPLOAD = "/penstock.batch.v1.BatchService/UploadFile"

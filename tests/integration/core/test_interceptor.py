@@ -10,9 +10,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from penstock.inference.v1 import generate_pb2, inference_service_pb2, inference_service_pb2_grpc
-from penstock_core import auth, errors, rpc
-from penstock_core.interceptors import ServerInterceptor, principal
-from penstock_core.status import from_rpc_error
+from penstock_core import errors
+from penstock_core.rpc import server as rpc
+from penstock_core.rpc.interceptors import ServerInterceptor, principal
+from penstock_core.rpc.status import from_rpc_error
+from penstock_core.security import auth
 
 NAME = "penstock.inference.v1.InferenceService"
 

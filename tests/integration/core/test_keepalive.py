@@ -5,8 +5,8 @@ import asyncio
 import grpc
 import pytest
 
-from penstock_core.channels import KEEPALIVE_MS
-from penstock_core.rpc import SERVER_OPTIONS
+from penstock_core.rpc.channels import KEEPALIVE_MS
+from penstock_core.rpc.server import SERVER_OPTIONS
 
 TOLERANCE = "grpc.http2.min_ping_interval_without_data_ms"
 # gRPC sends at most one ping a second; the third is the second that comes too early.

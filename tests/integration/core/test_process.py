@@ -13,7 +13,10 @@ import pytest
 SERVE = """
 import asyncio, sys
 from opentelemetry import metrics
-from penstock_core import lifecycle, logs, semconv, telemetry
+from penstock_core import lifecycle
+from penstock_core.telemetry import logs
+from penstock_core.telemetry import semconv
+from penstock_core.telemetry import setup as telemetry
 
 async def main(stop):
     histogram = metrics.get_meter("t").create_histogram(semconv.TTFT, unit="s")
@@ -31,7 +34,8 @@ sys.exit(status)
 
 FAIL = """
 import sys
-from penstock_core import lifecycle, logs
+from penstock_core import lifecycle
+from penstock_core.telemetry import logs
 logs.configure("test")
 
 async def main(stop):

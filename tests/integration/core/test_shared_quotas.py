@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from penstock_core.auth import Limits, Principal
 from penstock_core.errors import QuotaExceeded
-from penstock_core.quota_store import KEPT_S, QuotaStore, Settlement
-from penstock_core.quotas import Claim
-from penstock_core.shared_quotas import SharedQuotas
+from penstock_core.security.auth import Limits, Principal
+from penstock_core.security.quota_store import KEPT_S, QuotaStore, Settlement
+from penstock_core.security.quotas import Claim
+from penstock_core.security.shared_quotas import SharedQuotas
 from penstock_testing.redis import RedisServer, redis_server
 
 

@@ -6,9 +6,9 @@ from typing import TypeVar
 
 import pytest
 
+from penstock_core.cost.pricing import Price
+from penstock_core.cost.spending import OTHERS, Account, SpendingLedger, Spent
 from penstock_core.errors import Unavailable
-from penstock_core.pricing import Price
-from penstock_core.spending import OTHERS, Account, SpendingLedger, Spent
 from penstock_engine.api import Share
 from penstock_testing.redis import redis_server
 from penstock_worker import bookkeeper as books

@@ -7,9 +7,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from penstock_core.auth import KeyRing, Principal, digest
-from penstock_core.channels import channel
-from penstock_core.exposition import ExemplarReader, Exposition
+from penstock_core.rpc.channels import channel
+from penstock_core.security.auth import KeyRing, Principal, digest
+from penstock_core.telemetry.exposition import ExemplarReader, Exposition
 from penstock_gateway.app import Upstreams, build_app
 from penstock_gateway.gate import Gate
 from penstock_gateway.settings import GatewaySettings

@@ -6,10 +6,10 @@ import pytest
 from penstock.inference.v1 import generate_pb2, inference_service_pb2_grpc
 from penstock.inference.v1 import inference_service_pb2 as pb
 from penstock.routing.v1 import routing_service_pb2
-from penstock_core import rpc
 from penstock_core.errors import InvalidRequest, LeaseInvalid, NotFound, PenstockError
-from penstock_core.leases import internal_metadata
-from penstock_core.status import from_rpc_error
+from penstock_core.rpc import server as rpc
+from penstock_core.rpc.status import from_rpc_error
+from penstock_core.security.leases import internal_metadata
 from penstock_testing.cluster import Cluster, ask, collect, running_cluster
 from penstock_testing.engine import FakeConfig, FakeEngine
 

@@ -17,10 +17,10 @@ from penstock.inference.v1.inference_service_pb2_grpc import InferenceServiceStu
 from penstock.routing.v1 import routing_service_pb2 as pb
 from penstock.routing.v1.routing_service_pb2_grpc import RoutingServiceStub
 from penstock_client import AsyncClient
-from penstock_core import rpc
-from penstock_core.auth import TENANT_KEY, digest
+from penstock_core.cost.pricing import Price
 from penstock_core.errors import BudgetSpent
-from penstock_core.pricing import Price
+from penstock_core.rpc import server as rpc
+from penstock_core.security.auth import TENANT_KEY, digest
 from penstock_core.settings import SettingsError
 from penstock_router.process import running_router
 from penstock_testing.cluster import DEADLINE_S, DEFAULT_SETTINGS, ask

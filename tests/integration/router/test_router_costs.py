@@ -7,7 +7,7 @@ import pytest
 
 from penstock.common.v1 import usage_pb2
 from penstock_client import AsyncClient, Completed, Delta, GenerateOptions, Started
-from penstock_core.pricing import Price
+from penstock_core.cost.pricing import Price
 from penstock_testing.cluster import DEADLINE_S, ask, running_cluster
 from penstock_testing.engine import FakeEngine
 from penstock_testing.worker import DEFAULT_OPTIONS

@@ -21,7 +21,7 @@ from penstock_core.errors import (
     PenstockError,
     PromptTooLong,
 )
-from penstock_core.status import from_rpc_error
+from penstock_core.rpc.status import from_rpc_error
 from penstock_engine.api import Pooling, Priority
 from penstock_router.embedding import MAX_PART_INPUTS
 from penstock_testing.calls import calls_to

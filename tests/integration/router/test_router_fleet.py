@@ -14,9 +14,9 @@ from blockbuster import BlockBuster
 from penstock.inference.v1 import inference_service_pb2_grpc
 from penstock.routing.v1 import decision_pb2
 from penstock.routing.v1 import routing_service_pb2 as pb
-from penstock_core import rpc
 from penstock_core.errors import Draining, NoWorker
-from penstock_core.status import from_rpc_error
+from penstock_core.rpc import server as rpc
+from penstock_core.rpc.status import from_rpc_error
 from penstock_router.process import running_router
 from penstock_router.settings import RouterSettings
 from penstock_testing.cluster import (

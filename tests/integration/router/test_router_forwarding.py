@@ -7,14 +7,14 @@ import grpc
 import pytest
 
 from penstock.inference.v1 import generate_pb2, inference_service_pb2_grpc
-from penstock_core import rpc
 from penstock_core.errors import (
     DeadlineExceeded,
     EngineFailed,
     NoWorker,
     Overloaded,
 )
-from penstock_core.status import from_rpc_error
+from penstock_core.rpc import server as rpc
+from penstock_core.rpc.status import from_rpc_error
 from penstock_testing.cluster import (
     DEADLINE_S,
     DEFAULT_SETTINGS,

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from penstock_core import rpc
+from penstock_core.rpc import server as rpc
 from penstock_testing.platform import wait_for
 
 pytestmark = pytest.mark.process

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from penstock_client import AsyncClient
-from penstock_core.auth import digest
 from penstock_core.errors import QuotaExceeded
+from penstock_core.security.auth import digest
 from penstock_router.process import running_router
 from penstock_testing.cluster import DEADLINE_S, DEFAULT_SETTINGS
 from penstock_testing.engine import FakeEngine

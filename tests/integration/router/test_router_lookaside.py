@@ -6,11 +6,11 @@ import pytest
 from penstock.common.v1 import lease_pb2
 from penstock.inference.v1 import generate_pb2, inference_service_pb2_grpc
 from penstock.routing.v1 import routing_service_pb2 as pb
-from penstock_core import rpc
 from penstock_core.blocks import unpack_tokens
 from penstock_core.errors import LeaseInvalid, NoWorker
-from penstock_core.leases import sign
-from penstock_core.status import from_rpc_error
+from penstock_core.rpc import server as rpc
+from penstock_core.rpc.status import from_rpc_error
+from penstock_core.security.leases import sign
 from penstock_router.settings import RouterSettings
 from penstock_testing.cluster import Answer, Cluster, ask, collect, running_cluster
 from penstock_testing.engine import FakeEngine

@@ -11,9 +11,9 @@ import pytest
 
 from penstock.inference.v1 import inference_service_pb2, inference_service_pb2_grpc
 from penstock.routing.v1 import routing_service_pb2, routing_service_pb2_grpc
-from penstock_core import rpc
 from penstock_core.errors import ModelNotFound
-from penstock_core.status import from_rpc_error
+from penstock_core.rpc import server as rpc
+from penstock_core.rpc.status import from_rpc_error
 from penstock_router.process import RunningRouter, running_router
 from penstock_router.settings import RouterSettings
 from penstock_testing.cluster import DEADLINE_S, Answer, ask, collect

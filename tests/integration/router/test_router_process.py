@@ -12,7 +12,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from penstock.routing.v1 import routing_service_pb2, routing_service_pb2_grpc
-from penstock_core import rpc
+from penstock_core.rpc import server as rpc
 
 pytestmark = pytest.mark.process
 

@@ -9,8 +9,6 @@ from penstock.common.v1 import chat_pb2, tokens_pb2
 from penstock.inference.v1 import generate_pb2
 from penstock.inference.v1 import inference_service_pb2 as pb
 from penstock.routing.v1 import routing_service_pb2
-from penstock_core import rpc
-from penstock_core.auth import key_file
 from penstock_core.blocks import pack_tokens
 from penstock_core.errors import (
     InvalidRequest,
@@ -21,7 +19,9 @@ from penstock_core.errors import (
     PromptTooLong,
     Unauthenticated,
 )
-from penstock_core.status import from_rpc_error
+from penstock_core.rpc import server as rpc
+from penstock_core.rpc.status import from_rpc_error
+from penstock_core.security.auth import key_file
 from penstock_router.proxy.forward import GENERATE
 from penstock_testing.cluster import DEFAULT_SETTINGS, Cluster, ask, collect, running_cluster
 from penstock_testing.engine import FakeEngine

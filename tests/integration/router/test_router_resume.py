@@ -9,10 +9,10 @@ import pytest
 from penstock.common.v1 import tokens_pb2
 from penstock.inference.v1 import generate_pb2
 from penstock.worker.v1 import worker_service_pb2, worker_service_pb2_grpc
-from penstock_core import rpc
 from penstock_core.blocks import pack_tokens, unpack_tokens
 from penstock_core.errors import EngineFailed, InvalidRequest
-from penstock_core.status import from_rpc_error
+from penstock_core.rpc import server as rpc
+from penstock_core.rpc.status import from_rpc_error
 from penstock_testing.cluster import (
     DEADLINE_S,
     DEFAULT_SETTINGS,

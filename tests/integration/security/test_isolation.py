@@ -10,10 +10,10 @@ from penstock.inference.v1 import generate_pb2
 from penstock.routing.v1 import routing_service_pb2 as routing_pb
 from penstock.routing.v1 import routing_service_pb2_grpc
 from penstock_client import AsyncClient
-from penstock_core.channels import channel
 from penstock_core.errors import LeaseInvalid, PenstockError
-from penstock_core.leases import sign
-from penstock_core.status import from_rpc_error
+from penstock_core.rpc.channels import channel
+from penstock_core.rpc.status import from_rpc_error
+from penstock_core.security.leases import sign
 from penstock_testing.calls import calls_to
 from penstock_testing.cluster import ask
 from penstock_testing.engine import FakeEngine

@@ -12,7 +12,6 @@ from typer.testing import CliRunner
 
 from penstock_cli.__main__ import build_app
 from penstock_client import AsyncClient
-from penstock_core.auth import digest
 from penstock_core.errors import (
     PenstockError,
     PermissionDenied,
@@ -20,9 +19,10 @@ from penstock_core.errors import (
     Unauthenticated,
     Unavailable,
 )
-from penstock_core.key_entries import KeyEntry
-from penstock_core.live_keys import LiveKeys, live_keys
-from penstock_core.redis_keys import RedisKeys
+from penstock_core.security.auth import digest
+from penstock_core.security.key_entries import KeyEntry
+from penstock_core.security.live_keys import LiveKeys, live_keys
+from penstock_core.security.redis_keys import RedisKeys
 from penstock_core.settings import SettingsError
 from penstock_testing.engine import FakeEngine
 from penstock_testing.guarded import Guarded, guarded_platform, write_keys

@@ -14,8 +14,8 @@ from penstock_batch.app import build_app
 from penstock_batch.board import Board
 from penstock_batch.settings import BatchSettings
 from penstock_core.errors import Unavailable
-from penstock_core.redis_keys import RedisKeys
 from penstock_core.registry import RedisRegistry, WorkerEntry
+from penstock_core.security.redis_keys import RedisKeys
 from penstock_testing.certificates import Authority
 from penstock_testing.redis import find_redis
 

@@ -15,13 +15,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from penstock_client import AsyncBatchClient, AsyncClient
 from penstock_core import probe
-from penstock_core.auth import KeyRing
-from penstock_core.channels import channel
 from penstock_core.errors import PenstockError, Unavailable
-from penstock_core.interceptors import ServerInterceptor
-from penstock_core.rpc import RpcServer
+from penstock_core.rpc.channels import channel
+from penstock_core.rpc.interceptors import ServerInterceptor
+from penstock_core.rpc.server import RpcServer
+from penstock_core.security.auth import KeyRing
+from penstock_core.security.tls import PLAIN, HttpTls, Tls
 from penstock_core.settings import SettingsError
-from penstock_core.tls import PLAIN, HttpTls, Tls
 from penstock_router.settings import RouterSettings
 from penstock_testing.certificates import Authority
 from penstock_testing.guarded import guarded_platform

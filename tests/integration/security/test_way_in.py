@@ -14,9 +14,9 @@ from starlette.routing import Route
 from penstock.batch.v1 import batch_service_pb2 as batch_pb
 from penstock.routing.v1 import routing_service_pb2 as routing_pb
 from penstock_client import AsyncBatchClient, AsyncClient, Started
-from penstock_core.channels import channel
 from penstock_core.errors import NotFound, PermissionDenied, Unauthenticated
-from penstock_core.leases import internal_key
+from penstock_core.rpc.channels import channel
+from penstock_core.security.leases import internal_key
 from penstock_gateway.app import Upstreams, build_app
 from penstock_gateway.edge import Edge
 from penstock_gateway.gate import Gate

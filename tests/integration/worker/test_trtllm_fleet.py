@@ -12,7 +12,7 @@ import pytest
 
 from penstock.inference.v1 import inference_service_pb2_grpc
 from penstock.routing.v1 import routing_service_pb2_grpc
-from penstock_core import rpc
+from penstock_core.rpc import server as rpc
 from penstock_router.process import running_router
 from penstock_testing.cluster import DEFAULT_SETTINGS, Answer, Cluster, ask
 from penstock_testing.worker_process import WorkerProcess, worker_process

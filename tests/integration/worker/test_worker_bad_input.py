@@ -19,8 +19,8 @@ from penstock_core.errors import (
     PenstockError,
     PromptTooLong,
 )
-from penstock_core.leases import sign
-from penstock_core.status import from_rpc_error
+from penstock_core.rpc.status import from_rpc_error
+from penstock_core.security.leases import sign
 from penstock_testing.calls import Calls, calls_to
 from penstock_testing.engine import FakeEngine
 from penstock_testing.models import EOS_TOKEN

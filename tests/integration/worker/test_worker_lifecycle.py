@@ -14,10 +14,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from penstock.inference.v1.generate_pb2 import GenerateRequest
 from penstock.worker.v1 import state_pb2
 from penstock.worker.v1 import worker_service_pb2 as worker_pb2
-from penstock_core import rpc
 from penstock_core.errors import Draining, EngineFailed, Evicted, InvalidRequest, Unavailable
 from penstock_core.registry import RedisRegistry, WorkerEntry
-from penstock_core.status import from_rpc_error
+from penstock_core.rpc import server as rpc
+from penstock_core.rpc.status import from_rpc_error
 from penstock_testing.calls import Calls, calls_to, read
 from penstock_testing.engine import FakeEngine
 from penstock_testing.models import write_byte_tokenizer

@@ -11,8 +11,8 @@ from openai import AsyncOpenAI, BadRequestError
 from penstock.common.v1 import lease_pb2, usage_pb2
 from penstock.inference.v1 import generate_pb2 as pb
 from penstock_client import AsyncClient, GenerateOptions
-from penstock_core.leases import sign
-from penstock_core.pricing import Price
+from penstock_core.cost.pricing import Price
+from penstock_core.security.leases import sign
 from penstock_testing.calls import Calls, Transcript, calls_to
 from penstock_testing.cluster import running_cluster
 from penstock_testing.engine import FakeEngine

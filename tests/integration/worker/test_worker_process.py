@@ -17,9 +17,9 @@ import pytest
 
 from penstock.inference.v1 import generate_pb2
 from penstock.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
-from penstock_core import rpc
 from penstock_core.errors import PromptTooLong
-from penstock_core.status import from_rpc_error
+from penstock_core.rpc import server as rpc
+from penstock_core.rpc.status import from_rpc_error
 from penstock_testing.calls import Transcript
 
 pytestmark = pytest.mark.process

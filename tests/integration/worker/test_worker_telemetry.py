@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from penstock.inference.v1.generate_pb2 import GenerateRequest
-from penstock_core import semconv as sc
+from penstock_core.telemetry import semconv as sc
 from penstock_testing.calls import Calls, calls_to
 from penstock_testing.engine import FakeConfig, FakeEngine
 from penstock_testing.worker import running_worker

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from penstock_core.tls import Tls, client_context
+from penstock_core.security.tls import Tls, client_context
 
 DEPLOY = Path(__file__).resolve().parents[3] / "deploy"
 FILES = {"ca.pem", "server.crt", "server.key", "client.crt", "client.key"}

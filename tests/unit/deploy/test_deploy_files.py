@@ -10,8 +10,8 @@ import yaml
 
 from make_dashboards import files
 from penstock_batch.settings import BatchSettings
-from penstock_core import semconv
 from penstock_core.settings import ProcessSettings
+from penstock_core.telemetry import semconv
 from penstock_gateway.settings import GatewaySettings
 from penstock_router.settings import RouterSettings
 from penstock_worker.settings import WorkerSettings

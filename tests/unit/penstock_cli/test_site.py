@@ -20,9 +20,9 @@ from penstock_cli.supervisor.environment import (
 from penstock_cli.supervisor.folders import owned, socket_dir
 from penstock_cli.supervisor.keys import no_keys, settle_keys
 from penstock_cli.supervisor.ports import PortWish, settle_ports
-from penstock_core.auth import KeyRing, Principal, key_file
-from penstock_core.key_stores import open_store
-from penstock_core.live_keys import ring_of
+from penstock_core.security.auth import KeyRing, Principal, key_file
+from penstock_core.security.key_stores import open_store
+from penstock_core.security.live_keys import ring_of
 
 HOST = "127.0.0.1"
 

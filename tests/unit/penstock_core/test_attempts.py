@@ -4,7 +4,6 @@ import grpc
 import pytest
 from grpc.aio import AioRpcError, Metadata
 
-from penstock_core.attempts import Attempts, call_failure, is_lost_connection
 from penstock_core.errors import (
     Aborted,
     Conflict,
@@ -16,7 +15,8 @@ from penstock_core.errors import (
     Unavailable,
     WorkerLost,
 )
-from penstock_core.status import to_grpc_status
+from penstock_core.rpc.attempts import Attempts, call_failure, is_lost_connection
+from penstock_core.rpc.status import to_grpc_status
 
 
 class Clock:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from penstock.common.v1 import lease_pb2
-from penstock_core import auth, leases
 from penstock_core.errors import LeaseInvalid, LeaseStale, PermissionDenied, Unauthenticated
+from penstock_core.security import auth, leases
 
 SECRET = b"shared"
 NOW = 1_000.0

@@ -7,9 +7,16 @@ from pathlib import Path
 import pytest
 
 from penstock.common.v1 import usage_pb2
-from penstock_core.auth import KeyRing, digest
-from penstock_core.budgets import Budget, agreed_budgets, days_between, ends_at, period_of
-from penstock_core.pricing import NO_PRICE, Price, add_costs, amount_text, parse_prices, to_micros
+from penstock_core.cost.budgets import Budget, agreed_budgets, days_between, ends_at, period_of
+from penstock_core.cost.pricing import (
+    NO_PRICE,
+    Price,
+    add_costs,
+    amount_text,
+    parse_prices,
+    to_micros,
+)
+from penstock_core.security.auth import KeyRing, digest
 
 
 def at(text: str) -> float:

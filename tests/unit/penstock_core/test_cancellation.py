@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from penstock_core.cancellation import heeded_cancellation
+from penstock_core.rpc.cancellation import heeded_cancellation
 
 
 async def deaf(started: asyncio.Event, failure: Exception | None = None) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from penstock_core.errors import InvalidRequest, NotFound
-from penstock_core.model_names import Catalogue, Named, Served
+from penstock_core.requests.model_names import Catalogue, Named, Served
 
 CODER = Served(("coder", "default"), "r1", ("sql", "css", "both"))
 WRITER = Served(("org/writer:7b",), "r2", ("poet", "both", "coder"))

@@ -8,9 +8,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from penstock_core import probe
-from penstock_core.auth import KeyRing
-from penstock_core.interceptors import ServerInterceptor
-from penstock_core.rpc import RpcServer
+from penstock_core.rpc.interceptors import ServerInterceptor
+from penstock_core.rpc.server import RpcServer
+from penstock_core.security.auth import KeyRing
 from penstock_testing.ports import free_port
 
 

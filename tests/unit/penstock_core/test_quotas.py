@@ -2,9 +2,9 @@
 
 import pytest
 
-from penstock_core.auth import Limits, Principal
 from penstock_core.errors import Conflict, QuotaExceeded
-from penstock_core.quotas import Claim, Quotas, Verdict
+from penstock_core.security.auth import Limits, Principal
+from penstock_core.security.quotas import Claim, Quotas, Verdict
 
 MINUTE_S = 60.0
 

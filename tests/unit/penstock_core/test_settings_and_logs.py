@@ -8,9 +8,9 @@ import pytest
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from penstock_core import logs
 from penstock_core.ids import is_safe_id, new_id
 from penstock_core.settings import ProcessSettings, SettingsError
+from penstock_core.telemetry import logs
 
 
 class Example(ProcessSettings):

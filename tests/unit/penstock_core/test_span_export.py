@@ -14,8 +14,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from opentelemetry.trace.span import TraceState
 
-from penstock_core import tracing
-from penstock_core.span_export import SpanEncoder, SpanExporter
+from penstock_core.telemetry import tracing
+from penstock_core.telemetry.span_export import SpanEncoder, SpanExporter
 
 Attribute = str | int | float | bool | list[str] | list[int] | list[float] | list[bool]
 

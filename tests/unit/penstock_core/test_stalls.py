@@ -2,7 +2,7 @@
 
 import asyncio
 
-from penstock_core.stalls import STALL_FLOOR_S, StallWatch
+from penstock_core.rpc.stalls import STALL_FLOOR_S, StallWatch
 
 FLOOR_S = 0.1
 

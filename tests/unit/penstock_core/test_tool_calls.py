@@ -8,7 +8,7 @@ import pytest
 from penstock.common.v1 import chat_pb2
 from penstock.inference.v1.generate_pb2 import GenerateRequest
 from penstock_core.errors import InvalidRequest
-from penstock_core.tool_calls import hold_to_tool_call
+from penstock_core.requests.tool_calls import hold_to_tool_call
 
 CITY = {"properties": {"city": {"$ref": "#/$defs/name"}}, "$defs": {"name": {"type": "string"}}}
 

@@ -5,9 +5,9 @@ import pytest
 from penstock.common.v1 import tokens_pb2, usage_pb2
 from penstock.inference.v1 import generate_pb2
 from penstock_core.blocks import pack_tokens, unpack_tokens
+from penstock_core.cost.pricing import Price
 from penstock_core.errors import WorkerLost
-from penstock_core.pricing import Price
-from penstock_core.transcript import Response, Transcript
+from penstock_core.requests.transcript import Response, Transcript
 
 ELAPSED = usage_pb2.Timing(ttft_s=0.5, total_s=2.0)
 

@@ -8,7 +8,7 @@ from google.protobuf import text_format
 
 from penstock.inference.v1.generate_pb2 import GenerateRequest
 from penstock_core.errors import InvalidRequest, PromptTooLong
-from penstock_core.validation import check_fit, check_request, check_token_ids
+from penstock_core.requests.validation import check_fit, check_request, check_token_ids
 
 
 @dataclass(frozen=True)

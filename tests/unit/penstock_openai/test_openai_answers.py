@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from penstock.common.v1 import tokens_pb2, usage_pb2
 from penstock.inference.v1 import generate_pb2
-from penstock_core.pricing import Price
+from penstock_core.cost.pricing import Price
 from penstock_openai.formats import ChatFormat, CompletionFormat
 from penstock_openai.json_object import Json
 from penstock_openai.logprobs import chat_logprobs, completion_logprobs, token_text

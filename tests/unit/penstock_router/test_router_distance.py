@@ -2,7 +2,7 @@
 
 import pytest
 
-from penstock_core import rpc
+from penstock_core.rpc import server as rpc
 from penstock_router.fleet.distance import Distance
 from penstock_testing.engine import FakeEngine
 from penstock_testing.worker import running_worker

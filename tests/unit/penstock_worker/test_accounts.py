@@ -2,8 +2,8 @@
 
 import pytest
 
-from penstock_core.pricing import NO_PRICE, Price
-from penstock_core.spending import OTHERS, Account, nanos
+from penstock_core.cost.pricing import NO_PRICE, Price
+from penstock_core.cost.spending import OTHERS, Account, nanos
 from penstock_engine.api import Share
 from penstock_worker.accounts import Accounts, Charge
 

@@ -127,7 +127,7 @@ def test_without_a_file_there_is_no_engine(capsys: pytest.CaptureFixture[str]) -
 def test_a_bad_file_is_a_usage_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("penstock_core.logs.configure", lambda _: None)
+    monkeypatch.setattr("penstock_core.telemetry.logs.configure", lambda _: None)
 
     assert main(["--engine", "trtllm", "--config", str(tmp_path / "none.yaml")]) == 2
     assert "none.yaml" in capsys.readouterr().err

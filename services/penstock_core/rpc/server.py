@@ -1,4 +1,4 @@
-"""The builder of gRPC servers, with health, reflection and limits. Channels: ``penstock_core.channels``."""
+"""The builder of gRPC servers, with health, reflection and limits. Channels: ``penstock_core.rpc.channels``."""
 
 import asyncio
 import time
@@ -10,9 +10,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
-from penstock_core.channels import COMMON_OPTIONS, KEEPALIVE_MS, channel, sync_channel
-from penstock_core.interceptors import ServerInterceptor
-from penstock_core.tls import PLAIN, Tls, is_local, server_credentials
+from penstock_core.rpc.channels import COMMON_OPTIONS, KEEPALIVE_MS, channel, sync_channel
+from penstock_core.rpc.interceptors import ServerInterceptor
+from penstock_core.security.tls import PLAIN, Tls, is_local, server_credentials
 from penstock_core.version import UNIX_MS_KEY, VERSION, VERSION_KEY
 
 __all__ = ["RpcServer", "channel", "sync_channel"]

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from penstock.common.v1 import usage_pb2
 from penstock.inference.v1 import generate_pb2
 from penstock_core.blocks import TOKEN_BYTES
+from penstock_core.cost.pricing import add_costs
 from penstock_core.errors import WorkerLost
-from penstock_core.pricing import add_costs
 
 Response = generate_pb2.GenerateResponse
 

@@ -19,8 +19,6 @@ from opentelemetry import context as otel_context
 from opentelemetry import metrics, trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-from penstock_core import semconv as sc
-from penstock_core.auth import DEFAULT_TENANT, Authenticator, Principal
 from penstock_core.errors import (
     Aborted,
     InternalError,
@@ -28,8 +26,10 @@ from penstock_core.errors import (
     NotSupported,
     PenstockError,
 )
-from penstock_core.status import CODES, to_grpc_status
-from penstock_core.tracing import incoming
+from penstock_core.rpc.status import CODES, to_grpc_status
+from penstock_core.security.auth import DEFAULT_TENANT, Authenticator, Principal
+from penstock_core.telemetry import semconv as sc
+from penstock_core.telemetry.tracing import incoming
 
 logger = logging.getLogger(__name__)
 

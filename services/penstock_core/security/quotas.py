@@ -9,8 +9,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from penstock_core.auth import Limits, Principal
 from penstock_core.errors import Conflict, PermissionDenied, QuotaExceeded
+from penstock_core.security.auth import Limits, Principal
 
 _MINUTE_S = 60.0
 _MAX_ACCOUNTS = 4096

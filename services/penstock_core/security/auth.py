@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, Self
 
-from penstock_core.budgets import Budget
+from penstock_core.cost.budgets import Budget
 from penstock_core.errors import PermissionDenied, Unauthenticated
 
 DEFAULT_TENANT = "default"
@@ -76,7 +76,7 @@ class KeyRing:
     by_digest: Mapping[str, Principal]
     is_open: bool = False
     budgets: Mapping[str, Budget] = field(default_factory=dict)
-    """What tenants may spend, by tenant; see ``penstock_core.budgets``."""
+    """What tenants may spend, by tenant; see ``penstock_core.cost.budgets``."""
     unix_time: Callable[[], float] = field(default=time.time, compare=False, repr=False)
 
     @classmethod
@@ -91,7 +91,7 @@ class KeyRing:
         Raises:
             ValueError: the file does not have this form.
         """
-        from penstock_core.key_entries import (  # noqa: PLC0415 - it builds on this module
+        from penstock_core.security.key_entries import (  # noqa: PLC0415 - it builds on this module
             budgets_of,
             parse_keys,
         )

@@ -8,8 +8,8 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from penstock_core.errors import Unavailable
-from penstock_core.key_entries import KeyEntry, parse_key
-from penstock_core.key_stores import Change
+from penstock_core.security.key_entries import KeyEntry, parse_key
+from penstock_core.security.key_stores import Change
 
 _TIMEOUT_S = 2.0
 

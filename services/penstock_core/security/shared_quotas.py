@@ -11,10 +11,10 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from penstock_core.auth import Principal
 from penstock_core.errors import Unavailable
-from penstock_core.quota_store import KEPT_S, QuotaStore, Settlement
-from penstock_core.quotas import Claim, Quotas
+from penstock_core.security.auth import Principal
+from penstock_core.security.quota_store import KEPT_S, QuotaStore, Settlement
+from penstock_core.security.quotas import Claim, Quotas
 
 logger = logging.getLogger(__name__)
 

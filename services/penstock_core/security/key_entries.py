@@ -15,8 +15,8 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
-from penstock_core.auth import MAX_TENANT_LENGTH, UNLIMITED, Limits, Principal
-from penstock_core.budgets import Budget, agreed_budgets
+from penstock_core.cost.budgets import Budget, agreed_budgets
+from penstock_core.security.auth import MAX_TENANT_LENGTH, UNLIMITED, Limits, Principal
 
 _FIELDS = frozenset(
     {"id", "sha256", "tenant", "name", "service", "created_unix_s", "expires_unix_s", "limits", "models",

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Protocol
 
 from penstock_core.errors import Unavailable
-from penstock_core.key_entries import KeyEntry, parse_keys, render_keys
-from penstock_core.tls import stamps
+from penstock_core.security.key_entries import KeyEntry, parse_keys, render_keys
+from penstock_core.security.tls import stamps
 
 _PRIVATE = 0o600
 
@@ -86,7 +86,7 @@ def open_store(where: str) -> KeyStore:
     """The store at a Redis URL, or in files by comma. Raises ValueError for a malformed URL."""
     if where.startswith(("redis://", "rediss://", "unix://")):
         # Loaded only where it is used: a process without keys in Redis needs no client.
-        from penstock_core.redis_keys import RedisKeys  # noqa: PLC0415
+        from penstock_core.security.redis_keys import RedisKeys  # noqa: PLC0415
 
         return RedisKeys(where)
     return KeyFiles([Path(part.strip()) for part in where.split(",") if part.strip()])

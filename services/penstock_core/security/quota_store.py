@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.exceptions import RedisError
 
-from penstock_core.cancellation import heeded_cancellation
 from penstock_core.errors import Unavailable
-from penstock_core.quotas import Claim, Verdict
+from penstock_core.rpc.cancellation import heeded_cancellation
+from penstock_core.security.quotas import Claim, Verdict
 
 KEPT_S = 20.0
 _TIMEOUT_S = 0.25

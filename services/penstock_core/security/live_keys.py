@@ -9,11 +9,11 @@ import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
-from penstock_core.auth import KeyRing, Principal
-from penstock_core.budgets import Budget
+from penstock_core.cost.budgets import Budget
 from penstock_core.errors import Unavailable
-from penstock_core.key_entries import KeyEntry, budgets_of
-from penstock_core.key_stores import KeyStore, open_store
+from penstock_core.security.auth import KeyRing, Principal
+from penstock_core.security.key_entries import KeyEntry, budgets_of
+from penstock_core.security.key_stores import KeyStore, open_store
 from penstock_core.settings import SettingsError
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class LiveKeys:
         self._trouble = ""
 
     def authenticate(self, headers: Mapping[str, str], method: str = "") -> Principal:
-        """See ``penstock_core.auth.Authenticator``."""
+        """See ``penstock_core.security.auth.Authenticator``."""
         return self._ring.authenticate(headers, method)
 
     @property

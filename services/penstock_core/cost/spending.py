@@ -14,9 +14,9 @@ from datetime import datetime
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from penstock_core.budgets import PERIODS, period_of
-from penstock_core.cancellation import heeded_cancellation
+from penstock_core.cost.budgets import PERIODS, period_of
 from penstock_core.errors import Unavailable
+from penstock_core.rpc.cancellation import heeded_cancellation
 
 OTHERS = "(others)"
 MAX_FIELDS = 60_000

@@ -1,11 +1,11 @@
 """Builders of gRPC channels, with the limits and keepalives that servers share.
 
-Apart from ``penstock_core.rpc`` so that a client needs neither health nor reflection packages.
+Apart from ``penstock_core.rpc.server`` so that a client needs neither health nor reflection packages.
 """
 
 import grpc
 
-from penstock_core.tls import PLAIN, Tls, channel_credentials, channel_options, is_local
+from penstock_core.security.tls import PLAIN, Tls, channel_credentials, channel_options, is_local
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 MAX_METADATA_BYTES = 16 * 1024

@@ -10,10 +10,10 @@ from typing import Protocol
 from penstock.common.v1 import chat_pb2, sampling_pb2
 from penstock.inference.v1 import generate_pb2, inference_service_pb2
 from penstock_core.blocks import TOKEN_BYTES
-from penstock_core.bounds import check_bounds, check_name
 from penstock_core.errors import InvalidRequest, NotSupported, PromptTooLong
 from penstock_core.ids import MAX_ID_LENGTH, is_safe_id
-from penstock_core.tool_calls import FREE_CHOICES, REQUIRED
+from penstock_core.requests.bounds import check_bounds, check_name
+from penstock_core.requests.tool_calls import FREE_CHOICES, REQUIRED
 
 MAX_SAMPLES = 64
 MAX_LOGPROBS = 20

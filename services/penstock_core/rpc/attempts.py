@@ -18,7 +18,7 @@ from penstock_core.errors import (
     Unavailable,
     WorkerLost,
 )
-from penstock_core.status import from_rpc_error
+from penstock_core.rpc.status import from_rpc_error
 
 MAX_FIRST_ATTEMPTS = 3
 # In a row, without a token between them: such a request may be what breaks its workers.

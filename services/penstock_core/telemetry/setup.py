@@ -21,10 +21,10 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from prometheus_client import REGISTRY, start_http_server
 
-from penstock_core.exposition import ExemplarReader, Exposition
-from penstock_core.semconv import BUCKETS
-from penstock_core.span_export import SpanExporter
-from penstock_core.tls import PLAIN, Tls
+from penstock_core.security.tls import PLAIN, Tls
+from penstock_core.telemetry.exposition import ExemplarReader, Exposition
+from penstock_core.telemetry.semconv import BUCKETS
+from penstock_core.telemetry.span_export import SpanExporter
 from penstock_core.version import VERSION
 
 # Each export is a call of its own, whatever it carries; a trace may be some seconds late.

@@ -1,0 +1,1 @@
+"""What a worker's time costs, and who has spent how much."""

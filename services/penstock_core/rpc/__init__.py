@@ -1,0 +1,1 @@
+"""Calls: servers, channels, what every call goes through, and how its failures travel."""

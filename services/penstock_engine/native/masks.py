@@ -13,15 +13,17 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
-from llguidance import LLMatcher
 from numpy.typing import NDArray
 
 from penstock_engine.api import FinishReason
 from penstock_engine.native.grammars import GrammarMatcher
 from penstock_engine.native.plan import Chunk
 from penstock_engine.native.request import Sample
+
+M = TypeVar("M")
 
 _WORD_BITS = 32
 _ALL = 0xFFFFFFFF
@@ -45,12 +47,27 @@ class RowMasks:
     ends: dict[int, FinishReason]
 
 
+class StepMasks(Protocol):
+    """Whoever knows the masks of a step's draws. Closed by its owner."""
+
+    def begin(self, chunks: Sequence[Chunk]) -> Callable[[], RowMasks] | None:
+        """Start on the masks of a step's draws; None if no sample of it is constrained.
+
+        What it returns waits for them; call it before any of the samples moves on.
+        """
+        ...
+
+    def close(self) -> None:
+        """End what was begun for it."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
-class _Run:
+class Run(Generic[M]):
     """Rows of one sample: behind its tokens, and behind its first, second, ... draft."""
 
     sample: Sample
-    matcher: LLMatcher
+    matcher: M
     row: int
     drafts: tuple[int, ...]
 
@@ -64,11 +81,8 @@ class Masks:
         self._thread = ThreadPoolExecutor(1, "engine-masks")
 
     def begin(self, chunks: Sequence[Chunk]) -> Callable[[], RowMasks] | None:
-        """Start on the masks of a step's draws; None if no sample of it is constrained.
-
-        What it returns waits for them; call it before any of the samples moves on.
-        """
-        runs = _runs(chunks)
+        """See ``StepMasks.begin``."""
+        runs = runs_of(chunks, GrammarMatcher)
         if not runs:
             return None
         if sum(1 + len(run.drafts) for run in runs) <= _FEW_ROWS:
@@ -79,7 +93,7 @@ class Masks:
         """End the thread."""
         self._thread.shutdown()
 
-    def _compute(self, runs: Sequence[_Run]) -> RowMasks:
+    def _compute(self, runs: Sequence[Run[GrammarMatcher]]) -> RowMasks:
         rows = [run.row + i for run in runs for i in range(1 + len(run.drafts))]
         allowed, ends = self._fill(runs, len(rows)), {}
         word, bit = divmod(self._vocab_size, _WORD_BITS)
@@ -88,7 +102,7 @@ class Masks:
         at = 0
         for run in runs:
             # One that gave up (a grammar can grow too complex) says that all may end.
-            fine = not run.matcher.is_error()
+            fine = not run.matcher.raw.is_error()
             for depth in range(1 + len(run.drafts)):
                 end = _settle_ends(run.sample, depth, allowed[at], fine and bool(may_end[at]))
                 if end is not None:
@@ -96,7 +110,7 @@ class Masks:
                 at += 1
         return RowMasks(rows, allowed, ends)
 
-    def _fill(self, runs: Sequence[_Run], num_rows: int) -> NDArray[np.uint32]:
+    def _fill(self, runs: Sequence[Run[GrammarMatcher]], num_rows: int) -> NDArray[np.uint32]:
         """One bit for each row and token, and one for the end behind them."""
         packed = np.zeros((num_rows, self._words), dtype=np.uint32)
         place, size = packed.ctypes.data, packed.strides[0]
@@ -106,9 +120,9 @@ class Masks:
         return packed
 
 
-def _fill_run(run: _Run, place: int, size: int) -> None:
+def _fill_run(run: Run[GrammarMatcher], place: int, size: int) -> None:
     """Masks of ``size`` bytes from ``place`` on; rows that cannot be reached stay empty."""
-    matcher, followed = run.matcher, 0
+    matcher, followed = run.matcher.raw, 0
     matcher.unsafe_compute_mask_ptr(place, size)
     for draft in run.drafts:
         if matcher.try_consume_tokens([draft]) != 1:
@@ -121,15 +135,15 @@ def _fill_run(run: _Run, place: int, size: int) -> None:
         matcher.rollback(followed)
 
 
-def _runs(chunks: Sequence[Chunk]) -> list[_Run]:
-    """The constrained rows, numbered as the step's draws are."""
-    runs: list[_Run] = []
+def runs_of(chunks: Sequence[Chunk], kind: type[M]) -> list[Run[M]]:
+    """The rows with matchers of a kind, numbered as the step's draws are."""
+    runs: list[Run[M]] = []
     row = 0
     for chunk in chunks:
         for sample in chunk.draws:
             matcher = sample.matcher
-            if isinstance(matcher, GrammarMatcher):
-                runs.append(_Run(sample, matcher.raw, row, chunk.drafts))
+            if isinstance(matcher, kind):
+                runs.append(Run(sample, matcher, row, chunk.drafts))
             row += 1
         row += len(chunk.drafts)
     return runs

@@ -45,12 +45,14 @@ class FusedOptions:
         threads: that compute a step, the caller's included.
         context: positions a sequence may have.
         adapters: those in memory, by name; others change them between steps.
+        chores: what its threads do between steps, if anything.
     """
 
     int8: bool
     threads: int
     context: int
     adapters: Mapping[str, PackedAdapter]
+    chores: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,4 +228,5 @@ def _describe(
         head=tensors.head.address(),
         norm=tensors.norm.data_ptr(),
         kv=kv.pages.data_ptr(),
+        chores=options.chores,
     )

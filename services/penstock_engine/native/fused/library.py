@@ -6,7 +6,7 @@ no tensors. A call releases the GIL for its whole length.
 
 import ctypes
 from collections.abc import Callable
-from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_int64, c_uint32, c_void_p
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -93,6 +93,26 @@ class CModel(Structure):
         ("head", CMatrix),
         ("norm", c_void_p),
         ("kv", c_void_p),
+        ("chores", c_void_p),
+    ]
+
+
+class CGrammar(Structure):
+    """``PenstockGrammar``."""
+
+    _fields_: ClassVar = [
+        (name, c_void_p)
+        for name in ("mask", "consume", "validate", "rollback", "stopped", "failed")
+    ]
+
+
+class CFollower(Structure):
+    """``PenstockFollower``."""
+
+    _fields_: ClassVar = [
+        ("matcher", c_void_p),
+        ("stops", c_void_p),
+        *((name, c_int32) for name in ("num_stops", "min_tokens", "followed", "vocabulary")),
     ]
 
 
@@ -116,6 +136,33 @@ class CStep(Structure):
 
 
 @dataclass(frozen=True, slots=True)
+class Following:
+    """What follows constraints; see ``kernels/follow.h``.
+
+    Attributes:
+        chores: who does what followers leave to do, of grammars behind this interface.
+        end_chores: forget them, once nobody else knows of them.
+        create: a follower.
+        end: end it, waiting for who is at its chore.
+        follow: tell it a token. This and ``permitted`` keep the GIL and never wait.
+        permitted: how many of some tokens could follow.
+        wait: for who is at its chore.
+        ask: for rows of several, behind drafts too.
+        answer: those rows; how many end their sample.
+    """
+
+    chores: Callable[[CGrammar], int]
+    end_chores: Callable[[int], None]
+    create: Callable[[int, CFollower], int]
+    end: Callable[[int], None]
+    follow: Callable[[int, int], int]
+    permitted: Callable[[int, int, int], int]
+    wait: Callable[[int], None]
+    ask: Callable[[int, int, int, int], None]
+    answer: Callable[[int, int | None, int, int, int], int]
+
+
+@dataclass(frozen=True, slots=True)
 class Library:
     """A loaded kernel.
 
@@ -127,6 +174,7 @@ class Library:
         draw: a token for each row of logits; see ``penstock_draw``.
         forbid: sets logits of forbidden tokens; see ``penstock_forbid``.
         destroy: ends the threads.
+        following: constraints beside the steps.
     """
 
     instructions: str
@@ -136,6 +184,7 @@ class Library:
     draw: Callable[[int, int, int, int, int, int], None]
     forbid: Callable[[int, int, int, int, int, int], None]
     destroy: Callable[[int], None]
+    following: Following
 
 
 def open_library() -> Library:
@@ -175,4 +224,31 @@ def load(path: Path) -> Library:
         draw=found.penstock_draw,
         forbid=found.penstock_forbid,
         destroy=found.penstock_destroy,
+        following=_following(found, ctypes.PyDLL(str(path))),
+    )
+
+
+def _following(found: ctypes.CDLL, quick: ctypes.PyDLL) -> Following:
+    """``quick`` calls without giving the GIL away, and so must not wait for who may want it."""
+    found.penstock_chores.restype = c_void_p
+    found.penstock_chores.argtypes = [POINTER(CGrammar)]
+    found.penstock_follower.restype = c_void_p
+    found.penstock_follower.argtypes = [c_void_p, POINTER(CFollower)]
+    quick.penstock_follow.argtypes = [c_void_p, c_uint32]
+    quick.penstock_permitted.argtypes = [c_void_p, c_void_p, c_int32]
+    found.penstock_ask.argtypes = [c_void_p, c_void_p, c_void_p, c_int32]
+    found.penstock_answer.argtypes = [c_void_p, c_void_p, c_int32, c_void_p, c_void_p]
+    for nothing in (found.penstock_end_chores, found.penstock_end_follower, found.penstock_await):
+        nothing.restype, nothing.argtypes = None, [c_void_p]
+    found.penstock_ask.restype = None
+    return Following(
+        chores=found.penstock_chores,
+        end_chores=found.penstock_end_chores,
+        create=found.penstock_follower,
+        end=found.penstock_end_follower,
+        follow=quick.penstock_follow,
+        permitted=quick.penstock_permitted,
+        wait=found.penstock_await,
+        ask=found.penstock_ask,
+        answer=found.penstock_answer,
     )

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from penstock_engine.api import FinishReason
 from penstock_engine.native.grammars import GrammarMatcher
 from penstock_engine.native.plan import Chunk
-from penstock_engine.native.request import Sample
+from penstock_engine.native.request import Drawn, Sample
 
 M = TypeVar("M")
 
@@ -57,6 +57,10 @@ class StepMasks(Protocol):
         """
         ...
 
+    def drew(self, drawn: Sequence[Drawn]) -> None:
+        """Hear what was drawn for the rows of the last ``begin``; matchers are told by others."""
+        ...
+
     def close(self) -> None:
         """End what was begun for it."""
         ...
@@ -88,6 +92,9 @@ class Masks:
         if sum(1 + len(run.drafts) for run in runs) <= _FEW_ROWS:
             return partial(self._compute, runs)
         return self._thread.submit(self._compute, runs).result
+
+    def drew(self, drawn: Sequence[Drawn]) -> None:
+        """See ``StepMasks.drew``; of no use here."""
 
     def close(self) -> None:
         """End the thread."""

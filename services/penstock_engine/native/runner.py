@@ -98,6 +98,8 @@ class Runner:
             if drawers:
                 masks = masking() if masking is not None else None
                 rows = self._sampler.draw(_rows_to_draw(logits, plan.chunks), drawers, masks)
+                if self._masks is not None and masks is not None:
+                    self._masks.drew(rows)
                 drawn = _settle(rows, plan.chunks)
         return StepResult(drawn, time.perf_counter() - began)
 

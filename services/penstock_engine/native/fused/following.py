@@ -10,7 +10,6 @@ import weakref
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
@@ -18,8 +17,9 @@ from penstock_engine.api import FinishReason
 from penstock_engine.native.fused.library import CFollower, CGrammar, Following, Library
 from penstock_engine.native.grammars import Followed
 from penstock_engine.native.llguidance_c import CMatcher, CTokenizer, GrammarLibrary
-from penstock_engine.native.masks import RowMasks, runs_of
+from penstock_engine.native.masks import RowMasks, Run, runs_of
 from penstock_engine.native.plan import Chunk
+from penstock_engine.native.request import Drawn
 from penstock_engine.native.vocabulary import Cutter
 
 _BUSY = -1
@@ -40,7 +40,7 @@ _GRAMMAR = {
 class Follower:
     """A constraint as far as one sample has followed it. Owned by the step thread once made."""
 
-    __slots__ = ("__weakref__", "_following", "_raw", "address", "ended", "fresh")
+    __slots__ = ("__weakref__", "_following", "_raw", "address", "ended", "fresh", "told")
 
     def __init__(
         self, following: Following, raw: CMatcher, address: int, ended: FinishReason | None
@@ -52,16 +52,24 @@ class Follower:
         """See ``GrammarMatcher.ended``."""
         self.fresh = True
         """Whether nobody was asked yet what may follow."""
+        self.told: tuple[int, int] | None = None
+        """The token that was drawn, if it was told already, and what came of that."""
         weakref.finalize(self, _end, following, address, raw)
 
     def advance(self, token: int) -> None:
         """The sample has one token more."""
-        state = self._following.follow(self.address, token)
+        if self.told is not None:
+            told, state = self.told
+            assert told == token, "a sample goes on with another token than was drawn for it"
+            self.told = None
+        else:
+            state = self._following.follow(self.address, token)
         while state == _BUSY:
             self._following.wait(self.address)
             state = self._following.follow(self.address, token)
-        self.ended = _ENDED.get(state)
         self.fresh = False
+        if state:
+            self.ended = _ENDED[state]
 
     def permitted(self, tokens: Sequence[int]) -> int:
         """How many of these tokens could follow, in order."""
@@ -80,8 +88,9 @@ def _end(following: Following, address: int, _raw: CMatcher) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """Rows of some followers, numbered as the step's draws are; drafts of each, if one has any."""
+    """Rows of some followers, numbered as the step's draws are; drafts of each if not all were known."""
 
+    followers: Sequence[Follower]
     rows: Sequence[int]
     addresses: "array[int]"
     counts: "array[int] | None" = None
@@ -96,7 +105,8 @@ class FollowedMasks:
         self._vocab_size = vocab_size
         self._words = vocab_size // _WORD_BITS + 1
         self._masks = np.empty((0, self._words), dtype=np.uint32)
-        self._ends = np.empty(0, dtype=np.int8)
+        self._ends = array("b")
+        self._asked: _Asked | None = None
         addresses = {field: grammars.address(name) for field, name in _GRAMMAR.items()}
         self.chores = self._following.chores(CGrammar(**addresses))
         weakref.finalize(self, self._following.end_chores, self.chores)
@@ -121,41 +131,76 @@ class FollowedMasks:
         return Follower(self._following, raw, address, followed.ended)
 
     def begin(self, chunks: Sequence[Chunk]) -> Callable[[], RowMasks] | None:
-        """See ``Masks.begin``; valid until the next step."""
-        runs = runs_of(chunks, Follower)
-        if not runs:
+        """See ``StepMasks.begin``; valid until the next step."""
+        followers: list[Follower] = []
+        rows: list[int] = []
+        row, is_known = 0, True
+        for chunk in chunks:  # a plain loop: in a small model's step each microsecond is seen
+            for sample in chunk.draws:
+                matcher = sample.matcher
+                if isinstance(matcher, Follower):
+                    followers.append(matcher)
+                    rows.append(row)
+                    is_known = is_known and not (matcher.fresh or chunk.drafts)
+                row += 1
+            row += len(chunk.drafts)
+        self._asked = None
+        if not followers:
             return None
+        if is_known:
+            addresses = array("Q", [follower.address for follower in followers])
+            self._asked = _Asked(followers, rows, addresses)
+        else:
+            self._asked = self._ask(runs_of(chunks, Follower))
+        return self._collect
+
+    def drew(self, drawn: Sequence[Drawn]) -> None:
+        """See ``StepMasks.drew``: followers hear of their tokens all at once, and before anybody else."""
+        asked = self._asked
+        if asked is None or asked.counts is not None:
+            return
+        count = len(asked.rows)
+        tokens = array(
+            "i", [drawn[row].token_ids[0] if drawn[row].token_ids else -1 for row in asked.rows]
+        )
+        states = array("b", bytes(count))
+        place, size = asked.addresses.buffer_info()
+        self._following.follow_each(place, tokens.buffer_info()[0], size, states.buffer_info()[0])
+        for follower, token, state in zip(asked.followers, tokens, states, strict=True):
+            if token >= 0:
+                follower.told = token, state
+
+    def _ask(self, runs: Sequence[Run[Follower]]) -> _Asked:
+        """Of some nothing is known, or not what may follow their drafts."""
         addresses = array("Q", [run.matcher.address for run in runs])
-        if not any(run.drafts or run.matcher.fresh for run in runs):
-            return partial(self._collect, _Asked([run.row for run in runs], addresses))
         counts = array("i", [len(run.drafts) for run in runs])
         drafts = array("I", [draft for run in runs for draft in run.drafts])
         self._following.ask(
             addresses.buffer_info()[0], counts.buffer_info()[0], drafts.buffer_info()[0], len(runs)
         )
         rows = [run.row + i for run in runs for i in range(1 + len(run.drafts))]
-        return partial(self._collect, _Asked(rows, addresses, counts))
+        return _Asked([run.matcher for run in runs], rows, addresses, counts)
 
     def close(self) -> None:
         """Nothing is held that collecting this does not free."""
 
-    def _collect(self, asked: _Asked) -> RowMasks:
+    def _collect(self) -> RowMasks:
+        asked = self._asked
+        assert asked is not None, "masks are collected that nobody asked for"
         count = len(asked.rows)
         if count > len(self._ends):
             self._masks = np.empty((count, self._words), dtype=np.uint32)
-            self._ends = np.empty(count, dtype=np.int8)
+            self._ends = array("b", bytes(count))
         place, size = asked.addresses.buffer_info()
-        ended = self._following.answer(
-            place,
-            None if asked.counts is None else asked.counts.buffer_info()[0],
-            size,
-            self._masks.ctypes.data,
-            self._ends.ctypes.data,
-        )
+        counts = None if asked.counts is None else asked.counts.buffer_info()[0]
+        told = (place, counts, size, self._masks.ctypes.data, self._ends.buffer_info()[0])
+        ended = self._following.known(*told, 0)
+        if ended == _BUSY:
+            ended = self._following.answer(*told, 1)
         ends = {}
         if ended:
-            codes = self._ends[:count].tolist()
-            ends = {row: _ENDED[code] for row, code in zip(asked.rows, codes, strict=True) if code}
+            codes = zip(asked.rows, self._ends, strict=False)
+            ends = {row: _ENDED[code] for row, code in codes if code}
         return RowMasks(asked.rows, self._masks[:count], ends)
 
 

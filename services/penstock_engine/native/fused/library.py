@@ -144,10 +144,12 @@ class Following:
         end_chores: forget them, once nobody else knows of them.
         create: a follower.
         end: end it, waiting for who is at its chore.
-        follow: tell it a token. This and ``permitted`` keep the GIL and never wait.
+        follow: tell it a token. This and the next two keep the GIL and never wait.
+        follow_each: tell several a token each.
         permitted: how many of some tokens could follow.
         wait: for who is at its chore.
         ask: for rows of several, behind drafts too.
+        known: those rows if they are known already; keeps the GIL and never waits.
         answer: those rows; how many end their sample.
     """
 
@@ -156,10 +158,12 @@ class Following:
     create: Callable[[int, CFollower], int]
     end: Callable[[int], None]
     follow: Callable[[int, int], int]
+    follow_each: Callable[[int, int, int, int], None]
     permitted: Callable[[int, int, int], int]
     wait: Callable[[int], None]
     ask: Callable[[int, int, int, int], None]
-    answer: Callable[[int, int | None, int, int, int], int]
+    known: Callable[[int, int | None, int, int, int, int], int]
+    answer: Callable[[int, int | None, int, int, int, int], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +185,7 @@ class Library:
     groups: tuple[int, ...]
     create: Callable[[CModel], int | None]
     step: Callable[[int, CStep], None]
-    draw: Callable[[int, int, int, int, int, int], None]
+    draw: Callable[[int, int, int, int, int, int | None, int | None, int, int], None]
     forbid: Callable[[int, int, int, int, int, int], None]
     destroy: Callable[[int], None]
     following: Following
@@ -211,7 +215,10 @@ def load(path: Path) -> Library:
     found.penstock_step.restype = None
     found.penstock_step.argtypes = [c_void_p, POINTER(CStep)]
     found.penstock_draw.restype = None
-    found.penstock_draw.argtypes = [c_void_p, c_int32, c_int64, c_void_p, c_void_p, c_void_p]
+    found.penstock_draw.argtypes = [
+        *(c_void_p, c_int32, c_int64, c_void_p, c_void_p),
+        *(c_void_p, c_void_p, c_int64, c_void_p),
+    ]
     found.penstock_forbid.restype = None
     found.penstock_forbid.argtypes = [c_void_p, c_int64, c_void_p, c_int32, c_void_p, c_int64]
     found.penstock_destroy.restype = None
@@ -237,7 +244,10 @@ def _following(found: ctypes.CDLL, quick: ctypes.PyDLL) -> Following:
     quick.penstock_follow.argtypes = [c_void_p, c_uint32]
     quick.penstock_permitted.argtypes = [c_void_p, c_void_p, c_int32]
     found.penstock_ask.argtypes = [c_void_p, c_void_p, c_void_p, c_int32]
-    found.penstock_answer.argtypes = [c_void_p, c_void_p, c_int32, c_void_p, c_void_p]
+    for either in (found, quick):
+        either.penstock_answer.argtypes = [*[c_void_p] * 2, c_int32, *[c_void_p] * 2, c_int32]
+    quick.penstock_follow_each.restype = None
+    quick.penstock_follow_each.argtypes = [c_void_p, c_void_p, c_int32, c_void_p]
     for nothing in (found.penstock_end_chores, found.penstock_end_follower, found.penstock_await):
         nothing.restype, nothing.argtypes = None, [c_void_p]
     found.penstock_ask.restype = None
@@ -247,8 +257,10 @@ def _following(found: ctypes.CDLL, quick: ctypes.PyDLL) -> Following:
         create=found.penstock_follower,
         end=found.penstock_end_follower,
         follow=quick.penstock_follow,
+        follow_each=quick.penstock_follow_each,
         permitted=quick.penstock_permitted,
         wait=found.penstock_await,
         ask=found.penstock_ask,
+        known=quick.penstock_answer,
         answer=found.penstock_answer,
     )

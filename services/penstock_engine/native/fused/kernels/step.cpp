@@ -66,13 +66,16 @@ void penstock_step(void* stepper, const PenstockStep* step) {
 }
 
 // A token for each row of logits: the best where the temperature is 0, else by its point in [0, 1).
+// `where` names each row's mask among `allowed`, of `words` words each, or is negative; null if none has one.
 void penstock_draw(const float* logits, int32_t rows, int64_t vocabulary, const float* temperatures,
-                   const double* points, int32_t* out) {
+                   const double* points, const int32_t* where, const uint32_t* allowed,
+                   int64_t words, int32_t* out) {
   for (int32_t row = 0; row < rows; row++) {
-    const float* mine = logits + row * vocabulary;
-    out[row] = temperatures[row] > 0
-                   ? penstock::draw_at(mine, vocabulary, temperatures[row], points[row])
-                   : penstock::best_of(mine, vocabulary);
+    const bool masked = where && where[row] >= 0;
+    const penstock::LogitRow mine{logits + row * vocabulary, vocabulary,
+                                  masked ? allowed + where[row] * words : nullptr};
+    out[row] = temperatures[row] > 0 ? penstock::draw_at(mine, temperatures[row], points[row])
+                                     : penstock::best_of(mine);
   }
 }
 
@@ -108,6 +111,13 @@ int32_t penstock_follow(void* follower, uint32_t token) {
   return found;
 }
 
+// The same for several, none where the token is negative.
+void penstock_follow_each(void* const* followers, const int32_t* tokens, int32_t count,
+                          int8_t* states) {
+  for (int32_t i = 0; i < count; i++)
+    if (tokens[i] >= 0) states[i] = int8_t(penstock_follow(followers[i], tokens[i]));
+}
+
 // How many of these tokens could follow; kBusy as above.
 int32_t penstock_permitted(void* follower, const uint32_t* tokens, int32_t count) {
   auto& [chores, mine] = *static_cast<Followed*>(follower);
@@ -132,14 +142,15 @@ void penstock_ask(void* const* followers, const int32_t* counts, const uint32_t*
 }
 
 // Their rows, `counts[i]` behind each one's tokens and none if counts is null: masks, and why a sample
-// ends there. How many end.
+// ends there. How many end; kBusy if some are not known yet and `waits` is 0.
 int32_t penstock_answer(void* const* followers, const int32_t* counts, int32_t count,
-                        uint32_t* masks, int8_t* ends) {
+                        uint32_t* masks, int8_t* ends, int32_t waits) {
   int32_t ended = 0;
   for (int32_t i = 0; i < count; i++) {
     auto& [chores, mine] = *static_cast<Followed*>(followers[i]);
     const int rows = 1 + (counts ? counts[i] : 0);
-    chores->await(mine);
+    if (waits) chores->await(mine);
+    else if (!chores->recall(mine) || !mine.ready()) return penstock::kBusy;
     mine.give(rows, masks, ends);
     for (int row = 0; row < rows; row++) ended += ends[row] != penstock::kOpen;
     masks += rows * mine.words();

@@ -38,13 +38,15 @@ class RowMasks:
     Attributes:
         rows: which rows, ascending.
         allowed: ``(rows, words)``; bit ``t % 32`` of word ``t // 32`` tells whether token ``t`` may be
-            drawn. Of a row in ``ends`` nothing is.
+            drawn. Of a row in ``ends`` nothing is. There may be rows to spare.
         ends: why the sample of a row ends instead of drawing.
+        address: of the first word.
     """
 
     rows: Sequence[int]
     allowed: NDArray[np.uint32]
     ends: dict[int, FinishReason]
+    address: int
 
 
 class StepMasks(Protocol):
@@ -115,7 +117,7 @@ class Masks:
                 if end is not None:
                     ends[rows[at]] = end
                 at += 1
-        return RowMasks(rows, allowed, ends)
+        return RowMasks(rows, allowed, ends, allowed.ctypes.data)
 
     def _fill(self, runs: Sequence[Run[GrammarMatcher]], num_rows: int) -> NDArray[np.uint32]:
         """One bit for each row and token, and one for the end behind them."""

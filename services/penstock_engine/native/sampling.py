@@ -14,7 +14,6 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from penstock_engine.api import Logprob, Sampling
@@ -29,11 +28,8 @@ Drawer = Sample | Ahead
 class Rows(Protocol):
     """What is done to all rows of logits ``(rows, vocab)`` in float32 at once."""
 
-    def forbid(self, logits: Tensor, rows: Sequence[int], allowed: NDArray[np.uint32]) -> None:
-        """Set what is not allowed to minus infinity, in place.
-
-        ``allowed`` is ``(rows, words)``: bit ``t % 32`` of word ``t // 32`` is for token ``t``.
-        """
+    def forbid(self, logits: Tensor, masks: RowMasks) -> None:
+        """Set what is not allowed to minus infinity, in place."""
         ...
 
     def pick(
@@ -88,7 +84,7 @@ class Sampler:
         waiting = masks
         if cut:
             if masks is not None:  # what is forbidden counts for nothing where a rest is cut off
-                self._rows.forbid(logits, masks.rows, masks.allowed)
+                self._rows.forbid(logits, masks)
                 waiting = None
             _truncate(logits, samples, cut, temperatures)
         points = [
@@ -110,8 +106,10 @@ class Sampler:
 class TorchRows:
     """``Rows`` with torch's operators, on any device."""
 
-    def forbid(self, logits: Tensor, rows: Sequence[int], allowed: NDArray[np.uint32]) -> None:
+    def forbid(self, logits: Tensor, masks: RowMasks) -> None:
         """See ``Rows.forbid``."""
+        rows = masks.rows
+        allowed = masks.allowed[: len(rows)]
         bits = np.unpackbits(allowed.view(np.uint8), axis=1, bitorder="little")
         forbidden = torch.from_numpy(bits[:, : logits.shape[1]] == 0).to(logits.device)
         if len(rows) == logits.shape[0]:
@@ -129,7 +127,7 @@ class TorchRows:
     ) -> list[int]:
         """See ``Rows.pick``; draws by inverse transform in vocabulary order."""
         if masks is not None:
-            self.forbid(logits, masks.rows, masks.allowed)
+            self.forbid(logits, masks)
         tokens = logits.argmax(dim=-1)
         random = [row for row, temperature in enumerate(temperatures) if temperature]
         if random:

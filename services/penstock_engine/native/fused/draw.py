@@ -7,8 +7,6 @@ the vocabulary half a dozen times and wake their threads for each pass.
 from array import array
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from penstock_engine.native.fused.library import Library
@@ -22,14 +20,12 @@ class KernelRows:
         self._draw = library.draw
         self._forbid = library.forbid
 
-    def forbid(self, logits: Tensor, rows: Sequence[int], allowed: NDArray[np.uint32]) -> None:
-        """Set what is not allowed to minus infinity, in place; ``allowed`` is ``(rows, words)``, packed."""
+    def forbid(self, logits: Tensor, masks: RowMasks) -> None:
+        """See ``Rows.forbid``."""
         assert logits.is_contiguous(), "rows are found by their distance"
-        where = np.array(rows, dtype=np.int64)
-        self._forbid(
-            logits.data_ptr(), logits.shape[1], where.ctypes.data, len(rows),
-            allowed.ctypes.data, allowed.shape[1],
-        )  # fmt: skip
+        where, words = array("q", masks.rows), masks.allowed.shape[1]
+        place, count = where.buffer_info()
+        self._forbid(logits.data_ptr(), logits.shape[1], place, count, masks.address, words)
 
     def pick(
         self,
@@ -50,8 +46,8 @@ class KernelRows:
         if masks is None:
             self._draw(*told, None, None, 0, _address(out))
         else:
-            where, allowed = _where(masks, rows), masks.allowed
-            masked = (_address(where), allowed.ctypes.data, allowed.shape[1])
+            where = _where(masks, rows)
+            masked = (_address(where), masks.address, masks.allowed.shape[1])
             self._draw(*told, *masked, _address(out))
         return out.tolist()
 

@@ -104,8 +104,7 @@ class FollowedMasks:
         self._grammars = grammars
         self._vocab_size = vocab_size
         self._words = vocab_size // _WORD_BITS + 1
-        self._masks = np.empty((0, self._words), dtype=np.uint32)
-        self._ends = array("b")
+        self._make_room(1)
         self._asked: _Asked | None = None
         addresses = {field: grammars.address(name) for field, name in _GRAMMAR.items()}
         self.chores = self._following.chores(CGrammar(**addresses))
@@ -187,13 +186,11 @@ class FollowedMasks:
     def _collect(self) -> RowMasks:
         asked = self._asked
         assert asked is not None, "masks are collected that nobody asked for"
-        count = len(asked.rows)
-        if count > len(self._ends):
-            self._masks = np.empty((count, self._words), dtype=np.uint32)
-            self._ends = array("b", bytes(count))
+        if len(asked.rows) > len(self._ends):
+            self._make_room(len(asked.rows))
         place, size = asked.addresses.buffer_info()
         counts = None if asked.counts is None else asked.counts.buffer_info()[0]
-        told = (place, counts, size, self._masks.ctypes.data, self._ends.buffer_info()[0])
+        told = (place, counts, size, *self._places)
         ended = self._following.known(*told, 0)
         if ended == _BUSY:
             ended = self._following.answer(*told, 1)
@@ -201,7 +198,12 @@ class FollowedMasks:
         if ended:
             codes = zip(asked.rows, self._ends, strict=False)
             ends = {row: _ENDED[code] for row, code in codes if code}
-        return RowMasks(asked.rows, self._masks[:count], ends)
+        return RowMasks(asked.rows, self._masks, ends, self._places[0])
+
+    def _make_room(self, rows: int) -> None:
+        self._masks = np.empty((rows, self._words), dtype=np.uint32)
+        self._ends = array("b", bytes(rows))
+        self._places = (self._masks.ctypes.data, self._ends.buffer_info()[0])
 
 
 class FollowedCompiler:

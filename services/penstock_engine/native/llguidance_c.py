@@ -26,7 +26,7 @@ from typing import ClassVar
 import llguidance._lib
 import numpy as np
 
-_KNOWN = "llguidance@1."
+_KNOWN = "llguidance@1.9."
 _ERROR_BYTES = 1024
 
 Cut = Callable[[bytes], Sequence[int]]

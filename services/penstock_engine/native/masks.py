@@ -1,12 +1,10 @@
 """Which tokens a step may draw for its constrained rows.
 
-Owns the masks of one step, computed in a thread beside the forward pass if there are many: they depend
-on the tokens so far and on drafts, not on logits. A row where only the end is possible is not drawn for: it ends
-its sample. Knows neither grammars (``grammars`` does) nor how draws are made.
-
-With the demo model, whose step takes 0.6 ms, constraints lengthen a step by 14 to 25 % on two cores
-(``benchmarks/constraint_overhead.py``). The grammar itself takes 8 to 15 us a row; most of the rest is
-Python on cold caches, and beside a batch the thread competes with the kernel's for the two cores.
+Owns the masks of one step (``RowMasks``, ``StepMasks``), and how they are found without the fused
+kernel: in a thread beside the forward pass if there are many, since they depend on the tokens so far
+and on drafts, not on logits. Beside the kernel ``fused.following`` finds them sooner. A row where only
+the end is possible is not drawn for: it ends its sample. Knows neither grammars (``grammars`` does)
+nor how draws are made.
 """
 
 from collections.abc import Callable, Sequence

@@ -30,16 +30,21 @@ struct LogitRow {
   }
 };
 
-// The first of the largest.
+// The first of the largest. Lanes are compared with each other once a block, and in the best one.
 inline int32_t best_of(const LogitRow& row) {
-  F32x16 most = splat(-std::numeric_limits<float>::infinity());
-  for (int64_t at = 0; at < row.count; at += kLanes)
-    if (row.any(at)) most = larger(most, row[at]);
-  const float top = largest(most);
-  for (int64_t at = 0; at < row.count; at += kLanes) {
-    if (!row.any(at)) continue;
+  constexpr int64_t kBlock = 16 * kLanes;
+  float top = -std::numeric_limits<float>::infinity();
+  int64_t best = 0;
+  for (int64_t begin = 0; begin < row.count; begin += kBlock) {
+    const int64_t end = std::min(begin + kBlock, row.count);
+    F32x16 most = splat(top);
+    for (int64_t at = begin; at < end; at += kLanes)
+      if (row.any(at)) most = larger(most, row[at]);
+    const float here = largest(most);
+    if (here > top) top = here, best = begin;
+  }
+  for (int64_t at = best; at < std::min(best + kBlock, row.count); at += kLanes) {
     const F32x16 some = row[at];
-    if (largest(some) != top) continue;
     for (int lane = 0; lane < kLanes && at + lane < row.count; lane++)
       if (some[lane] == top) return int32_t(at + lane);
   }

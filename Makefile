@@ -1,10 +1,10 @@
-.PHONY: setup demo up test check bench protos sbom audit
+.PHONY: setup demo up test compose-test check bench protos sbom audit
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
 
 help:  ## what there is
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/'
 
 # Runs again only when the dependencies change.
 .venv/.ready: pyproject.toml constraints.txt tools/setup.sh
@@ -18,8 +18,11 @@ demo: .venv/.ready  ## the main job: serve, stream, hit the cache, run a batch
 up: .venv/.ready  ## serve until Ctrl-C
 	$(BIN)/penstock up
 
-test: .venv/.ready  ## all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup
+test: .venv/.ready  ## all tests but those of compose
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "not compose"
+
+compose-test: .venv/.ready  ## images and compose file in a Docker engine; a quarter of an hour
+	$(BIN)/python -m pytest -q -s -m compose -p no:randomly tests/e2e/test_compose.py
 
 check: .venv/.ready  ## style, types, floor plan, protos
 	$(BIN)/ruff check .

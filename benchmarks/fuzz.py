@@ -39,6 +39,8 @@ def main() -> int:
     else:
         for kind, number in report.answers.most_common():
             print(f"{number:7} {kind}")
+        tenths = " ".join(f"{mib:.1f}" for mib in report.memory_by_tenth)
+        print(f"MiB after each tenth: {tenths}")
         for name in ("tasks", "descriptors", "memory_mib"):
             before, after = getattr(report, name)
             print(f"{name}: {before:.0f} -> {after:.0f}")

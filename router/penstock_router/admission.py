@@ -129,6 +129,7 @@ class AdmissionQueue:
         """Walk along the queue to the first ticket that leaves it."""
         plans: dict[str, _Plan] = {}
         closed: set[Hashable] = set()
+        open_to: Sequence[WorkerView] = ()
         ordered = in_order(list(self._tickets.values()), self._shares, self.params, now)
         for ticket in islice(ordered, self.params.plan_limit):
             if ticket.deadline_s <= now:
@@ -137,9 +138,10 @@ class AdmissionQueue:
             if pool in closed:
                 continue
             views = lookup.views(ticket, now)
-            if not self._any_open(views, now):
+            if views is not open_to and not self._any_open(views, now):
                 closed.add(pool)
                 continue
+            open_to = views
             placement = self._consider(ticket, plans, views, lookup, now)
             if placement is not None:
                 return placement
@@ -163,7 +165,7 @@ class AdmissionQueue:
         lookup: Lookup,
         now: float,
     ) -> Placement | None:
-        seen = tuple(_planned(v, plans.get(v.worker_id)) for v in views)
+        seen = tuple(_planned(v, plans.get(v.worker_id)) for v in views) if plans else tuple(views)
         request = lookup.request(ticket, now)
         decision = decide(seen, request, now, lookup.seed(ticket), self._cost)
         chosen = decision.chosen
@@ -204,14 +206,12 @@ class AdmissionQueue:
         )
 
     def _learn(self, ticket: Ticket, decision: Decision) -> None:
-        least = min(
-            (c for c in decision.candidates if not c.excluded_because),
-            key=lambda c: c.prefill_s,
-        )
-        ticket.work_s = least.prefill_s
-        ticket.hit_share = least.trusted_tokens / max(ticket.prompt_tokens, 1)
-        assert decision.chosen is not None
-        ticket.expected_ttft_s = decision.chosen.ttft_s
+        chosen, quickest = decision.chosen, decision.quickest
+        assert chosen is not None
+        assert quickest is not None
+        ticket.work_s = quickest.prefill_s
+        ticket.hit_share = quickest.trusted_tokens / max(ticket.prompt_tokens, 1)
+        ticket.expected_ttft_s = chosen.ttft_s
 
     def _check(self, ticket: Ticket) -> None:
         bounds = self.params.bounds

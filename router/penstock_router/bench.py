@@ -11,13 +11,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from penstock_core.blocks import HASH_BYTES, chain, pack_hashes
+from penstock_core.blocks import HASH_BYTES, TOKEN_BYTES, chain, pack_hashes
 from penstock_core.ids import new_id
 from penstock_router.cost import CostParams
-from penstock_router.decisions import DecisionBook, DecisionRecord
-from penstock_router.facts import Match, RoutingRequest, WorkerView
+from penstock_router.decisions import DecisionBook, DecisionRecord, Inputs
+from penstock_router.demand import deepest
+from penstock_router.facts import RoutingRequest, WorkerView
 from penstock_router.index import PrefixIndex
-from penstock_router.policy import decide, first_divergent
+from penstock_router.matching import Known, match
+from penstock_router.pending import PendingTable
+from penstock_router.policy import decide
 
 BLOCK_TOKENS = 32
 FILLER_BLOCKS = 64
@@ -121,8 +124,9 @@ class _Decider:
     """Everything between a prompt's tokens and the record of where it goes."""
 
     def __init__(self, index: PrefixIndex, views: list[WorkerView]) -> None:
-        self._index = index
-        self._views = views
+        self._known = Known(index, PendingTable())
+        self._places = [(view.worker_id, slot) for slot, view in enumerate(views)]
+        self._views = tuple(views)
         self._params = CostParams()
         self._digest = self._params.digest()
         self._book = DecisionBook()
@@ -131,6 +135,7 @@ class _Decider:
         """Hash, match, price, choose, record."""
         began = time.perf_counter()
         request = self._look_up(tokens)
+        inputs = Inputs(0.0, self._params, self._views, request, seed)
         decision = decide(self._views, request, 0.0, seed, self._params)
         record = DecisionRecord(
             decision_id=new_id("dec"),
@@ -139,9 +144,7 @@ class _Decider:
             unix_time_s=time.time(),
             model=request.model,
             policy_digest=self._digest,
-            seed=seed,
-            prompt_tokens=request.prompt_tokens,
-            num_blocks=request.num_blocks,
+            inputs=inputs,
             decision=decision,
             decision_us=int((time.perf_counter() - began) * 1e6),
         )
@@ -149,21 +152,12 @@ class _Decider:
 
     def _look_up(self, tokens: bytes) -> RoutingRequest:
         packed = pack_hashes(chain(tokens, _START, BLOCK_TOKENS))
-        depths = self._index.match(packed).tolist()
-        matches = {
-            view.worker_id: Match(depth * BLOCK_TOKENS)
-            for view, depth in zip(self._views, depths, strict=False)
-            if depth
-        }
+        matches = match(self._known, packed, self._places, BLOCK_TOKENS)
         hashes = memoryview(packed).cast("Q")
-        return RoutingRequest(
-            "request",
-            "model",
-            len(hashes) * BLOCK_TOKENS + 1,
-            len(hashes),
-            matches,
-            first_divergent(hashes, list(matches.values()), BLOCK_TOKENS),
-        )
+        count, held = len(hashes), deepest(hashes, matches, BLOCK_TOKENS).blocks
+        divergent = hashes[held] if held < count else None
+        prompt_tokens = len(tokens) // TOKEN_BYTES
+        return RoutingRequest("request", "model", prompt_tokens, count, matches, divergent)
 
 
 def _prompt(blocks: int, number: int) -> bytes:

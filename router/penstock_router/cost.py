@@ -17,11 +17,11 @@ Pure. Each term has a weight, so that each can be switched off.
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from typing import NamedTuple, Self
 
-from penstock_router.facts import Candidate, Match, RoutingRequest, WorkerView
+from penstock_router.facts import NO_MATCH, Candidate, Match, RoutingRequest, WorkerView
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,85 +97,52 @@ def scene(workers: Sequence[WorkerView], now: float, p: CostParams) -> Scene:
     return Scene(now, min(steps, default=0.0), delayed)
 
 
-_Terms = tuple[float, float, float, float, float, float, float, float]
-
-
-def price(
-    worker: WorkerView,
-    match: Match,
+def weigh(
+    workers: Iterable[WorkerView],
+    matches: Mapping[str, Match],
     request: RoutingRequest,
     at: Scene,
     p: CostParams,
-) -> Candidate:
-    """The candidate with its terms."""
-    matched, coming, eta, _ = match
-    trusted = matched * worker.trust * worker.confidence
-    uncached = max(request.prompt_tokens - trusted - coming * worker.trust, 1.0)
-    pending_s = 0.0
-    if coming:
-        pending_s = max(eta - at.now - backlog_s(worker, p), 0.0) * p.pending
-    ahead_s, prefill_s, externality_s, tpot_s, kv_s, lateness_s, replication_s, total_s = _terms(
-        worker, (uncached, pending_s), request, at, p
-    )
-    return Candidate(
-        worker.worker_id,
-        worker.epoch,
-        worker.seq,
-        worker.sync_state,
-        matched,
-        trusted,
-        uncached,
-        worker.network_s,
-        ahead_s,
-        prefill_s,
-        pending_s,
-        externality_s,
-        tpot_s,
-        kv_s,
-        total_s,
-        worker.excluded_because,
-        lateness_s,
-        replication_s,
-    )
+) -> list[Candidate]:
+    """What the request costs on each of the workers, in their order.
 
-
-def price_uncached(worker: WorkerView, request: RoutingRequest, at: Scene, p: CostParams) -> float:
-    """Seconds in all if the worker held nothing of the prompt."""
-    uncached = max(float(request.prompt_tokens), 1.0)
-    return _terms(worker, (uncached, 0.0), request, at, p)[-1]
-
-
-def _terms(
-    worker: WorkerView,
-    work: tuple[float, float],
-    request: RoutingRequest,
-    at: Scene,
-    p: CostParams,
-) -> _Terms:
-    """Backlog, prefill, externality, TPOT, KV pressure, lateness, replication and the sum of all.
-
-    ``work``: tokens to compute, and seconds to wait for those that another request computes.
+    ``matches`` says what they hold and compute of it; whom it does not name holds nothing.
     """
-    # This runs twice for each worker in each decision: no more calls than there must be.
-    uncached, pending_s = work
-    ahead_s = backlog_s(worker, p)
-    pairs = uncached * (request.prompt_tokens - uncached / 2)
-    prefill_s = worker.base_s + worker.slope_s * uncached + worker.pair_s * pairs
-    externality_s = p.externality * prefill_s * (at.delayed + p.shared * worker.running)
-    tpot_s = kv_s = 0.0
-    if worker.step_s > at.best_step_s:
-        output = min(request.max_tokens, worker.output_tokens)
-        tpot_s = p.tpot * output * (worker.step_s - at.best_step_s)
-    if worker.capacity_blocks:
-        output = min(request.max_tokens, worker.output_tokens)
-        kv_s = p.kv_pressure * _kv_pressure(worker, uncached + output, p)
-    ttft_s = worker.network_s + ahead_s + prefill_s + pending_s
-    lateness_s = p.lateness * ttft_s * ttft_s
-    wanted = request.replicas and worker.worker_id in request.replicas
-    replication_s = -p.replication * externality_s if wanted else 0.0
-    beside_s = lateness_s + externality_s + replication_s + tpot_s + kv_s
-    total_s = ttft_s + beside_s
-    return ahead_s, prefill_s, externality_s, tpot_s, kv_s, lateness_s, replication_s, total_s
+    # Most of a decision's time passes here, so tuples are taken apart and made as such: attributes
+    # and the constructor of a named tuple would take half as long again.
+    prompt, most, replicas = request.prompt_tokens, request.max_tokens, request.replicas
+    now, best_step_s, delayed = at
+    weighed: list[Candidate] = []
+    for worker in workers:
+        (
+            worker_id, epoch, seq, state, confidence, trust, network_s, backlog_tokens, running,
+            waiting, base_s, slope_s, _, step_s, output_tokens, pair_s, planned_s, _, _, _,
+            capacity, _, why_not,
+        ) = worker  # fmt: skip
+        matched, coming, eta, _ = matches.get(worker_id, NO_MATCH)
+        trusted = matched * trust * confidence
+        uncached = max(prompt - trusted - coming * trust, 1.0)
+        ahead_s = p.backlog * (slope_s * backlog_tokens + (base_s if waiting else 0.0)) + planned_s
+        pending_s = max(eta - now - ahead_s, 0.0) * p.pending if coming else 0.0
+        pairs = uncached * (prompt - uncached / 2)
+        prefill_s = base_s + slope_s * uncached + pair_s * pairs
+        externality_s = p.externality * prefill_s * (delayed + p.shared * running)
+        tpot_s = kv_s = 0.0
+        if step_s > best_step_s:
+            tpot_s = p.tpot * min(most, output_tokens) * (step_s - best_step_s)
+        if capacity:
+            kv_s = p.kv_pressure * _kv_pressure(worker, uncached + min(most, output_tokens), p)
+        ttft_s = network_s + ahead_s + prefill_s + pending_s
+        lateness_s = p.lateness * ttft_s * ttft_s
+        replication_s = -p.replication * externality_s if worker_id in replicas else 0.0
+        total_s = ttft_s + (lateness_s + externality_s + replication_s + tpot_s + kv_s)
+        terms = (
+            worker_id, epoch, seq, state, matched, trusted, uncached, network_s, ahead_s,
+            prefill_s, pending_s, externality_s, tpot_s, kv_s, total_s, why_not, lateness_s,
+            replication_s,
+        )  # fmt: skip
+        weighed.append(tuple.__new__(Candidate, terms))
+    return weighed
 
 
 def worth_waiting(worker: WorkerView, match: Match, at: Scene, p: CostParams) -> Match:
@@ -202,8 +169,6 @@ def _others(worker: WorkerView, delayed: float, p: CostParams) -> float:
 
 
 def _kv_pressure(worker: WorkerView, new_tokens: float, p: CostParams) -> float:
-    if not worker.capacity_blocks:
-        return 0.0
     needed = new_tokens / worker.block_tokens
     share = (worker.used_blocks + needed) / worker.capacity_blocks
     if share <= p.kv_knee:

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 
 from penstock_core.errors import Overloaded
 from penstock_router.cost import CostParams
-from penstock_router.facts import Decision, RoutingRequest, WorkerView
+from penstock_router.facts import Decision, Explanation, RoutingRequest, WorkerView
 from penstock_router.frames import Finished, LedgerEvent, PrefillDone
+from penstock_router.policy import explain
 
 _MAX_DECISIONS = 2048
 _MAX_WATCHER_BACKLOG = 256
@@ -22,17 +23,21 @@ _MAX_WATCHERS = 64
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What ``decide`` was called with, beside the seed: it gives the same decision again."""
+    """What ``decide`` was called with: it gives the same decision again."""
 
     now: float
     params: CostParams
     views: tuple[WorkerView, ...]
     request: RoutingRequest
+    seed: int
 
 
 @dataclass(frozen=True, slots=True)
 class DecisionRecord:
-    """One decision with everything it was made from. Fields as in ``penstock.routing.v1``."""
+    """One decision with everything it was made from. Fields as in ``penstock.routing.v1``.
+
+    Its reasons are worked out when somebody asks for them: few are ever read.
+    """
 
     decision_id: str
     request_id: str
@@ -40,14 +45,11 @@ class DecisionRecord:
     unix_time_s: float
     model: str
     policy_digest: str
-    seed: int
-    prompt_tokens: int
-    num_blocks: int
+    inputs: Inputs
     decision: Decision
     decision_us: int
     trace_id: str = ""
     queued_s: float = 0.0
-    inputs: Inputs | None = None
     shadow_worker_id: str = ""
     shadow_digest: str = ""
     tenant: str = ""
@@ -56,6 +58,11 @@ class DecisionRecord:
     def worker_id(self) -> str:
         """The chosen worker; empty if there was none."""
         return self.decision.chosen.worker_id if self.decision.chosen else ""
+
+    def explain(self) -> Explanation:
+        """Why it was decided so, from the same inputs."""
+        at = self.inputs
+        return explain(at.views, at.request, at.now, at.seed, at.params)
 
     @property
     def predicted_cached_tokens(self) -> int:

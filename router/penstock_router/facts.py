@@ -91,7 +91,7 @@ class Candidate(NamedTuple):
     """One worker in a decision; seconds that add up to ``total_s``.
 
     Fields as in ``penstock.routing.v1.Candidate``. A named tuple, since one is made for each worker
-    in each decision and a frozen dataclass takes six times as long.
+    in each decision.
     """
 
     worker_id: str
@@ -121,15 +121,24 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Where a request goes and why. ``candidates`` are best first, excluded ones last.
+    """Where a request goes. Why, ``policy.explain`` says: it costs as much again.
 
-    ``waits_for`` names the requests whose prefill the chosen worker's price counts on.
+    ``quickest`` is who has least to compute for it; ``waits_for`` names the requests whose prefill
+    the chosen worker's price counts on.
     """
 
     chosen: Candidate | None
+    quickest: Candidate | None = None
+    waits_for: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """A decision with its reasons. ``candidates`` are best first, excluded ones last."""
+
+    decision: Decision
     candidates: tuple[Candidate, ...]
     reason: str
     margin_s: float = 0.0
     counterfactual_worker_id: str = ""
     counterfactual_loss_s: float = 0.0
-    waits_for: frozenset[str] = frozenset()

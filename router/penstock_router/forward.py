@@ -222,7 +222,7 @@ class _Stream:
         if self._sets_pace:
             request.coalescing.CopyFrom(self._with.pace.coalescing())
         if not request.sampling.HasField("seed"):
-            request.sampling.seed = routed.record.seed
+            request.sampling.seed = routed.record.inputs.seed
         left = self._deadline - self._with.clock()
         timeout = None if left > _NO_DEADLINE_S / 2 else max(left, 0.0)
         call: RawCall = self._with.fleet.channel(routed.worker).unary_stream(

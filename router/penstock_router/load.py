@@ -19,16 +19,14 @@ from penstock_router.frames import (
     PrefillDone,
     Progress,
 )
+from penstock_router.kinds import PRIOR_BASE_S, is_known, unmeasured
 
 RESERVATION_TTL_S = 2.0
 # A report may have been on its way while the request was.
 _REPORT_LAG_S = 0.05
-_PRIOR_BASE_S = 0.002
-_PRIOR_SLOPE_S = 1 / 4000
 _PRIOR_OUTPUT_TOKENS = 64.0
 _TRUST_FLOOR = 0.3
 _UTILISATION_WINDOW_S = 10.0
-_MIN_SAMPLES = 5
 
 
 class _Phase(Enum):
@@ -51,7 +49,9 @@ class WorkerLoad:
 
     def __init__(self) -> None:
         self.report = LoadReport()
-        self.prefill = PrefillFit(_PRIOR_BASE_S, _PRIOR_SLOPE_S)
+        self.prefill = unmeasured()
+        # Measurements of all workers of its kind, its own among them; None until its kind is known.
+        self.kind: PrefillFit | None = None
         self.trust = Ewma(1.0, 0.05)
         self.output_tokens = Ewma(_PRIOR_OUTPUT_TOKENS)
         self.ttft_error = Ewma(0.0)
@@ -156,6 +156,11 @@ class WorkerLoad:
         """Requests that have no first token yet."""
         return max(len(self._ahead), self.report.waiting)
 
+    @property
+    def changes_by_itself(self) -> bool:
+        """Whether its backlog shrinks as time goes, without an event."""
+        return bool(self._ahead)
+
     def running(self) -> int:
         """Requests that decode."""
         return len(self._decoding)
@@ -164,12 +169,23 @@ class WorkerLoad:
         """Share of the time spent in prefill."""
         return self._utilisation.value(now)
 
+    @property
+    def speed(self) -> PrefillFit:
+        """What foretells its prefills: its own measurements, or those of its kind while it has few.
+
+        Else whoever was measured first would look fast beside the others' priors, and on an idle fleet
+        nobody else would ever be asked.
+        """
+        if not is_known(self.prefill) and self.kind is not None and is_known(self.kind):
+            return self.kind
+        return self.prefill
+
     def prefill_line(self) -> tuple[float, float]:
         """(base seconds, seconds a token) of a prefill; the worker's own rate until enough is seen."""
-        rate = self.report.prefill_tokens_per_s
-        if self.prefill.samples < _MIN_SAMPLES and rate > 0:
-            return _PRIOR_BASE_S, 1 / rate
-        return self.prefill.base_s, self.prefill.slope_s
+        speed, rate = self.speed, self.report.prefill_tokens_per_s
+        if not is_known(speed) and rate > 0:
+            return PRIOR_BASE_S, 1 / rate
+        return speed.base_s, speed.slope_s
 
     def _admitted(self, event: Admitted, now: float) -> None:
         uncached = event.prompt_tokens - event.cached_tokens
@@ -187,7 +203,9 @@ class WorkerLoad:
         self._decoding.add(event.request_id)
         self._working_since = now
         if event.computed_tokens > 0 and event.prefill_s > 0:
-            self.prefill.add(event.computed_tokens, event.cached_tokens, event.prefill_s)
+            for fit in (self.prefill, self.kind):
+                if fit is not None:
+                    fit.add(event.computed_tokens, event.cached_tokens, event.prefill_s)
             self._utilisation.add(event.prefill_s, now)
 
     def _leaves_backlog(self, request_id: str) -> None:

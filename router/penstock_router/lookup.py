@@ -5,6 +5,7 @@ from typing import NamedTuple
 from penstock_core import blocks
 from penstock_router.demand import NOTHING_HELD, Deepest, deepest
 from penstock_router.facts import Match, RoutingRequest
+from penstock_router.matching import Known, match
 from penstock_router.prompts import PreparedRequest
 from penstock_router.tracked import Picture, TrackedWorker
 
@@ -82,7 +83,8 @@ def _look_up(picture: Picture, prepared: PreparedRequest, versions: tuple[int, i
         assert facts is not None
         usable = blocks.reusable_blocks(prepared.prefix_tokens, block_tokens)
         chain = prepared.hashes(facts)[: usable * blocks.HASH_BYTES]
-        found = _match(picture, members, chain, block_tokens)
+        places = [(worker.worker_id, worker.sync.slot) for worker in members]
+        found = match(Known(picture.index, picture.pending), chain, places, block_tokens)
         matches |= found
         hashes = memoryview(chain).cast("Q")
         if len(hashes) > len(longest) or not most:
@@ -90,27 +92,3 @@ def _look_up(picture: Picture, prepared: PreparedRequest, versions: tuple[int, i
             hot = deepest(hashes, found, block_tokens)
     divergent = longest[hot.blocks] if hot.blocks < len(longest) else None
     return _Found(versions, matches, len(longest), divergent, hot, tuple(most))
-
-
-def _match(
-    picture: Picture, members: list[TrackedWorker], chain: bytes, block_tokens: int
-) -> dict[str, Match]:
-    depths = picture.index.match(chain).tolist()
-    pending = picture.pending
-    matches: dict[str, Match] = {}
-    for worker in members:
-        slot, worker_id = worker.sync.slot, worker.worker_id
-        depth = depths[slot] if slot is not None else 0
-        if not pending.is_any_at(worker_id):
-            if depth:
-                matches[worker_id] = Match(depth * block_tokens)
-            continue
-        extent = pending.extent(worker_id, chain, depth)
-        if depth or extent.blocks:
-            matches[worker_id] = Match(
-                depth * block_tokens,
-                extent.blocks * block_tokens,
-                extent.eta,
-                extent.request_ids,
-            )
-    return matches

@@ -60,6 +60,16 @@ class RouterMetrics:
             sc.BUDGET_SPENT, [spent], description="Part of the budget that is spent, by tenant."
         )
 
+    def watch_quotas(self, decided_alone: Callable[[], int]) -> None:
+        """Read how often limits were applied by this router's own count whenever metrics are collected."""
+
+        def alone(_options: CallbackOptions) -> Iterable[Observation]:
+            return [Observation(decided_alone())]
+
+        self._meter.create_observable_counter(
+            sc.QUOTAS_ALONE, [alone], unit="{request}", description="Limits counted by one router."
+        )
+
     def decided(self, seconds: float) -> None:
         """A decision was made."""
         self._decision.record(seconds)

@@ -22,15 +22,18 @@ class Pace:
         messages_per_s: messages that all streams together should send in a second.
         max_delay_ms: no token waits longer for others.
         open: streams that run.
+        group: names the streams that share it; what a worker is asked for with a new one holds for
+            those that run there as well.
     """
 
     messages_per_s: float
     max_delay_ms: int
     open: int = 0
+    group: str = ""
 
     def coalescing(self) -> generate_pb2.Coalescing:
-        """What to ask a worker for when a stream begins."""
+        """What to ask a worker for when a stream begins, for this one and all others."""
         share_ms = int(1000 * self.open / self.messages_per_s)
         delay_ms = max(min(share_ms, self.max_delay_ms), _LEAST_DELAY_MS)
         tokens = _FEW_TOKENS if delay_ms == _LEAST_DELAY_MS else _MANY_TOKENS
-        return generate_pb2.Coalescing(max_delay_ms=delay_ms, max_tokens=tokens)
+        return generate_pb2.Coalescing(max_delay_ms=delay_ms, max_tokens=tokens, group=self.group)

@@ -8,7 +8,7 @@ A chain's hash names all that comes before it, so two chains are compared at one
 by block. Hashes are packed, 8 bytes each.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -84,9 +84,10 @@ class PendingTable:
         self._by_request[request_id] = run
         self._by_worker.setdefault(worker_id, {})[request_id] = run
 
-    def is_any_at(self, worker_id: str) -> bool:
-        """Whether anything is under way on a worker."""
-        return worker_id in self._by_worker
+    @property
+    def workers(self) -> Collection[str]:
+        """Where anything is under way; not to be changed."""
+        return self._by_worker.keys()
 
     def extent(self, worker_id: str, chain: bytes, depth: int) -> PendingMatch:
         """How many blocks beyond the first ``depth`` are under way on a worker, without a gap."""

@@ -7,6 +7,8 @@ second request with a new prefix goes where the first one went, whichever router
 
 import heapq
 from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import NamedTuple
 
 import xxhash
 
@@ -14,15 +16,15 @@ from penstock_router.cost import (
     CostParams,
     Scene,
     backlog_s,
-    price,
-    price_uncached,
     scene,
+    weigh,
     worth_waiting,
 )
 from penstock_router.facts import (
     NO_MATCH,
     Candidate,
     Decision,
+    Explanation,
     Match,
     RoutingRequest,
     WorkerView,
@@ -44,43 +46,89 @@ def decide(
     """Choose a worker.
 
     Args:
-        workers: everybody who serves the model; excluded ones are recorded, never chosen.
+        workers: everybody who serves the model; excluded ones are never chosen.
         request: what is asked for, with what each worker holds of it.
         now: the clock that ``Match.eta`` refers to, in seconds.
         seed: breaks ties where no cache is at stake.
         params: the policy's parameters.
     """
-    shut = request.excluded
-    open_to = [w for w in workers if not w.excluded_because and w.worker_id not in shut]
-    refused: list[Candidate] = []
-    if len(open_to) < len(workers):
-        refused = [_refused(w, request) for w in workers if _why_not(w, request)]
-    if not open_to:
-        return Decision(None, tuple(refused), "no worker can take it")
-    at = scene(open_to, now, params)
-    found = request.matches
-    open_to = _shortlist(open_to, found, params)
-    matches = {
-        w.worker_id: worth_waiting(w, m, at, params) if m.pending_tokens else m
-        for w in open_to
-        if (m := found.get(w.worker_id)) is not None
-    }
-    by_worker = [price(w, matches.get(w.worker_id, NO_MATCH), request, at, params) for w in open_to]
-    priced = sorted(by_worker, key=lambda c: (c.total_s, c.worker_id))
-    tied = _tied(priced, params)
-    chosen = max(tied, key=lambda c: (c.matched_tokens, _rendezvous(c, request, seed)))
-    unaware = _without_affinity(open_to, by_worker, matches, (request, seed, at, params))
-    match = matches.get(chosen.worker_id, NO_MATCH)
+    field = _weigh(workers, request, now, params)
+    return _choose(field, request, seed, params) if field else Decision(None)
+
+
+def explain(
+    workers: Sequence[WorkerView],
+    request: RoutingRequest,
+    now: float,
+    seed: int,
+    params: CostParams,
+) -> Explanation:
+    """What ``decide`` does with the same arguments, and why."""
+    field = _weigh(workers, request, now, params)
+    refused = [_refused(w, request) for w in workers if _why_not(w, request)]
+    if field is None:
+        return Explanation(Decision(None), tuple(refused), "no worker can take it")
+    decision = _choose(field, request, seed, params)
+    chosen = decision.chosen
+    assert chosen is not None
+    priced = sorted(field.priced, key=_by_price)
     rest = [c for c in priced if c is not chosen]
-    return Decision(
-        chosen=chosen,
+    unaware = _without_affinity(field, request, seed, params)
+    match = field.matches.get(chosen.worker_id, NO_MATCH)
+    return Explanation(
+        decision=decision,
         candidates=(chosen, *rest, *refused),
-        reason=_reason(chosen, rest, tied, (match, request.prompt_tokens)),
+        reason=_reason(chosen, rest, _tied(priced, params), (match, request.prompt_tokens)),
         margin_s=max(rest[0].total_s - chosen.total_s, 0.0) if rest else 0.0,
         counterfactual_worker_id=unaware.worker_id,
         counterfactual_loss_s=max(unaware.total_s - chosen.total_s, 0.0),
-        waits_for=match.pending_requests,
     )
+
+
+class _Field(NamedTuple):
+    """Who competes, with what is counted on there, under which circumstances, at which price."""
+
+    workers: list[WorkerView]
+    matches: Mapping[str, Match]
+    at: Scene
+    priced: list[Candidate]
+
+
+def _weigh(
+    workers: Sequence[WorkerView], request: RoutingRequest, now: float, params: CostParams
+) -> _Field | None:
+    """The price of everybody who can take it; None if nobody can."""
+    shut, matches = request.excluded, request.matches
+    open_to = [w for w in workers if not w.excluded_because and w.worker_id not in shut]
+    if not open_to:
+        return None
+    at = scene(open_to, now, params)
+    open_to = _shortlist(open_to, matches, params)
+    if any(m.pending_tokens for m in matches.values()):
+        matches = {
+            w.worker_id: worth_waiting(w, matches[w.worker_id], at, params)
+            for w in open_to
+            if w.worker_id in matches
+        }
+    return _Field(open_to, matches, at, weigh(open_to, matches, request, at, params))
+
+
+def _choose(field: _Field, request: RoutingRequest, seed: int, params: CostParams) -> Decision:
+    tied = _tied(field.priced, params)
+    most = max(c.matched_tokens for c in tied)
+    chosen = max(
+        (c for c in tied if c.matched_tokens == most), key=lambda c: _rendezvous(c, request, seed)
+    )
+    least_s = min(c.prefill_s for c in field.priced)
+    quickest = chosen
+    if chosen.prefill_s > least_s:
+        quickest = min((c for c in field.priced if c.prefill_s == least_s), key=_by_price)
+    match = field.matches.get(chosen.worker_id, NO_MATCH)
+    return Decision(chosen, quickest, match.pending_requests)
+
+
+def _by_price(candidate: Candidate) -> tuple[float, str]:
+    return candidate.total_s, candidate.worker_id
 
 
 def _shortlist(
@@ -91,29 +139,26 @@ def _shortlist(
         return workers
 
     def held(worker: WorkerView) -> int:
-        match = matches.get(worker.worker_id, NO_MATCH)
+        match = matches[worker.worker_id]
         return match.matched_tokens + match.pending_tokens
 
-    holders = heapq.nlargest(_SHORTLIST, workers, key=held)
+    some = [w for w in workers if w.worker_id in matches]
+    holders = heapq.nlargest(_SHORTLIST, some, key=held)
+    if len(some) < _SHORTLIST:
+        none = (w for w in workers if w.worker_id not in matches)
+        holders += islice(none, _SHORTLIST - len(some))
     idle = heapq.nsmallest(_SHORTLIST, workers, key=lambda w: backlog_s(w, params))
     chosen = {w.worker_id for w in (*holders, *idle)}
     return [w for w in workers if w.worker_id in chosen]
 
 
 def _without_affinity(
-    workers: Sequence[WorkerView],
-    priced: Sequence[Candidate],
-    matches: Mapping[str, Match],
-    inputs: tuple[RoutingRequest, int, Scene, CostParams],
+    field: _Field, request: RoutingRequest, seed: int, params: CostParams
 ) -> Candidate:
     """The candidate, at its true price, that would win if nobody held anything."""
-    request, seed, at, params = inputs
-    blind = [  # where nothing is cached, the price is the same
-        price_uncached(w, request, at, params) if w.worker_id in matches else c.total_s
-        for w, c in zip(workers, priced, strict=True)
-    ]
+    blind = [c.total_s for c in weigh(field.workers, {}, request, field.at, params)]
     least = min(blind)
-    equals = [c for total_s, c in zip(blind, priced, strict=True) if total_s == least]
+    equals = [c for total_s, c in zip(blind, field.priced, strict=True) if total_s == least]
     return max(equals, key=lambda c: _rendezvous(c, request, seed))
 
 
@@ -132,7 +177,7 @@ def _refused(worker: WorkerView, request: RoutingRequest) -> Candidate:
 
 
 def _tied(priced: Sequence[Candidate], params: CostParams) -> list[Candidate]:
-    least = priced[0].total_s
+    least = min(c.total_s for c in priced)
     limit = least + max(params.tie_s, params.tie_share * least)
     return [c for c in priced if c.total_s <= limit]
 

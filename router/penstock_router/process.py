@@ -13,12 +13,16 @@ import grpc
 
 from penstock.inference.v1 import inference_service_pb2, inference_service_pb2_grpc
 from penstock.routing.v1 import routing_service_pb2, routing_service_pb2_grpc
+from penstock_core import lifecycle
+from penstock_core.ids import new_id
 from penstock_core.interceptors import ServerInterceptor
 from penstock_core.leases import internal_metadata
 from penstock_core.live_keys import LiveKeys, live_keys
+from penstock_core.quota_store import QuotaStore
 from penstock_core.registry import Registry, open_registry
 from penstock_core.rpc import RpcServer
 from penstock_core.settings import SettingsError
+from penstock_core.shared_quotas import SharedQuotas
 from penstock_core.spending import SpendingLedger
 from penstock_router.budgets import Budgets
 from penstock_router.catalog import Catalog
@@ -81,9 +85,12 @@ async def running_router(settings: RouterSettings) -> AsyncIterator[RunningRoute
         keys = await stack.enter_async_context(live_keys(settings.keys_file, settings.keys_url))
         reports = _reports(settings, keys, picture := _picture(settings))
         stack.push_async_callback(reports.close)
+        stack.push_async_callback(picture.quotas.close)
         await reports.budgets.read()
         parts = _assembled(settings, _Given(registry, catalog, policies, picture, reports))
         work = [parts.fleet.run(), parts.router.room.run(), reports.budgets.run()]
+        if settings.registry_url:
+            work.append(picture.quotas.run())
         if settings.decision_log:
             work.append(write_decisions(picture.book, Path(settings.decision_log)))
         tasks = await stack.enter_async_context(_background(*work))
@@ -153,13 +160,16 @@ def _assembled(settings: RouterSettings, given: _Given) -> _Parts:
 def _picture(settings: RouterSettings) -> Picture:
     picture = Picture(DecisionBook(), RouterMetrics(), time.monotonic)
     picture.zones = Zones(settings.zone, settings.zone_penalty_s)
+    if settings.registry_url:
+        picture.quotas = SharedQuotas(picture.clock, QuotaStore(settings.registry_url))
+    picture.metrics.watch_quotas(lambda: picture.quotas.decided_alone)
     return picture
 
 
 def _forwarder(
     settings: RouterSettings, preparer: Preparer, router: Router, fleet: Fleet
 ) -> Forwarder:
-    pace = Pace(settings.messages_per_s, settings.max_delay_ms)
+    pace = Pace(settings.messages_per_s, settings.max_delay_ms, group=new_id("pace"))
     metrics, clock = router.picture.metrics, router.picture.clock
     return Forwarder(Surroundings(preparer, router, fleet, metrics, clock, pace, settings.stall_s))
 
@@ -195,6 +205,7 @@ def _server(
 async def serve(settings: RouterSettings, stop: asyncio.Event) -> None:
     """Serve until ``stop`` is set, or until a task beside the server fails."""
     async with running_router(settings) as router:
+        lifecycle.settle()
         logger.info("the router listens on %s", router.endpoint)
         stopped = asyncio.create_task(stop.wait())
         try:

@@ -52,6 +52,7 @@ def inputs_of(record: decision_pb2.DecisionRecord) -> Inputs:
             excluded=frozenset(message.excluded_worker_ids),
             replicas=frozenset(message.replica_worker_ids),
         ),
+        seed=record.seed,
     )
 
 

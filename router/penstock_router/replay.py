@@ -12,8 +12,8 @@ from google.protobuf.json_format import Parse, ParseError
 from penstock.routing.v1 import decision_pb2, routing_service_pb2
 from penstock_core.errors import InvalidRequest
 from penstock_router.cost import CostParams
-from penstock_router.facts import Candidate, Decision
-from penstock_router.policy import decide
+from penstock_router.facts import Candidate, Explanation
+from penstock_router.policy import explain
 from penstock_router.record_wire import inputs_of
 
 Change = Callable[[CostParams], CostParams]
@@ -67,32 +67,31 @@ def replay_record(record: decision_pb2.DecisionRecord, change: Change | None = N
     """One decision, made again. Raises InvalidRequest if its inputs are missing."""
     inputs = inputs_of(record)
     params = change(inputs.params) if change else inputs.params
-    decision = decide(inputs.views, inputs.request, inputs.now, record.seed, params)
-    chosen = decision.chosen.worker_id if decision.chosen else ""
-    logged = next((c for c in decision.candidates if c.worker_id == record.chosen_worker_id), None)
-    loss_s = 0.0
-    if logged is not None and decision.chosen is not None:
-        loss_s = logged.total_s - decision.chosen.total_s
+    why = explain(inputs.views, inputs.request, inputs.now, inputs.seed, params)
+    chosen = why.decision.chosen
+    logged = next((c for c in why.candidates if c.worker_id == record.chosen_worker_id), None)
+    loss_s = logged.total_s - chosen.total_s if logged and chosen else 0.0
     return Replayed(
         record.decision_id,
         record.request_id,
         record.chosen_worker_id,
-        chosen,
-        _equal(decision, record),
+        chosen.worker_id if chosen else "",
+        _equal(why, record),
         loss_s,
     )
 
 
-def _equal(decision: Decision, record: decision_pb2.DecisionRecord) -> bool:
+def _equal(why: Explanation, record: decision_pb2.DecisionRecord) -> bool:
+    chosen = why.decision.chosen
     candidates = tuple(
         Candidate(**{name: getattr(c, name) for name in Candidate._fields})
         for c in record.candidates
     )
     return (
-        candidates == decision.candidates
-        and record.chosen_worker_id == (decision.chosen.worker_id if decision.chosen else "")
-        and record.reason == decision.reason
-        and record.margin_s == decision.margin_s
-        and record.counterfactual_worker_id == decision.counterfactual_worker_id
-        and record.counterfactual_loss_s == decision.counterfactual_loss_s
+        candidates == why.candidates
+        and record.chosen_worker_id == (chosen.worker_id if chosen else "")
+        and record.reason == why.reason
+        and record.margin_s == why.margin_s
+        and record.counterfactual_worker_id == why.counterfactual_worker_id
+        and record.counterfactual_loss_s == why.counterfactual_loss_s
     )

@@ -153,12 +153,12 @@ class Router:
         self._reserve(prepared, worker, chosen, attempt)
         return Routed(worker, record, chosen, self._lease(prepared, record, chosen))
 
-    def shadow(self, inputs: Inputs, seed: int) -> str:
+    def shadow(self, inputs: Inputs) -> str:
         """Whom the shadow policy would have chosen from the same inputs; empty without one."""
         if self.policies.shadow is None:
             return ""
         views, request = inputs.views, inputs.request
-        chosen = decide(views, request, inputs.now, seed, self.policies.shadow).chosen
+        chosen = decide(views, request, inputs.now, inputs.seed, self.policies.shadow).chosen
         return chosen.worker_id if chosen else ""
 
     def waiting(self) -> dict[str, int]:
@@ -200,6 +200,7 @@ class Router:
             priority=prepared.priority,
             expires_unix_ms=int((self._unix_time() + LEASE_TTL_S) * 1000),
             cache_salt=prepared.cache_salt,
+            adapter=prepared.request.adapter,
         )
         if not self._lease_secret:
             # A worker without a secret of its own checks nothing; the claims still carry the salt.
@@ -253,7 +254,7 @@ class _Visitor:
         assert placement.decision is not None
         assert request is not None
         seconds = time.perf_counter() - self._looked_at
-        inputs = Inputs(placement.now, router.policies.cost, placement.views, request)
+        inputs = Inputs(placement.now, router.policies.cost, placement.views, request, self._seed)
         record = DecisionRecord(
             decision_id=new_id("dec"),
             request_id=request.request_id,
@@ -261,15 +262,12 @@ class _Visitor:
             unix_time_s=router.unix_time(),
             model=request.model,
             policy_digest=router.digest,
-            seed=self._seed,
-            prompt_tokens=request.prompt_tokens,
-            num_blocks=request.num_blocks,
+            inputs=inputs,
             decision=placement.decision,
             decision_us=int(seconds * 1e6),
             trace_id=self._trace_id,
             queued_s=placement.now - self._arrived_s,
-            inputs=inputs,
-            shadow_worker_id=router.shadow(inputs, self._seed),
+            shadow_worker_id=router.shadow(inputs),
             shadow_digest=router.shadow_digest,
             tenant=self._prepared.principal.tenant,
         )
@@ -280,17 +278,17 @@ class _Visitor:
 def _describe(span: trace.Span, record: DecisionRecord) -> None:
     if not span.is_recording():
         return
-    decision, chosen = record.decision, record.decision.chosen
+    why, chosen = record.explain(), record.decision.chosen
     # Side by side, as a trace's viewer shows them; the best first.
-    shown = decision.candidates[:_MAX_SHOWN]
+    shown = why.candidates[:_MAX_SHOWN]
     tracing.set_attributes(
         span,
         (
             (semconv.REQUEST_ID, record.request_id),
             (semconv.DECISION_ID, record.decision_id),
             (semconv.ATTEMPT, record.attempt),
-            (semconv.DECISION_REASON, decision.reason),
-            (semconv.DECISION_MARGIN_S, decision.margin_s),
+            (semconv.DECISION_REASON, why.reason),
+            (semconv.DECISION_MARGIN_S, why.margin_s),
             (semconv.DECISION_QUEUE_S, record.queued_s),
             (semconv.DECISION_CANDIDATES, [c.worker_id for c in shown]),
             (semconv.CANDIDATE_COSTS_S, [c.total_s for c in shown]),
@@ -305,5 +303,5 @@ def _describe(span: trace.Span, record: DecisionRecord) -> None:
 
 
 def _nobody(record: DecisionRecord) -> str:
-    why = "; ".join(f"{c.worker_id}: {c.excluded_because}" for c in record.decision.candidates)
+    why = "; ".join(f"{c.worker_id}: {c.excluded_because}" for c in record.explain().candidates)
     return f"no worker can take a request for {record.model!r} now ({why})"

@@ -77,7 +77,7 @@ class RouterRouting(routing_service_pb2_grpc.RoutingServiceServicer):
             ttl_s=RESERVATION_TTL_S,
             deadline=self._clock() + (_NO_DEADLINE_S if left is None else left),
         )
-        quotas.admit(caller, wanted.request_id, prepared.prefix_tokens, LEASE_TTL_S)
+        await quotas.admit(caller, wanted.request_id, prepared.prefix_tokens, LEASE_TTL_S)
         try:
             prepared, routed = await self._routed(prepared, attempt, tried)
         except BaseException:

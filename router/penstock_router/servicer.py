@@ -13,7 +13,8 @@ from penstock_core.errors import InvalidRequest, ModelNotFound
 from penstock_core.ids import new_id
 from penstock_core.interceptors import principal
 from penstock_core.model_names import SEPARATOR
-from penstock_core.quotas import Quotas, check_model
+from penstock_core.quotas import check_model
+from penstock_core.shared_quotas import SharedQuotas
 from penstock_router.budgets import Budgets
 from penstock_router.embedding import Embedder
 from penstock_router.forward import Forwarder
@@ -40,7 +41,7 @@ class RouterInference(inference_service_pb2_grpc.InferenceServiceServicer):
         places: Places,
         texts: TextLibrary,
         budgets: Budgets,
-        quotas: Quotas,
+        quotas: SharedQuotas,
     ) -> None:
         self._budgets = budgets
         self._preparer = preparer
@@ -60,7 +61,7 @@ class RouterInference(inference_service_pb2_grpc.InferenceServiceServicer):
         self._quotas.check(caller)
         prepared = await self._preparer.prepare(request, caller)
         logs.request_id.set(request.request_id)
-        with self._quotas.held(caller, request.request_id, prepared.prefix_tokens):
+        async with self._quotas.held(caller, request.request_id, prepared.prefix_tokens):
             stream = self._forwarder.generate(prepared, time_left(context))
             try:
                 async for raw in stream:
@@ -77,7 +78,7 @@ class RouterInference(inference_service_pb2_grpc.InferenceServiceServicer):
         check_model(caller, request.model)
         validation.check_embed(request)
         request.request_id = request.request_id or new_id("emb")
-        with self._quotas.held(caller, request.request_id, 0):
+        async with self._quotas.held(caller, request.request_id, 0):
             answer = await self._embedder.embed(request, caller, time_left(context))
             self._quotas.used(request.request_id, answer.prompt_tokens)
         return answer
@@ -86,7 +87,7 @@ class RouterInference(inference_service_pb2_grpc.InferenceServiceServicer):
         self, request: inference_service_pb2.TokenizeRequest, context: _Context
     ) -> inference_service_pb2.TokenizeResponse:
         """Turn text into tokens."""
-        self._count()
+        await self._count()
         text = await self._text(request.model)
         ids = await encode_text(request.text, text.tokenizer)
         return inference_service_pb2.TokenizeResponse(
@@ -97,7 +98,7 @@ class RouterInference(inference_service_pb2_grpc.InferenceServiceServicer):
         self, request: inference_service_pb2.DetokenizeRequest, context: _Context
     ) -> inference_service_pb2.DetokenizeResponse:
         """Turn tokens into text."""
-        self._count()
+        await self._count()
         text = await self._text(request.model)
         if len(request.tokens.ids) % blocks.TOKEN_BYTES:
             raise InvalidRequest("no whole number of uint32 token ids", field="tokens.ids")
@@ -130,8 +131,8 @@ class RouterInference(inference_service_pb2_grpc.InferenceServiceServicer):
         model = await self._describe(request.model, models[request.model])
         return inference_service_pb2.GetModelResponse(model=model)
 
-    def _count(self) -> None:
-        with self._quotas.held(principal.get(), new_id("text"), 0):
+    async def _count(self) -> None:
+        async with self._quotas.held(principal.get(), new_id("text"), 0):
             return
 
     async def _text(self, model: str) -> ModelText:

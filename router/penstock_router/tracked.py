@@ -7,7 +7,7 @@ decisions a frozen view.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from penstock_core.quotas import Quotas
+from penstock_core.shared_quotas import SharedQuotas
 from penstock_router.breaker import Breaker
 from penstock_router.decisions import DecisionBook
 from penstock_router.demand import PrefixDemand
@@ -22,6 +22,7 @@ from penstock_router.frames import (
     WorkerFacts,
 )
 from penstock_router.index import PrefixIndex
+from penstock_router.kinds import Kinds
 from penstock_router.load import WorkerLoad
 from penstock_router.metrics import RouterMetrics
 from penstock_router.pending import PendingTable
@@ -59,11 +60,12 @@ class Picture:
         self.index = PrefixIndex()
         self.pending = PendingTable()
         self.demand = PrefixDemand()
+        self.kinds = Kinds()
         self.book = book
         self.metrics = metrics
         self.clock = clock
         self.zones = Zones()
-        self.quotas = Quotas(clock)
+        self.quotas = SharedQuotas(clock)
 
 
 class TrackedWorker:
@@ -119,6 +121,7 @@ class TrackedWorker:
 
     def _look(self, state: SyncState, why: str, now: float) -> WorkerView:
         load, facts = self.load, self.sync.facts
+        self._know_kind()
         base_s, slope_s = load.prefill_line()
         report, backlog = load.report, load.backlog_tokens()
         if backlog:
@@ -137,7 +140,7 @@ class TrackedWorker:
             waiting=load.waiting(),
             base_s=base_s,
             slope_s=slope_s,
-            pair_s=load.prefill.pair_s,
+            pair_s=load.speed.pair_s,
             utilisation=load.utilisation(now),
             step_s=report.step_s / max(report.tokens_per_step, 1.0),
             output_tokens=load.output_tokens.value,
@@ -155,6 +158,7 @@ class TrackedWorker:
     def ledger(self, events: Sequence[LedgerEvent]) -> None:
         """Lines of the ledger."""
         now, pending = self._picture.clock(), self._picture.pending
+        self._know_kind()
         for event in events:
             self.load.apply(event, now)
             if isinstance(event, Admitted):
@@ -177,6 +181,11 @@ class TrackedWorker:
     def report(self, load: LoadReport) -> None:
         """What the worker does now."""
         self.load.take_report(load, self._picture.clock())
+
+    def _know_kind(self) -> None:
+        """A worker may come back as another kind: with another model, say."""
+        if self.sync.facts is not None:
+            self.load.kind = self._picture.kinds.of(self.sync.facts)
 
     def _join(self, event: PrefillDone | Finished) -> None:
         outcome = self._picture.book.on_ledger(self.worker_id, event)

@@ -179,7 +179,7 @@ def worker_status(worker: TrackedWorker, now: float) -> routing_service_pb2.Work
 
 def decision_message(record: DecisionRecord) -> decision_pb2.DecisionRecord:
     """The wire form of a decision."""
-    decision = record.decision
+    inputs, why = record.inputs, record.explain()
     return decision_pb2.DecisionRecord(
         decision_id=record.decision_id,
         request_id=record.request_id,
@@ -187,18 +187,18 @@ def decision_message(record: DecisionRecord) -> decision_pb2.DecisionRecord:
         unix_time_s=record.unix_time_s,
         model=record.model,
         policy_digest=record.policy_digest,
-        seed=record.seed,
-        prompt_tokens=record.prompt_tokens,
-        num_blocks=record.num_blocks,
-        candidates=[decision_pb2.Candidate(**c._asdict()) for c in decision.candidates],
+        seed=inputs.seed,
+        prompt_tokens=inputs.request.prompt_tokens,
+        num_blocks=inputs.request.num_blocks,
+        candidates=[decision_pb2.Candidate(**c._asdict()) for c in why.candidates],
         chosen_worker_id=record.worker_id,
-        reason=decision.reason,
-        margin_s=decision.margin_s,
-        counterfactual_worker_id=decision.counterfactual_worker_id,
-        counterfactual_loss_s=decision.counterfactual_loss_s,
+        reason=why.reason,
+        margin_s=why.margin_s,
+        counterfactual_worker_id=why.counterfactual_worker_id,
+        counterfactual_loss_s=why.counterfactual_loss_s,
         decision_us=record.decision_us,
         trace_id=record.trace_id,
-        inputs=inputs_message(record.inputs) if record.inputs else None,
+        inputs=inputs_message(inputs),
         queued_s=record.queued_s,
         shadow_worker_id=record.shadow_worker_id,
         shadow_policy_digest=record.shadow_digest,

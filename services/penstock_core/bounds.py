@@ -68,6 +68,7 @@ def _names(request: generate_pb2.GenerateRequest) -> Problems:
         ("resume.resume_token", request.resume.resume_token),
         ("resume.model_revision", request.resume.model_revision),
         ("chat.tool_choice", request.chat.tool_choice),
+        ("coalescing.group", request.coalescing.group),
     )
     for field, name in named:
         if len(name) > MAX_NAME_CHARS:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from opentelemetry import metrics, trace
 from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
 from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, View
@@ -24,6 +23,7 @@ from prometheus_client import REGISTRY, start_http_server
 
 from penstock_core.exposition import ExemplarReader, Exposition
 from penstock_core.semconv import BUCKETS
+from penstock_core.span_export import SpanExporter
 from penstock_core.tls import PLAIN, Tls
 from penstock_core.version import VERSION
 
@@ -66,7 +66,7 @@ def start(
     readers: list[MetricReader] = [exposition.reader]
     if exports:
         tracer_provider.add_span_processor(
-            BatchSpanProcessor(OTLPSpanExporter(), schedule_delay_millis=_EXPORT_DELAY_MS)
+            BatchSpanProcessor(SpanExporter(), schedule_delay_millis=_EXPORT_DELAY_MS)
         )
         if os.environ.get("OTEL_METRICS_EXPORTER") != "none":
             readers.append(PeriodicExportingMetricReader(OTLPMetricExporter()))

@@ -13,7 +13,7 @@ from penstock_core.live_keys import live_keys
 from penstock_core.settings import SettingsError
 from penstock_gateway.app import Upstreams, build_app
 from penstock_gateway.gate import Gate
-from penstock_gateway.server import HttpServer, address_of, bind
+from penstock_gateway.server import Ending, HttpServer, address_of, bind
 from penstock_gateway.settings import GatewaySettings
 from penstock_gateway.upstream import BatchClient, RouterClient
 
@@ -43,7 +43,8 @@ async def serve(
         upstreams = Upstreams(routers, batches, exposition)
         app = build_app(upstreams, gate, settings, keys if keys.asks else None)
         bound(address_of(listener))
-        server = HttpServer(app, gate, settings.grace_s, settings.linger_s, https)
+        ending = Ending(settings.grace_s, settings.linger_s)
+        server = HttpServer(app, gate, ending, settings.patience(), https)
         await server.serve(listener, stop)
 
 

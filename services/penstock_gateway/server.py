@@ -4,18 +4,20 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from penstock_core.tls import PLAIN, HttpTls, Tls
 from penstock_gateway.gate import Gate
-from penstock_gateway.protocol import BoundedHttp
+from penstock_gateway.protocol import Patience, bounded_http
 
 _BACKLOG = 1024
 # What is left of a request after its grace is cancelled within this time.
 _CANCEL_TIMEOUT_S = 1
 _ROTATE_EVERY_S = 1.0
+_PATIENT = Patience()
 
 
 def bind(listen: str) -> socket.socket:
@@ -41,19 +43,31 @@ def address_of(bound: socket.socket) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How it stops: seconds for what runs, and seconds before of not being ready but there."""
+
+    grace_s: float
+    linger_s: float = 0.0
+
+
 class HttpServer:
     """Serves an application until told to stop."""
 
     def __init__(
-        self, app: ASGIApp, gate: Gate, grace_s: float, linger_s: float = 0.0, https: Tls = PLAIN
+        self,
+        app: ASGIApp,
+        gate: Gate,
+        ending: Ending,
+        patience: Patience = _PATIENT,
+        https: Tls = PLAIN,
     ) -> None:
         self._tls = HttpTls(https) if https.serves else None
         self._gate = gate
-        self._grace_s = grace_s
-        self._linger_s = linger_s
+        self._ending = ending
         config = uvicorn.Config(
             app,
-            http=BoundedHttp,
+            http=bounded_http(patience),
             ws="none",
             lifespan="off",
             log_config=None,
@@ -77,7 +91,7 @@ class HttpServer:
             group.create_task(self._server.serve(sockets=[bound]))
             rotating = group.create_task(self._rotate())
             await stop.wait()
-            await self._gate.drain(self._grace_s, self._linger_s)
+            await self._gate.drain(self._ending.grace_s, self._ending.linger_s)
             rotating.cancel()
             self._server.should_exit = True
 

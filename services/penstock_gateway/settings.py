@@ -5,6 +5,7 @@ from pydantic_settings import SettingsConfigDict
 
 from penstock_core.settings import SettingsError, TlsSettings
 from penstock_core.tls import Tls
+from penstock_gateway.protocol import Patience
 
 _MIB = 1024 * 1024
 
@@ -21,6 +22,15 @@ class GatewaySettings(TlsSettings):
     )
     max_body_bytes: int = Field(8 * _MIB, gt=0, description="largest JSON body, in bytes")
     max_upload_bytes: int = Field(512 * _MIB, gt=0, description="largest file upload, in bytes")
+    head_timeout_s: float = Field(
+        10.0, gt=0, description="seconds that a client may take for a request's head"
+    )
+    body_timeout_s: float = Field(
+        30.0, gt=0, description="seconds that a request's body may be behind its least pace"
+    )
+    min_body_rate: float = Field(
+        4096.0, gt=0, description="that pace, in bytes a second; slower ones are cut off with 408"
+    )
     max_requests: int = Field(512, gt=0, description="requests in flight; more are refused")
     request_timeout_s: float = Field(600.0, gt=0, description="deadline of each RPC, in seconds")
     router_patience_s: float = Field(
@@ -41,6 +51,10 @@ class GatewaySettings(TlsSettings):
     https_client_ca: str = Field(
         "", description="PEM file of CAs; only clients with a certificate of theirs are admitted"
     )
+
+    def patience(self) -> Patience:
+        """How long clients may take."""
+        return Patience(self.head_timeout_s, self.body_timeout_s, self.min_body_rate)
 
     def https(self) -> Tls:
         """The HTTP server's files, checked. Raises SettingsError."""

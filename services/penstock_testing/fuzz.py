@@ -46,6 +46,7 @@ class Report:
     tasks: tuple[int, int] = (0, 0)
     descriptors: tuple[int, int] = (0, 0)
     memory_mib: tuple[float, float] = (0.0, 0.0)
+    memory_by_tenth: list[float] = field(default_factory=list)
     open_requests: int = 0
     used_blocks: int = 0
 
@@ -71,11 +72,14 @@ class Fuzzer:
         targets = (self._platform.worker.endpoint, self._platform.router, self._platform.batch)
         for target in targets:
             self._methods += [(target, m) for m in await methods_of(target)]
-        await self._send(max(count // 10, 1))
-        before = await self._measured()
-        await self._send(count - max(count // 10, 1))
-        after = await self._measured()
-        report = self._report
+        report, tenth = self._report, max(count // 10, 1)
+        await self._send(tenth)
+        before = after = await self._measured()
+        report.memory_by_tenth.append(before[2])
+        while (left := count - report.count) > 0:
+            await self._send(min(left, tenth))
+            after = await self._measured()
+            report.memory_by_tenth.append(after[2])
         report.tasks, report.descriptors, report.memory_mib = zip(before, after, strict=True)  # type: ignore[assignment]
         engine = self._platform.worker.engine.state()
         report.open_requests = engine.running + engine.waiting
@@ -86,23 +90,23 @@ class Fuzzer:
         kinds: list[Callable[[httpx.AsyncClient], Awaitable[str]]] = [
             self._rpc, self._rpc, self._rpc, self._http, self._http, self._head, self._jsonl, self._garbage
         ]  # fmt: skip
-        turns = asyncio.Semaphore(_AT_ONCE)
         targets = {target for target, _ in self._methods}
         self._channels = {target: channel(target) for target in targets}
         async with httpx.AsyncClient(base_url=self._platform.gateway, timeout=10) as http:
 
-            async def one(number: int) -> None:
-                async with turns:
-                    kind = kinds[number % len(kinds)]
+            async def some(first: int) -> None:
+                for number in range(first, count, _AT_ONCE):
+                    kind = kinds[self._random.randrange(len(kinds))]
                     try:
                         self._report.answers[await kind(http)] += 1
                     except AssertionError as error:
                         self._report.answers["defect"] += 1
-                        self._report.defects.append(str(error))
+                        self._report.defects.append(f"{number}: {error}")
 
+            # Not a task for each request: what they take all at once would pass for a leak.
             async with asyncio.TaskGroup() as group:
-                for number in range(count):
-                    group.create_task(one(number))
+                for first in range(_AT_ONCE):
+                    group.create_task(some(first))
         for to in self._channels.values():
             await to.close()
 

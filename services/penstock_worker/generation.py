@@ -26,7 +26,7 @@ from penstock_engine.api import (
 from penstock_worker.accounts import Accounts, Charge
 from penstock_worker.intake import Plan, ServedModel
 from penstock_worker.ledger import Ledger
-from penstock_worker.outbox import Outbox
+from penstock_worker.outbox import Outbox, Paces
 from penstock_worker.report import Outcome, Progress, Reporter
 from penstock_worker.sample import Ends, Sample
 from penstock_worker.summary import (
@@ -49,7 +49,7 @@ class Services:
     model: ServedModel
     ledger: Ledger
     reporter: Reporter
-    coalesce_s: float
+    paces: Paces
     accounts: Accounts
 
 
@@ -60,7 +60,7 @@ class Generation:
         self._plan = plan
         self._services = services
         self._progress = progress
-        self._outbox = Outbox.of(plan.request, services.coalesce_s)
+        self._outbox = Outbox(services.paces.of(plan.request))
         self._events: list[_Response] = []
         self._done: RequestDone | None = None
         self._share = NO_SHARE

@@ -18,7 +18,7 @@ from penstock_text.chat import ChatTemplate
 from penstock_text.prompt import encode_prompt
 from penstock_text.tokenizer import Tokenizer
 from penstock_worker import translate
-from penstock_worker.lease import LeaseCheck
+from penstock_worker.lease import LeaseCheck, check_adapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +89,7 @@ class Intake:
         hold_to_tool_call(request)
         named = self._model.read_name(request.model, request.adapter)
         request.model, request.adapter = named.model, named.adapter
+        check_adapter(claims, named.adapter)
         prompt = await encode_prompt(request, self._model.tokenizer, self._model.template)
         max_tokens = check_fit(len(prompt), request, self._model.engine)
         self._check_ids(request, prompt)

@@ -68,3 +68,12 @@ class LeaseCheck:
         if self._secret:
             return lease
         return sign(lease_pb2.LeaseClaims.FromString(lease.claims), b"")
+
+
+def check_adapter(claims: lease_pb2.LeaseClaims, adapter: str) -> None:
+    """Raise LeaseInvalid where a request wants another adapter than its lease is for.
+
+    The router looked whether the caller's key allows what it asked for; here nobody knows the key.
+    """
+    if claims.HasField("adapter") and claims.adapter != adapter:
+        raise LeaseInvalid("the lease is for another adapter")

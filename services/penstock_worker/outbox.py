@@ -7,7 +7,8 @@ allows more: a router that forwards many streams pays for each message as well.
 
 import asyncio
 import math
-from typing import Self
+from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 from penstock.inference.v1 import generate_pb2
 
@@ -18,33 +19,55 @@ _MOST_TOKENS = 64
 _GRID_S = 0.020
 
 
+@dataclass(slots=True, weakref_slot=True)
+class Bounds:
+    """How far a stream may lag, in seconds and in tokens of a sample."""
+
+    delay_s: float = COALESCE_S
+    tokens: int = COALESCE_TOKENS
+
+
+class Paces:
+    """The bounds of streams; those of a group share one, as long as any of them runs."""
+
+    def __init__(self, coalesce_s: float = COALESCE_S) -> None:
+        self._coalesce_s = coalesce_s
+        self._groups: WeakValueDictionary[str, Bounds] = WeakValueDictionary()
+
+    @property
+    def num_groups(self) -> int:
+        """Groups of which a stream runs."""
+        return len(self._groups)
+
+    def of(self, request: generate_pb2.GenerateRequest) -> Bounds:
+        """What a request allows, which from now on holds for all of its group."""
+        if not request.HasField("coalescing"):
+            return Bounds(self._coalesce_s)
+        asked = request.coalescing
+        delay_s = min(asked.max_delay_ms / 1000, _MOST_DELAY_S)
+        bounds = Bounds(delay_s, min(max(asked.max_tokens, 1), _MOST_TOKENS))
+        if not asked.group:
+            return bounds
+        shared = self._groups.setdefault(asked.group, bounds)
+        shared.delay_s, shared.tokens = bounds.delay_s, bounds.tokens
+        return shared
+
+
 class Outbox:
     """When one request's responses are due. The responses themselves lie with their samples."""
 
-    def __init__(
-        self, coalesce_s: float = COALESCE_S, coalesce_tokens: int = COALESCE_TOKENS
-    ) -> None:
-        self._coalesce_s = coalesce_s
-        self._coalesce_tokens = coalesce_tokens
+    def __init__(self, bounds: Bounds) -> None:
+        self._bounds = bounds
         self._waiting = asyncio.Event()
         self._due = asyncio.Event()
         self._has_tokens = False
         self._sent_at = float("-inf")  # when tokens were sent last: the first ones go at once
 
-    @classmethod
-    def of(cls, request: generate_pb2.GenerateRequest, coalesce_s: float) -> Self:
-        """One that lags as far as the request allows; ``coalesce_s`` if it does not say."""
-        if not request.HasField("coalescing"):
-            return cls(coalesce_s)
-        asked = request.coalescing
-        delay_s = min(asked.max_delay_ms / 1000, _MOST_DELAY_S)
-        return cls(delay_s, min(max(asked.max_tokens, 1), _MOST_TOKENS))
-
     def tokens(self, pending: int) -> None:
         """A sample now has this many unsent tokens."""
         self._has_tokens = True
         self._waiting.set()
-        if pending >= self._coalesce_tokens:
+        if pending >= self._bounds.tokens:
             self._due.set()
 
     def now(self) -> None:
@@ -53,8 +76,8 @@ class Outbox:
         self._due.set()
 
     def _due_at(self) -> float:
-        at = self._sent_at + self._coalesce_s
-        if self._coalesce_s < _GRID_S or math.isinf(at):
+        at = self._sent_at + self._bounds.delay_s
+        if self._bounds.delay_s < _GRID_S or math.isinf(at):
             return at
         # Streams that may wait anyway send together: waking up is most of what a message costs.
         return math.ceil(at / _GRID_S) * _GRID_S

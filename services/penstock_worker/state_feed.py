@@ -20,11 +20,17 @@ MAX_SUBSCRIBERS = 64
 
 @dataclass(frozen=True, slots=True)
 class FeedTiming:
-    """Seconds: least time between deltas, between reports of progress, between heartbeats."""
+    """Seconds: least time between deltas, between reports of progress, between heartbeats.
+
+    ``cache_s`` is how long changes of the cache alone may wait for others. A delta costs a router as
+    much as a message of a forwarded stream, and every running request fills blocks: what they are
+    good for begins with the next prompt, while the ledger steers the next decision.
+    """
 
     delta_s: float = 0.005
     progress_s: float = 0.1
     heartbeat_s: float = 1.0
+    cache_s: float = 0.020
 
 
 class StateFeed:
@@ -39,6 +45,7 @@ class StateFeed:
         self._timing = timing
         self._noted = asyncio.Event()
         self._published = asyncio.Event()
+        self._later: asyncio.TimerHandle | None = None
         self._subscribers = 0
         self._was_busy = False
         self._closed = False
@@ -55,6 +62,9 @@ class StateFeed:
             self.set_health(state_pb2.WORKER_HEALTH_FAILED)
             self._publish()
             raise group.exceptions[0] from None
+        finally:
+            if self._later is not None:
+                self._later.cancel()
 
     def note(self, event: state_pb2.LedgerEvent) -> None:
         """Add a line to the load ledger."""
@@ -128,7 +138,13 @@ class StateFeed:
     async def _follow_cache(self) -> None:
         async for events in self._engine.kv_events():
             self._log.apply(events)
-            self._noted.set()
+            if self._later is None:
+                loop = asyncio.get_running_loop()
+                self._later = loop.call_later(self._timing.cache_s, self._cache_is_due)
+
+    def _cache_is_due(self) -> None:
+        self._later = None
+        self._noted.set()
 
     async def _flush_often(self) -> None:
         while True:

@@ -36,7 +36,7 @@ from penstock_worker.lease import LeaseCheck
 from penstock_worker.ledger import Ledger
 from penstock_worker.memory import Memory
 from penstock_worker.metrics import EngineGauges, RequestMetrics
-from penstock_worker.outbox import COALESCE_S
+from penstock_worker.outbox import COALESCE_S, Paces
 from penstock_worker.registration import Registration
 from penstock_worker.report import Reporter
 from penstock_worker.requests import DrainResult, RequestTable
@@ -107,7 +107,7 @@ class Worker:
             model=model,
             ledger=Ledger(self._feed.note),
             reporter=reporter,
-            coalesce_s=options.coalesce_s,
+            paces=Paces(options.coalesce_s),
             accounts=self.accounts,
         )
         embedder = Embedder(engine, model, leases, self._requests, metrics, self.accounts)

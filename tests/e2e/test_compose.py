@@ -61,6 +61,7 @@ def has_engine() -> bool:
 
 pytestmark = [
     pytest.mark.compose,
+    pytest.mark.xdist_group("compose"),
     pytest.mark.timeout(3600),
     pytest.mark.skipif(not has_engine(), reason="no Docker engine with the base images"),
 ]
@@ -141,7 +142,7 @@ def stack() -> Iterator[Stack]:
     }
     ports = int(ours["PENSTOCK_PORT"]), int(theirs["PROMETHEUS_PORT"])
     one = Stack(f"penstocktest{os.getpid()}", *ports, environment)
-    one.compose("build", "-q", "router-1", "worker-1", "batch", "gateway", "flower")
+    one.compose("build", "-q", "router-1", "worker-1", "batch", "gateway", "flower", "doctor")
     try:
         one.compose("up", "-d", *SERVICES)
         one.wait_until_healthy(OURS)
@@ -277,6 +278,13 @@ def test_prometheus_scrapes_every_process_and_flower_is_there(stack: Stack) -> N
     port = stack.environment["FLOWER_PORT"]
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthcheck", timeout=30) as answer:
         assert answer.status == 200
+
+
+def test_the_doctor_finds_nothing_that_must_be_fixed(stack: Stack) -> None:
+    # Fails by itself if there is a problem; a warning (an old Redis) is none.
+    told = stack.compose("run", "--rm", "-T", "doctor")
+    for check in ("reachability", "clocks", "versions", "registry", "workers", "index", "secrets"):
+        assert check in told
 
 
 def test_a_worker_killed_under_load_costs_no_request_and_comes_back(

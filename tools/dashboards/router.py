@@ -79,6 +79,12 @@ _QUEUE = (
             [Query(rate(names.REFUSALS, "_total", _PRIORITY), f"{{{{{_PRIORITY}}}}}")],
             "reqps",
         ),
+        Panel(
+            "Limits counted alone",
+            "Requests to which a router applied limits by its own count, as Redis did not answer.",
+            [Query(rate(names.QUOTAS_ALONE, "_total"), "alone")],
+            "reqps",
+        ),
     ],
 )
 _FORECASTS = (

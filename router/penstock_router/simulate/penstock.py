@@ -14,6 +14,7 @@ from penstock_router.facts import Match, RoutingRequest, WorkerView
 from penstock_router.frames import Admitted, Finished, LoadReport, PrefillDone
 from penstock_router.index import PrefixIndex
 from penstock_router.load import WorkerLoad
+from penstock_router.matching import Known, match
 from penstock_router.pending import PendingTable, Times
 from penstock_router.policy import first_divergent
 from penstock_router.simulate.engine import EngineModel, Job
@@ -41,10 +42,14 @@ class PenstockPolicy:
         for _ in models:
             self._index.acquire()
         self._pending = PendingTable()
+        self._known = Known(self._index, self._pending)
+        self._places = [(name, slot) for slot, name in enumerate(self._names)]
         self._demand = PrefixDemand()
         self._queue = AdmissionQueue(admission or AdmissionParams(), cost or CostParams())
         self._jobs: dict[str, Job] = {}
         self._views: list[WorkerView | None] = [None] * len(models)
+        self._seen: tuple[WorkerView, ...] | None = None
+        self._known_views: dict[int, tuple[int, WorkerView]] = {}
         self._views_at = -1.0
         self._used = [0] * len(models)
         self._number = {name: n for n, name in enumerate(self._names)}
@@ -83,7 +88,7 @@ class PenstockPolicy:
             held = chosen.matched_tokens // self._models[worker].block_tokens
             times = Times(eta=now + chosen.ttft_s, expires=_FOREVER_S)
             self._pending.add(chosen.worker_id, asked.request_id, (asked.chain, held), times)
-            self._views[worker] = None
+            self._views[worker] = self._seen = None
             yield job, worker
 
     def wake_at(self, now: float) -> float:
@@ -98,11 +103,13 @@ class PenstockPolicy:
         """Everybody."""
         if now != self._views_at:
             self._views = [None] * len(self._models)
-            self._views_at = now
-        for worker, view in enumerate(self._views):
-            if view is None:
-                self._views[worker] = self._view(worker, now)
-        return [view for view in self._views if view is not None]
+            self._views_at, self._seen = now, None
+        if self._seen is None:
+            for worker, view in enumerate(self._views):
+                if view is None:
+                    self._views[worker] = self._view(worker, now)
+            self._seen = tuple(view for view in self._views if view is not None)
+        return self._seen
 
     def request(self, ticket: Ticket, now: float) -> RoutingRequest:
         """What each worker holds and computes of it."""
@@ -172,17 +179,21 @@ class PenstockPolicy:
         return work_s
 
     def _matches(self, chain: bytes) -> dict[str, Match]:
-        size = self._models[0].block_tokens
-        found: dict[str, Match] = {}
-        for name, depth in zip(self._names, self._index.match(chain).tolist(), strict=False):
-            extent = self._pending.extent(name, chain, depth)
-            if depth or extent.blocks:
-                found[name] = Match(
-                    depth * size, extent.blocks * size, extent.eta, extent.request_ids
-                )
-        return found
+        return match(self._known, chain, self._places, self._models[0].block_tokens)
 
     def _view(self, worker: int, now: float) -> WorkerView:
+        """How it stands; of one at rest only the utilisation changes."""
+        load, known = self._loads[worker], self._known_views.get(worker)
+        if known is None or known[0] != load.version or load.changes_by_itself:
+            view = self._look(worker, now)
+        elif (share := load.utilisation(now)) == known[1].utilisation:
+            return known[1]
+        else:
+            view = known[1]._replace(utilisation=share)
+        self._known_views[worker] = (load.version, view)
+        return view
+
+    def _look(self, worker: int, now: float) -> WorkerView:
         load, model = self._loads[worker], self._models[worker]
         base_s, slope_s = load.prefill_line()
         return WorkerView(

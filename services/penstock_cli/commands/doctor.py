@@ -37,7 +37,9 @@ Batch = Annotated[
 ]
 Gateway = Annotated[
     str,
-    typer.Option(envvar="PENSTOCK_TARGET_GATEWAY", help="host:port of the gateway; empty: none."),
+    typer.Option(
+        envvar="PENSTOCK_TARGET_GATEWAY", help="[https://]host:port of the gateway; empty: none."
+    ),
 ]
 RedisUrl = Annotated[
     str, typer.Option(envvar="PENSTOCK_DOCTOR_REDIS_URL", help="Redis' URL; empty: not looked at.")
@@ -47,7 +49,8 @@ RedisUrlFile = Annotated[
     typer.Option(help="File that holds Redis' URL, where it holds a password.", dir_okay=False),
 ]
 Metrics = Annotated[
-    str, typer.Option(help="Scrape endpoints of Celery workers: name=host:port with commas.")
+    str,
+    typer.Option(help="Scrape endpoints of Celery workers: name=[https://]host:port with commas."),
 ]
 DataDir = Annotated[
     Path | None, typer.Option(help="Check the `penstock up` of this data folder instead.")

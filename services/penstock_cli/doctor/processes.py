@@ -20,7 +20,7 @@ from penstock_core.auth import KeyRing
 from penstock_core.channels import channel
 from penstock_core.errors import PenstockError
 from penstock_core.registry import RedisRegistry
-from penstock_core.tls import PLAIN, Tls
+from penstock_core.tls import PLAIN, Tls, client_context
 from penstock_core.version import UNIX_MS_KEY, VERSION_KEY
 
 # The Date header counts whole seconds.
@@ -59,14 +59,14 @@ async def ask_grpc(kind: Kind, name: str, address: str, how: Call) -> Process:
     )
 
 
-async def ask_gateway(address: str, timeout_s: float) -> Process:
+async def ask_gateway(address: str, how: Call) -> Process:
     """The gateway's probes."""
     sent = time.time()
     try:
-        _, _, body = await asyncio.to_thread(_get, f"http://{address}/healthz", timeout_s)
+        _, _, body = await asyncio.to_thread(_get, f"{_base(address)}/healthz", how)
         doubt = (time.time() - sent) / 2
         told = json.loads(body)
-        status, _, _ = await asyncio.to_thread(_get, f"http://{address}/readyz", timeout_s)
+        status, _, _ = await asyncio.to_thread(_get, f"{_base(address)}/readyz", how)
     except (OSError, HTTPException, ValueError) as error:
         return Process(Kind.GATEWAY, "gateway", address, error=str(error))
     unix_ms = told.get("unix_ms")
@@ -81,11 +81,11 @@ async def ask_gateway(address: str, timeout_s: float) -> Process:
     )
 
 
-async def ask_metrics(name: str, address: str, timeout_s: float) -> Process:
+async def ask_metrics(name: str, address: str, how: Call) -> Process:
     """A process that only has a scrape endpoint: its version is in ``target_info``."""
     sent = time.time()
     try:
-        _, date, body = await asyncio.to_thread(_get, f"http://{address}/metrics", timeout_s)
+        _, date, body = await asyncio.to_thread(_get, f"{_base(address)}/metrics", how)
     except (OSError, HTTPException, ValueError) as error:
         return Process(Kind.METRICS, name, address, error=str(error))
     found = re.search(r'^target_info\{.*service_version="([^"]*)"', body, re.MULTILINE)
@@ -121,10 +121,18 @@ def read_keys(path: str) -> KeysCheck:
     return KeysCheck(path, "", len(owners), any(owner.is_service for owner in owners))
 
 
-def _get(url: str, timeout_s: float) -> tuple[int, str, str]:
+def _base(address: str) -> str:
+    """``https://`` must be said, plain HTTP need not."""
+    return address if address.startswith(("http://", "https://")) else f"http://{address}"
+
+
+def _get(url: str, how: Call) -> tuple[int, str, str]:
     """Status, Date header and body. Raises OSError, HTTPException or ValueError."""
+    context = client_context(how.tls) if url.startswith("https://") else None
     try:
-        with urllib.request.urlopen(url, timeout=timeout_s) as answer:  # noqa: S310 - http only
+        with urllib.request.urlopen(  # noqa: S310 - http and https only
+            url, timeout=how.timeout_s, context=context
+        ) as answer:
             return answer.status, answer.headers.get("date", ""), answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, "", ""

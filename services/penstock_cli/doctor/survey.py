@@ -87,15 +87,16 @@ def _internal(site: Site) -> Metadata:
 
 
 async def _processes(site: Site, ports: Sequence[RouterPort]) -> list[Process]:
+    how = _call(site)
     asked = [
-        ask_grpc(Kind.ROUTER, port.name, address, _call(site))
+        ask_grpc(Kind.ROUTER, port.name, address, how)
         for port, address in zip(ports, site.routers, strict=True)
     ]
     if site.batch:
-        asked.append(ask_grpc(Kind.BATCH, "batch service", site.batch, _call(site)))
+        asked.append(ask_grpc(Kind.BATCH, "batch service", site.batch, how))
     if site.gateway:
-        asked.append(ask_gateway(site.gateway, site.timeout_s))
-    asked += [ask_metrics(name, address, site.timeout_s) for name, address in site.metrics]
+        asked.append(ask_gateway(site.gateway, how))
+    asked += [ask_metrics(name, address, how) for name, address in site.metrics]
     return list(await asyncio.gather(*asked))
 
 

@@ -1,6 +1,9 @@
 """A routing decision with every term of every candidate, and what then happened."""
 
-from rich.console import Group, RenderableType
+from collections.abc import Callable, Mapping
+
+from rich import box
+from rich.console import Group, JustifyMethod, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -11,7 +14,7 @@ from penstock_cli.views.amounts import duration
 
 _TERMS = (
     "network", "backlog", "prefill", "pending", "lateness", "externality", "replication", "tpot",
-    "kv_pressure", "total",
+    "kv_pressure",
 )  # fmt: skip
 
 
@@ -37,30 +40,65 @@ def _heading(decision: DecisionRecord) -> Text:
     return text
 
 
-def _candidates(decision: DecisionRecord) -> Table:
-    table = Table(caption="times add up to total; the least total wins")
-    for name in ("worker", "state"):
-        table.add_column(name)
-    for name in ("cached", "trusted", "to compute", *(t.replace("_", " ") for t in _TERMS)):
-        table.add_column(name, justify="right")
-    table.add_column("excluded because")
-    for candidate in decision.candidates:
+def _candidates(decision: DecisionRecord) -> RenderableType:
+    """Workers below one another; what says nothing of any of them has no column but a word below."""
+    ordered = sorted(decision.candidates, key=lambda c: _rank(c, decision))
+    columns = {name: [show(c) for c in ordered] for name, show in _COLUMNS.items()}
+    told = {name: cells for name, cells in columns.items() if set(cells) - {"", "0"}}
+    silent = [name for name in _COLUMNS if name not in told and name in _SUMMANDS]
+    caption = "times add up to total; the least total wins"
+    if silent:
+        caption += f"; nothing of {', '.join(silent)}"
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
+    table.add_column("worker", no_wrap=True)
+    for name, cells in told.items():
+        justify: JustifyMethod = "left" if name in _WORDS else "right"
+        # On a narrow terminal headings are folded, figures never.
+        table.add_column(name, justify=justify, min_width=max(map(len, cells)), overflow="fold")
+    for row, candidate in enumerate(ordered):
         chosen = candidate.worker_id == decision.chosen_worker_id
-        table.add_row(*_row(candidate, chosen=chosen), style="bold green" if chosen else None)
-    return table
+        mark = ("-> " if chosen else "   ") + escape(candidate.worker_id)
+        cells = [cells[row] for cells in told.values()]
+        table.add_row(mark, *cells, style="bold green" if chosen else None)
+    return Group(table, Text(caption + "\n", "dim italic"))
 
 
-def _row(candidate: Candidate, *, chosen: bool) -> tuple[str, ...]:
-    times = (getattr(candidate, f"{term}_s") for term in _TERMS)
-    return (
-        ("-> " if chosen else "   ") + escape(candidate.worker_id),
-        escape(candidate.sync_state.removeprefix("SYNC_STATE_").lower()),
-        str(candidate.matched_tokens),
-        f"{candidate.trusted_tokens:.0f}",
-        f"{candidate.uncached_tokens:.0f}",
-        *(duration(seconds) for seconds in times),
-        escape(candidate.excluded_because),
-    )
+def _rank(candidate: Candidate, decision: DecisionRecord) -> tuple[bool, bool, float]:
+    chosen = candidate.worker_id == decision.chosen_worker_id
+    return (not chosen, bool(candidate.excluded_because), candidate.total_s)
+
+
+def _state(candidate: Candidate) -> str:
+    """Said only of workers whose picture is not up to date."""
+    state = candidate.sync_state.removeprefix("SYNC_STATE_").lower()
+    return "" if state == "live" else escape(state)
+
+
+def _trusted(candidate: Candidate) -> str:
+    """Said only where less is believed than matched."""
+    believed = f"{candidate.trusted_tokens:.0f}"
+    return "" if believed == str(candidate.matched_tokens) else believed
+
+
+def _seconds(term: str) -> Callable[[Candidate], str]:
+    def show(candidate: Candidate) -> str:
+        seconds: float = getattr(candidate, f"{term}_s")
+        return duration(seconds) if seconds else "0"
+
+    return show
+
+
+_SUMMANDS = {name.replace("_", " "): _seconds(name) for name in _TERMS}
+_COLUMNS: Mapping[str, Callable[[Candidate], str]] = {
+    "state": _state,
+    "cached": lambda c: str(c.matched_tokens),
+    "trusted": _trusted,
+    "compute": lambda c: f"{c.uncached_tokens:.0f}",
+    **_SUMMANDS,
+    "total": _seconds("total"),
+    "excluded because": lambda c: escape(c.excluded_because),
+}
+_WORDS = ("state", "excluded because")
 
 
 def _reasons(decision: DecisionRecord, outcome: OutcomeRecord | None) -> Table:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from rich import box
 from rich.table import Table
 
 from penstock.routing.v1.routing_service_pb2 import SyncState, WorkerStatus
@@ -13,7 +14,10 @@ _STYLES = {"LIVE": "green", "SERVING": "green", "STALE": "yellow", "DEAD": "red"
 
 def fleet_table(workers: Sequence[WorkerStatus]) -> Table:
     """Two lines a worker, so that it fits a terminal of 80 columns."""
-    table = Table(title=f"{len(workers)} workers", show_lines=True)
+    table = Table(
+        title=f"{len(workers)} workers", box=box.SIMPLE_HEAD, show_lines=True, pad_edge=False,
+        padding=(0, 0, 0, 1),
+    )  # fmt: skip
     for name in ("worker\nendpoint", "model\ndevice", "state\nhealth"):
         table.add_column(name, overflow="fold")
     for name in ("running\nwaiting", "KV used\ncached", "step\nindexed", "trust\nseen"):

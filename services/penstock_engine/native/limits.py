@@ -9,6 +9,8 @@ from penstock_core.errors import InvalidRequest, NotSupported, PromptTooLong
 from penstock_engine.api import EmbedRequest, EngineInfo, EngineRequest
 from penstock_engine.native.memory import KvMemory
 
+_BATCH_CLASS_PART = 4
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -32,6 +34,11 @@ class Limits:
                 f"max_batched_tokens {self.max_batched_tokens} must exceed max_batch "
                 f"{self.max_batch}: a full batch of decodes would leave nothing for prefill"
             )
+
+    @property
+    def batch_class_tokens(self) -> int:
+        """Prompt tokens of the BATCH class in one step: how long an arrival may wait for it to end."""
+        return max(self.max_batched_tokens // _BATCH_CLASS_PART, 1)
 
 
 @dataclass(frozen=True, slots=True)

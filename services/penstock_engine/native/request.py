@@ -18,6 +18,7 @@ from penstock_engine.api import (
     EngineRequest,
     FinishReason,
     Logprob,
+    Priority,
     RequestDone,
     TokenOut,
 )
@@ -103,6 +104,11 @@ class Sample:
         self.chain_broken = False
         self.waits_for: int | None = None
         self.matcher: Matcher | None = None
+
+    @property
+    def is_batch(self) -> bool:
+        """Whether it is of the class that has what the others leave; such are ranked last."""
+        return self.rank[0] == Priority.BATCH.value
 
     @property
     def num_output(self) -> int:

@@ -1,7 +1,9 @@
 """Continuous batching: which tokens of which sequences the next step computes.
 
 Owns requests from submission to their last output and what each step computes: decodes first,
-then prefill in chunks with the tokens left. Who runs, and on which pages, is ``residency``'s. It is
+then prefill in chunks with the tokens left. The BATCH class has what the others leave: while one of
+them prefills it sits out, on the pages it has, and its own prompts are computed in short chunks, since
+whoever arrives waits for the step to end. Who runs, and on which pages, is ``residency``'s. It is
 told the time and what the runner drew; it computes nothing itself. Pure Python; no torch, no
 asyncio.
 """
@@ -119,7 +121,7 @@ class Scheduler:
 
     def decoding(self) -> list[Sample]:
         """Running sequences that the next step adds a token to, and for which drafts may be made."""
-        return [sample for sample in self._running if sample.is_decoding]
+        return [sample for sample in self._taking_part() if sample.is_decoding]
 
     def plan(self, now: float, drafts: Drafts = NO_DRAFTS) -> StepPlan | None:
         """The next step, or None if nothing can run (then nothing waits either).
@@ -131,14 +133,16 @@ class Scheduler:
         budget = self.limits.max_batched_tokens
         copies: Copies = []
         chunks: list[Chunk] = []
-        for sample in self._running.snapshot():
+        for sample in self._taking_part():
             if sample.is_decoding and self._residency.secure_next_page(sample, copies):
                 chunks.append(Chunk(sample, sample.computed, 1, 1, (sample,)))
                 budget -= 1
         if drafts:
             spare = self.memory.available - len(self._running)
             budget -= add_drafts(chunks, drafts, DraftRoom(self.memory, budget // 2, spare))
-        for sample in self._running.snapshot():
+        for sample in self._taking_part():
+            if sample.is_batch:  # ranked last, so that nobody else's budget is cut
+                budget = min(budget, self.limits.batch_class_tokens)
             if not sample.is_decoding and budget > 0:
                 chunks.append(self._prefill_chunk(sample, min(sample.uncomputed, budget)))
                 budget -= chunks[-1].count
@@ -195,6 +199,13 @@ class Scheduler:
                 self._emit(request, last)
 
     # Prefill and what follows a step.
+
+    def _taking_part(self) -> list[Sample]:
+        """Running samples that the next step computes: all, or all but BATCH while others prefill."""
+        samples = self._running.snapshot()
+        if any(not s.is_decoding and not s.is_batch for s in samples):
+            return [s for s in samples if not s.is_batch]
+        return samples
 
     def _prefill_chunk(self, sample: Sample, count: int) -> Chunk:
         if count < sample.uncomputed:

@@ -7,7 +7,7 @@ from penstock.inference.v1 import generate_pb2, inference_service_pb2_grpc
 from penstock.inference.v1 import inference_service_pb2 as pb
 from penstock.routing.v1 import routing_service_pb2
 from penstock_core import rpc
-from penstock_core.errors import InvalidRequest, NotFound, PenstockError
+from penstock_core.errors import InvalidRequest, LeaseInvalid, NotFound, PenstockError
 from penstock_core.leases import internal_metadata
 from penstock_core.status import from_rpc_error
 from penstock_testing.cluster import Cluster, ask, collect, running_cluster
@@ -64,6 +64,25 @@ async def test_only_workers_that_have_the_adapter_are_asked() -> None:
         answers = [await cluster.generate(wanted("poet")) for _ in range(4)]
 
     assert {answer.started.worker_id for answer in answers} == {"worker-2"}
+
+
+@pytest.mark.parametrize(("leased", "used"), [("fake", "poet"), ("poet", "sql"), ("poet", "fake")])
+async def test_a_lease_for_one_adapter_opens_no_other(leased: str, used: str) -> None:
+    async with running_cluster(engine("poet", "sql"), lease_secret="secret") as cluster:
+        route = await cluster.routing.Route(
+            routing_service_pb2.RouteRequest(request=wanted(leased))
+        )
+        request = wanted(used, request_id=route.request_id)
+        request.tokens.CopyFrom(route.prompt_tokens)
+        request.lease.CopyFrom(route.lease)
+        async with rpc.channel(route.endpoint) as channel:
+            stub = inference_service_pb2_grpc.InferenceServiceStub(channel)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await collect(stub.Generate(request))
+
+    error = from_rpc_error(caught.value)
+    assert isinstance(error, LeaseInvalid)
+    assert "adapter" in str(error)
 
 
 async def test_a_worker_takes_a_routed_request_under_the_name_it_was_asked_by() -> None:

@@ -221,3 +221,24 @@ async def test_get_worker_describes_it() -> None:
     assert cast("object", got.info) == worker.info
     assert got.info.endpoint == worker.endpoint
     assert got.load.health == state_pb2.WORKER_HEALTH_SERVING
+
+
+async def test_blocks_wait_a_moment_for_others_and_travel_with_the_ledger() -> None:
+    engine = FakeEngine()
+    log = StateLog("epoch", state_pb2.WorkerInfo())
+    feed = StateFeed(log, engine, EngineGauges(1), FeedTiming(0.0, 3600.0, 3600.0, cache_s=3600.0))
+    running = asyncio.create_task(feed.run())
+    async with aclosing(feed.watch("", 0)) as frames:
+        picture = Picture()
+        for _ in range(2):
+            picture.take(await anext(frames))
+        engine.cache.store(1000, [1, 2])
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert log.seq == 0, "blocks alone are in no hurry"
+        feed.note(state_pb2.LedgerEvent(admitted=state_pb2.Admitted(request_id="a")))
+        picture.take(await anext(frames))
+
+    assert set(picture.parents) == {1, 2}
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)

@@ -78,8 +78,8 @@ def test_a_log_is_replayed(tmp_path: Path) -> None:
     asked = RoutingRequest("req_1", "m", 100, 3, {"b": Match(96)}, 7)
     decision = decide(views, asked, 1.0, 2, CostParams())
     record = DecisionRecord(
-        "dec_1", "req_1", 0, 1.0, "m", CostParams().digest(), 2, 100, 3, decision, 10,
-        inputs=Inputs(1.0, CostParams(), views, asked),
+        "dec_1", "req_1", 0, 1.0, "m", CostParams().digest(),
+        Inputs(1.0, CostParams(), views, asked, 2), decision, 10,
     )  # fmt: skip
     entry = routing_service_pb2.WatchDecisionsResponse(decision=translate.decision_message(record))
     log = tmp_path / "log.jsonl"

@@ -16,8 +16,8 @@ from penstock_cli.views.documents import messages_to_json, to_dict
 from penstock_cli.views.fleet import fleet_table
 
 
-def shown(view: RenderableType) -> str:
-    console = Console(file=io.StringIO(), width=250, color_system=None)
+def shown(view: RenderableType, width: int = 250) -> str:
+    console = Console(file=io.StringIO(), width=width, color_system=None)
     console.print(view)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
@@ -55,13 +55,38 @@ def test_decision_shows_each_candidates_terms_the_reason_and_the_counterfactual(
     text = shown(decision_view(decision()))
 
     chosen = next(line for line in text.split("\n") if "-> w1" in line)
-    assert all(part in chosen for part in ("live", "96", "1 ms", "11 ms"))
+    assert all(part in chosen for part in ("96", "1 ms", "11 ms"))
     other = next(line for line in text.split("\n") if "   w0" in line)
     assert all(part in other for part in ("60 ms", "61 ms", "draining"))
     assert "w1, because it holds [96] tokens" in text
     assert "50 ms better than the next" in text
     assert "w0, at a cost of 20 ms more" in text
     assert "not known yet" in text
+
+
+def test_candidates_columns_are_those_that_say_something_and_the_others_are_named() -> None:
+    answer = decision()
+    heading = next(line for line in shown(decision_view(answer)).split("\n") if "worker" in line)
+    assert not any(name in heading for name in ("state", "trusted", "pending"))
+    assert "nothing of network, pending, lateness" in shown(decision_view(answer))
+
+    answer.decision.candidates[0].sync_state = "STALE"
+    answer.decision.candidates[0].trusted_tokens = 28.8
+    text = shown(decision_view(answer))
+    chosen = next(line for line in text.split("\n") if "-> w1" in line)
+    assert all(part in chosen for part in ("stale", "29"))
+
+
+def test_figures_are_whole_on_a_narrow_terminal() -> None:
+    answer = decision()
+    for candidate in answer.decision.candidates:
+        for term in ("network", "lateness", "externality", "tpot"):
+            setattr(candidate, f"{term}_s", 0.1234)
+    text = shown(decision_view(answer), width=90)
+
+    chosen = next(line for line in text.split("\n") if "-> w1" in line)
+    assert chosen.count("123 ms") == 4
+    assert chosen.rstrip().endswith("11 ms")
 
 
 def test_outcome_is_held_against_the_prediction() -> None:

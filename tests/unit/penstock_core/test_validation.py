@@ -39,6 +39,7 @@ BAD = {
     "sampling.logit_bias[5]": 'text: "a" sampling { logit_bias { key: 5 value: 101 } }',
     "output.logprobs": 'text: "a" output { logprobs: 21 }',
     "request_id": 'text: "a" request_id: "a b"',
+    "coalescing.group": 'text: "a" coalescing { group: "' + "g" * 257 + '" }',
 }
 
 

@@ -1,82 +1,19 @@
 """What the scheduler decides, one decision at a time."""
 
-from collections.abc import Sequence
-
 import pytest
 
 from penstock_core.errors import Conflict, Overloaded, PromptTooLong
 from penstock_engine.api import (
     Admitted,
-    EngineOutput,
-    EngineRequest,
     FinishReason,
     Priority,
     RequestDone,
     TokenOut,
 )
 from penstock_engine.native.limits import Limits
-from penstock_engine.native.memory import KvMemory
 from penstock_engine.native.plan import StepPlan, StepResult
 from penstock_engine.native.request import Drawn
-from penstock_engine.native.scheduler import Scheduler
-
-BLOCK = 4
-
-
-class Driver:
-    """A scheduler whose steps draw token 1 and take a tenth of a second."""
-
-    def __init__(
-        self, *, pages: int = 64, batch: int = 4, budget: int = 16, waiting: int = 8
-    ) -> None:
-        self.memory = KvMemory(pages, BLOCK)
-        limits = Limits(batch, budget, max_waiting=waiting, max_context=100)
-        self.scheduler = Scheduler(limits, self.memory)
-        self.outputs: dict[str, list[EngineOutput]] = {}
-        self.now = 0.0
-
-    def submit(
-        self, name: str, prompt: Sequence[int], max_tokens: int = 4, **changes: object
-    ) -> None:
-        spec = EngineRequest(name, prompt, max_tokens, **changes)  # type: ignore[arg-type]
-        self.scheduler.submit(spec, self.now)
-
-    def plan(self) -> StepPlan:
-        plan = self.scheduler.plan(self.now)
-        assert plan is not None
-        self.scheduler.check_integrity()
-        return plan
-
-    def step(self) -> dict[str, int]:
-        """Run a step; tells how many tokens of each request it computed."""
-        plan = self.plan()
-        drawn = [Drawn((1,)) for chunk in plan.chunks for _ in chunk.draws]
-        self.now += 0.1
-        self.scheduler.apply(plan, StepResult(drawn, 0.1), self.now)
-        self.take()
-        computed: dict[str, int] = {}
-        for chunk in plan.chunks:
-            name = chunk.sample.request.spec.request_id
-            computed[name] = computed.get(name, 0) + chunk.count
-        return computed
-
-    def take(self) -> None:
-        for name, output in self.scheduler.take_outputs():
-            self.outputs.setdefault(name, []).append(output)
-
-    def run(self) -> None:
-        while self.scheduler.has_work:
-            self.step()
-
-    def admitted(self, name: str) -> Admitted:
-        first = self.outputs[name][0]
-        assert isinstance(first, Admitted)
-        return first
-
-    def done(self, name: str) -> RequestDone:
-        last = self.outputs[name][-1]
-        assert isinstance(last, RequestDone)
-        return last
+from penstock_testing.scheduler_driver import Driver
 
 
 def test_a_long_prompt_is_cut_to_the_token_budget() -> None:
@@ -161,6 +98,7 @@ def test_a_better_class_takes_the_place_of_a_worse_one() -> None:
     driver.step()
     driver.submit("urgent", [3], 2, priority=Priority.INTERACTIVE)
 
+    assert set(driver.step()) == {"urgent"}
     assert set(driver.step()) == {"old", "urgent"}
     driver.run()
     assert driver.done("young").preemptions == 1

@@ -11,8 +11,9 @@ from penstock_core.settings import SettingsError
 from penstock_router import bench, frames, translate
 from penstock_router.breaker import FAILURES_TO_OPEN, Breaker
 from penstock_router.changes import Changes
-from penstock_router.decisions import DecisionBook, DecisionRecord
-from penstock_router.facts import Candidate, Decision
+from penstock_router.cost import CostParams
+from penstock_router.decisions import DecisionBook, DecisionRecord, Inputs
+from penstock_router.facts import Candidate, Decision, RoutingRequest
 from penstock_router.index import PrefixIndex
 from penstock_router.metrics import RouterMetrics
 from penstock_router.settings import RouterSettings
@@ -22,8 +23,11 @@ from penstock_router.tracked import Picture, TrackedWorker
 
 def record(number: int, request_id: str = "req", worker_id: str = "w") -> DecisionRecord:
     chosen = Candidate(worker_id, "e", 1, "LIVE", 64, 64.0, 36.0, 0, 0.1, 0.2, 0, 0, 0, 0, 0.3)
-    decision = Decision(chosen, (chosen,), "why")
-    return DecisionRecord(f"dec-{number}", request_id, 0, 0.0, "m", "p", 1, 100, 3, decision, 5)
+    asked = RoutingRequest(request_id, "m", 100, 3, {})
+    inputs = Inputs(0.0, CostParams(), (), asked, 1)
+    return DecisionRecord(
+        f"dec-{number}", request_id, 0, 0.0, "m", "p", inputs, Decision(chosen, chosen), 5
+    )
 
 
 DONE = frames.PrefillDone("req", 64, 36, 0.0, 0.1, 0.25)

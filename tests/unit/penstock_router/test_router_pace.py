@@ -11,6 +11,11 @@ def test_the_more_streams_the_more_tokens_share_a_message(streams: int, delay_ms
     assert Pace(500, 200, streams).coalescing().max_delay_ms == delay_ms
 
 
+def test_all_streams_of_a_router_share_what_the_latest_asks_for() -> None:
+    asked = Pace(500, 200, 50, group="pace_1").coalescing()
+    assert (asked.group, asked.max_delay_ms, asked.max_tokens) == ("pace_1", 100, 32)
+
+
 def test_few_streams_are_hardly_held_back() -> None:
     assert Pace(500, 200, 1).coalescing().max_tokens == 8
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock_router.cost import CostParams
-from penstock_router.facts import Decision, Match, RoutingRequest, WorkerView
-from penstock_router.policy import decide, first_divergent
+from penstock_router.facts import Explanation, Match, RoutingRequest, WorkerView
+from penstock_router.policy import decide, explain, first_divergent
 
 PARAMS = CostParams()
 RATE = 1000.0
@@ -25,28 +25,30 @@ def request(tokens: int = 1000, divergent: int | None = 7, **matches: Match) -> 
 
 def choose(
     *workers: WorkerView, asked: RoutingRequest, now: float = 0.0, seed: int = 1
-) -> Decision:
-    return decide(workers, asked, now, seed, PARAMS)
+) -> Explanation:
+    why = explain(workers, asked, now, seed, PARAMS)
+    assert why.decision == decide(workers, asked, now, seed, PARAMS)
+    return why
 
 
-def winner(decision: Decision) -> str:
-    assert decision.chosen is not None
-    return decision.chosen.worker_id
+def winner(why: Explanation) -> str:
+    assert why.decision.chosen is not None
+    return why.decision.chosen.worker_id
 
 
 def test_the_worker_that_holds_the_prefix_wins() -> None:
-    decision = choose(worker("a"), worker("b"), asked=request(b=Match(960)))
-    assert winner(decision) == "b"
-    assert "holds 960 of 1000 prompt tokens" in decision.reason
-    assert "less to compute" in decision.reason or "less delay" in decision.reason
-    assert decision.margin_s > 0.9
+    why = choose(worker("a"), worker("b"), asked=request(b=Match(960)))
+    assert winner(why) == "b"
+    assert "holds 960 of 1000 prompt tokens" in why.reason
+    assert "less to compute" in why.reason or "less delay" in why.reason
+    assert why.margin_s > 0.9
 
 
 def test_a_long_queue_outweighs_the_prefix() -> None:
     busy = worker("b", backlog_tokens=5000, waiting=3)
-    decision = choose(worker("a"), busy, asked=request(b=Match(960)))
-    assert winner(decision) == "a"
-    assert "shorter queue" in decision.reason
+    why = choose(worker("a"), busy, asked=request(b=Match(960)))
+    assert winner(why) == "a"
+    assert "shorter queue" in why.reason
 
 
 def test_a_short_queue_does_not() -> None:
@@ -60,27 +62,27 @@ def test_a_burst_of_siblings_does_not_make_a_second_copy_of_a_long_prefix() -> N
 
 
 def test_without_affinity_another_would_have_been_chosen_at_this_loss() -> None:
-    decision = choose(worker("a"), worker("b", backlog_tokens=300), asked=request(b=Match(960)))
-    assert winner(decision) == "b"
-    assert decision.counterfactual_worker_id == "a"
-    assert decision.counterfactual_loss_s == pytest.approx(decision.margin_s)
+    why = choose(worker("a"), worker("b", backlog_tokens=300), asked=request(b=Match(960)))
+    assert winner(why) == "b"
+    assert why.counterfactual_worker_id == "a"
+    assert why.counterfactual_loss_s == pytest.approx(why.margin_s)
 
 
 def test_a_sibling_waits_for_blocks_under_way_rather_than_compute_them_again() -> None:
     first_there = worker("a", backlog_tokens=1000, waiting=1)
     asked = request(a=Match(0, 960, eta=1.0, pending_requests=frozenset({"first"})))
-    decision = choose(first_there, worker("b"), asked=asked)
-    assert winner(decision) == "a"
-    assert decision.waits_for == {"first"}
-    assert "computing 960 more" in decision.reason
+    why = choose(first_there, worker("b"), asked=asked)
+    assert winner(why) == "a"
+    assert why.decision.waits_for == {"first"}
+    assert "computing 960 more" in why.reason
 
 
 def test_blocks_that_come_too_late_are_not_waited_for() -> None:
     asked = request(a=Match(0, 32, eta=60.0, pending_requests=frozenset({"first"})))
-    decision = choose(worker("a"), asked=asked)
-    assert decision.chosen is not None
-    assert decision.waits_for == frozenset()
-    assert decision.chosen.uncached_tokens == 1000
+    why = choose(worker("a"), asked=asked)
+    assert why.decision.chosen is not None
+    assert why.decision.waits_for == frozenset()
+    assert why.decision.chosen.uncached_tokens == 1000
 
 
 def test_equals_are_settled_by_the_prefix_alone() -> None:
@@ -118,9 +120,9 @@ def test_full_memory_and_slow_decoding_cost() -> None:
     full = worker("a", used_blocks=990)
     slow = worker("b", step_s=0.5)
     fine = worker("c", step_s=0.02)
-    decision = choose(full, slow, fine, asked=request())
-    assert winner(decision) == "c"
-    by_id = {c.worker_id: c for c in decision.candidates}
+    why = choose(full, slow, fine, asked=request())
+    assert winner(why) == "c"
+    by_id = {c.worker_id: c for c in why.candidates}
     assert by_id["a"].kv_pressure_s > 0
     assert by_id["b"].tpot_s > 0
     assert by_id["c"].tpot_s == by_id["c"].kv_pressure_s == 0
@@ -129,28 +131,28 @@ def test_full_memory_and_slow_decoding_cost() -> None:
 def test_excluded_workers_are_recorded_and_never_chosen() -> None:
     draining = worker("a", excluded_because="it is draining")
     asked = replace(request(a=Match(960)), excluded=frozenset({"b"}))
-    decision = choose(draining, worker("b"), worker("c"), asked=asked)
-    assert winner(decision) == "c"
-    assert {c.worker_id: c.excluded_because for c in decision.candidates} == {
+    why = choose(draining, worker("b"), worker("c"), asked=asked)
+    assert winner(why) == "c"
+    assert {c.worker_id: c.excluded_because for c in why.candidates} == {
         "c": "",
         "a": "it is draining",
         "b": "it just failed this request",
     }
-    assert "only worker" in decision.reason
+    assert "only worker" in why.reason
 
 
 def test_nobody_is_an_answer_too() -> None:
-    decision = choose(worker("a", excluded_because="its state is DEAD"), asked=request())
-    assert decision.chosen is None
-    assert len(decision.candidates) == 1
-    assert choose(asked=request()).chosen is None
+    why = choose(worker("a", excluded_because="its state is DEAD"), asked=request())
+    assert why.decision.chosen is None
+    assert len(why.candidates) == 1
+    assert choose(asked=request()).decision.chosen is None
 
 
 def test_each_term_can_be_switched_off() -> None:
     busy = worker("b", backlog_tokens=5000, waiting=3)
     asked = request(b=Match(960))
     blind = replace(PARAMS, backlog=0.0, externality=0.0)
-    assert winner(decide((worker("a"), busy), asked, 0.0, 1, blind)) == "b"
+    assert winner(explain((worker("a"), busy), asked, 0.0, 1, blind)) == "b"
     assert blind.digest() != PARAMS.digest()
 
 
@@ -186,13 +188,14 @@ def test_a_decision_is_a_pure_function_whose_terms_add_up(
         for n, w in enumerate(workers)
     }
     asked = replace(request(), matches=matches)
-    decision = decide(workers, asked, now, 1, PARAMS)
-    assert decision == decide(workers[::-1], asked, now, 1, PARAMS) or len(
-        {c.total_s for c in decision.candidates}
+    why = explain(workers, asked, now, 1, PARAMS)
+    assert why.decision == decide(workers, asked, now, 1, PARAMS)
+    assert why == explain(workers[::-1], asked, now, 1, PARAMS) or len(
+        {c.total_s for c in why.candidates}
     ) < len(workers)
-    assert {c.worker_id for c in decision.candidates} == {w.worker_id for w in workers}
-    open_to = [c for c in decision.candidates if not c.excluded_because]
-    assert (decision.chosen is None) == (not open_to)
+    assert {c.worker_id for c in why.candidates} == {w.worker_id for w in workers}
+    open_to = [c for c in why.candidates if not c.excluded_because]
+    assert (why.decision.chosen is None) == (not open_to)
     for c in open_to:
         terms = (
             c.network_s, c.backlog_s, c.prefill_s, c.pending_s, c.externality_s, c.tpot_s,
@@ -201,6 +204,6 @@ def test_a_decision_is_a_pure_function_whose_terms_add_up(
         assert c.total_s == pytest.approx(sum(terms) + c.replication_s)
         assert min(terms) >= 0
         assert c.uncached_tokens >= 1
-    if decision.chosen is not None:
+    if why.decision.chosen is not None:
         least = min(c.total_s for c in open_to)
-        assert decision.chosen.total_s <= least + max(0.001, 0.02 * least) + 1e-12
+        assert why.decision.chosen.total_s <= least + max(0.001, 0.02 * least) + 1e-12

@@ -49,10 +49,10 @@ def record(
     asked = RoutingRequest("r", "m", 5000, 156, matches, divergent=2**64 - 7)
     params = CostParams()
     decision = decide(workers, asked, now, seed, params)
+    inputs = Inputs(now, params, tuple(workers), asked, seed)
     return DecisionRecord(
-        "dec_1", "r", 0, 1.5, "m", params.digest(), seed, 5000, 156, decision, 40,
-        queued_s=0.25, inputs=Inputs(now, params, tuple(workers), asked),
-    )  # fmt: skip
+        "dec_1", "r", 0, 1.5, "m", params.digest(), inputs, decision, 40, queued_s=0.25
+    )
 
 
 def two() -> DecisionRecord:
@@ -101,7 +101,8 @@ def test_a_forged_record_is_found_out() -> None:
 
 
 def test_records_without_inputs_or_of_other_policies_are_refused(tmp_path: Path) -> None:
-    bare = translate.decision_message(replace(two(), inputs=None))
+    bare = translate.decision_message(two())
+    bare.ClearField("inputs")
     with pytest.raises(InvalidRequest, match="no inputs"):
         inputs_of(bare)
     other = translate.decision_message(two())

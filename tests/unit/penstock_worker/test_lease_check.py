@@ -9,7 +9,7 @@ from penstock.common.v1 import lease_pb2
 from penstock.inference.v1.generate_pb2 import GenerateRequest
 from penstock_core.errors import LeaseInvalid, LeaseStale
 from penstock_core.leases import sign
-from penstock_worker.lease import LeaseCheck
+from penstock_worker.lease import LeaseCheck, check_adapter
 
 SECRET = b"shared"
 NOW_S = 1_000.0
@@ -65,6 +65,15 @@ def test_a_lease_for_something_else_is_refused(
 
     with pytest.raises(error):
         check(secret).claims(request, "r")
+
+
+def test_a_lease_holds_for_its_adapter_and_an_older_routers_for_any() -> None:
+    check_adapter(claims(adapter="poet"), "poet")
+    check_adapter(claims(adapter=""), "")
+    check_adapter(claims(), "poet")
+    for leased, used in (("poet", "sql"), ("poet", ""), ("", "poet")):
+        with pytest.raises(LeaseInvalid, match="adapter"):
+            check_adapter(claims(adapter=leased), used)
 
 
 def test_without_a_secret_leases_are_optional_and_signatures_unchecked() -> None:

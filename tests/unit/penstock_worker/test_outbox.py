@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from penstock_worker.outbox import COALESCE_TOKENS, Outbox
+from penstock.inference.v1 import generate_pb2
+from penstock_worker.outbox import COALESCE_S, COALESCE_TOKENS, Bounds, Outbox, Paces
 
 NEVER_S = 3600.0
 
@@ -21,7 +22,7 @@ async def is_ready(outbox: Outbox) -> bool:
 
 
 async def test_the_first_token_goes_at_once() -> None:
-    outbox = Outbox(NEVER_S)
+    outbox = Outbox(Bounds(NEVER_S))
 
     outbox.tokens(1)
 
@@ -29,11 +30,11 @@ async def test_the_first_token_goes_at_once() -> None:
 
 
 async def test_nothing_is_sent_while_there_is_nothing() -> None:
-    assert not await is_ready(Outbox(NEVER_S))
+    assert not await is_ready(Outbox(Bounds(NEVER_S)))
 
 
 async def test_the_admission_does_not_delay_the_first_token() -> None:
-    outbox = Outbox(NEVER_S)
+    outbox = Outbox(Bounds(NEVER_S))
     outbox.now()
     await outbox.ready()
 
@@ -43,7 +44,7 @@ async def test_the_admission_does_not_delay_the_first_token() -> None:
 
 
 async def test_tokens_right_after_a_message_wait_for_company() -> None:
-    outbox = Outbox(NEVER_S)
+    outbox = Outbox(Bounds(NEVER_S))
     outbox.tokens(1)
     await outbox.ready()
 
@@ -56,7 +57,7 @@ async def test_tokens_right_after_a_message_wait_for_company() -> None:
 
 
 async def test_an_end_waits_for_nothing() -> None:
-    outbox = Outbox(NEVER_S)
+    outbox = Outbox(Bounds(NEVER_S))
     outbox.tokens(1)
     await outbox.ready()
 
@@ -67,7 +68,7 @@ async def test_an_end_waits_for_nothing() -> None:
 
 
 async def test_no_token_waits_longer_than_agreed() -> None:
-    outbox = Outbox(0.001)
+    outbox = Outbox(Bounds(0.001))
     outbox.tokens(1)
     await outbox.ready()
 
@@ -78,10 +79,49 @@ async def test_no_token_waits_longer_than_agreed() -> None:
 
 
 async def test_a_slow_stream_is_not_slowed_further(monkeypatch: pytest.MonkeyPatch) -> None:
-    outbox = Outbox(0.0)
+    outbox = Outbox(Bounds(0.0))
     outbox.tokens(1)
     await outbox.ready()
 
     outbox.tokens(1)
 
     assert await is_ready(outbox), "the last message was long ago"
+
+
+def asking(delay_ms: int, group: str = "") -> generate_pb2.GenerateRequest:
+    asked = generate_pb2.Coalescing(max_delay_ms=delay_ms, max_tokens=32, group=group)
+    return generate_pb2.GenerateRequest(coalescing=asked)
+
+
+async def test_what_the_latest_stream_of_a_group_allows_holds_for_those_that_run() -> None:
+    paces = Paces()
+    outbox = Outbox(paces.of(asking(0, "router")))
+    outbox.tokens(1)
+    await outbox.ready()
+
+    later = paces.of(asking(1000, "router"))
+    outbox.tokens(1)
+
+    assert not await is_ready(outbox), "it waits as long as the other by now"
+    assert (later.delay_s, later.tokens) == (1.0, 32)
+
+
+def test_streams_of_no_group_keep_what_they_asked_for() -> None:
+    paces = Paces()
+    alone, shared = paces.of(asking(20)), paces.of(asking(30, "a"))
+
+    paces.of(asking(500))
+    other = paces.of(asking(700, "b"))
+
+    assert (alone.delay_s, shared.delay_s, other.delay_s) == (0.02, 0.03, 0.7)
+    assert paces.of(generate_pb2.GenerateRequest()).delay_s == COALESCE_S
+
+
+def test_a_group_without_streams_is_forgotten() -> None:
+    paces = Paces()
+    kept = paces.of(asking(500, "router"))
+    assert paces.of(asking(500, "router")) is kept
+
+    del kept
+
+    assert paces.num_groups == 0

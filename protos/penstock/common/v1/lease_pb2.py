@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from penstock.common.v1 import sampling_pb2 as penstock_dot_common_dot_v1_dot_sampling__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1epenstock/common/v1/lease.proto\x12\x12penstock.common.v1\x1a!penstock/common/v1/sampling.proto\"*\n\x05Lease\x12\x0e\n\x06\x63laims\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"\xca\x01\n\x0bLeaseClaims\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x04 \x01(\t\x12\x0e\n\x06tenant\x18\x05 \x01(\t\x12\x33\n\x08priority\x18\x06 \x01(\x0e\x32!.penstock.common.v1.PriorityClass\x12\x17\n\x0f\x65xpires_unix_ms\x18\x07 \x01(\x04\x12\x12\n\ncache_salt\x18\x08 \x01(\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1epenstock/common/v1/lease.proto\x12\x12penstock.common.v1\x1a!penstock/common/v1/sampling.proto\"*\n\x05Lease\x12\x0e\n\x06\x63laims\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"\xec\x01\n\x0bLeaseClaims\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x04 \x01(\t\x12\x0e\n\x06tenant\x18\x05 \x01(\t\x12\x33\n\x08priority\x18\x06 \x01(\x0e\x32!.penstock.common.v1.PriorityClass\x12\x17\n\x0f\x65xpires_unix_ms\x18\x07 \x01(\x04\x12\x12\n\ncache_salt\x18\x08 \x01(\x06\x12\x14\n\x07\x61\x64\x61pter\x18\t \x01(\tH\x00\x88\x01\x01\x42\n\n\x08_adapterb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,5 +35,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LEASE']._serialized_start=89
   _globals['_LEASE']._serialized_end=131
   _globals['_LEASECLAIMS']._serialized_start=134
-  _globals['_LEASECLAIMS']._serialized_end=336
+  _globals['_LEASECLAIMS']._serialized_end=370
 # @@protoc_insertion_point(module_scope)

@@ -53,6 +53,7 @@ class LeaseClaims(google.protobuf.message.Message):
     PRIORITY_FIELD_NUMBER: builtins.int
     EXPIRES_UNIX_MS_FIELD_NUMBER: builtins.int
     CACHE_SALT_FIELD_NUMBER: builtins.int
+    ADAPTER_FIELD_NUMBER: builtins.int
     worker_id: builtins.str
     """Worker that may serve it."""
     epoch: builtins.str
@@ -69,6 +70,8 @@ class LeaseClaims(google.protobuf.message.Message):
     """Unix time in milliseconds after which the worker refuses to start."""
     cache_salt: builtins.int
     """Salt of the block hash chain; keeps tenants' caches apart."""
+    adapter: builtins.str
+    """Adapter that it is for, empty for the unadapted model; absent from routers that do not tell yet."""
     def __init__(
         self,
         *,
@@ -80,7 +83,10 @@ class LeaseClaims(google.protobuf.message.Message):
         priority: penstock.common.v1.sampling_pb2.PriorityClass.ValueType = ...,
         expires_unix_ms: builtins.int = ...,
         cache_salt: builtins.int = ...,
+        adapter: builtins.str | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["cache_salt", b"cache_salt", "decision_id", b"decision_id", "epoch", b"epoch", "expires_unix_ms", b"expires_unix_ms", "priority", b"priority", "request_id", b"request_id", "tenant", b"tenant", "worker_id", b"worker_id"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_adapter", b"_adapter", "adapter", b"adapter"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_adapter", b"_adapter", "adapter", b"adapter", "cache_salt", b"cache_salt", "decision_id", b"decision_id", "epoch", b"epoch", "expires_unix_ms", b"expires_unix_ms", "priority", b"priority", "request_id", b"request_id", "tenant", b"tenant", "worker_id", b"worker_id"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_adapter", b"_adapter"]) -> typing.Literal["adapter"] | None: ...
 
 Global___LeaseClaims: typing_extensions.TypeAlias = LeaseClaims

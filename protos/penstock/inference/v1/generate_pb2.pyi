@@ -202,17 +202,23 @@ class Coalescing(google.protobuf.message.Message):
 
     MAX_DELAY_MS_FIELD_NUMBER: builtins.int
     MAX_TOKENS_FIELD_NUMBER: builtins.int
+    GROUP_FIELD_NUMBER: builtins.int
     max_delay_ms: builtins.int
     """Longest time that a token is held back."""
     max_tokens: builtins.int
     """Most tokens of a sample that are held back."""
+    group: builtins.str
+    """Streams that name the same group share their bounds: those of the latest request hold for all of
+    them. Empty for bounds of its own.
+    """
     def __init__(
         self,
         *,
         max_delay_ms: builtins.int = ...,
         max_tokens: builtins.int = ...,
+        group: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["max_delay_ms", b"max_delay_ms", "max_tokens", b"max_tokens"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["group", b"group", "max_delay_ms", b"max_delay_ms", "max_tokens", b"max_tokens"]) -> None: ...
 
 Global___Coalescing: typing_extensions.TypeAlias = Coalescing
 

@@ -1,0 +1,55 @@
+"""The BATCH class has what the others leave: what a step computes of it, and when it sits out."""
+
+from penstock_engine.api import Priority
+from penstock_testing.scheduler_driver import Driver
+
+
+def test_batch_work_sits_out_while_another_class_prefills_and_keeps_its_pages() -> None:
+    driver = Driver(budget=16)
+    driver.submit("offline", [1, 2], priority=Priority.BATCH)
+    driver.step()
+    driver.submit("online", range(20), priority=Priority.INTERACTIVE)
+
+    assert driver.step() == {"online": 16}
+    assert driver.step() == {"online": 4}
+    assert driver.step() == {"online": 1, "offline": 1}
+    driver.run()
+    assert driver.done("offline").preemptions == 0
+
+
+def test_a_batch_prompt_leaves_a_step_short_for_whoever_comes_next() -> None:
+    driver = Driver(budget=16)
+    driver.submit("offline", range(10), priority=Priority.BATCH)
+
+    assert [driver.step()["offline"] for _ in range(3)] == [4, 4, 2]
+
+
+def test_batch_prompts_share_one_short_chunk_beside_others_decodes() -> None:
+    driver = Driver(budget=16)
+    driver.submit("online", [1, 2], priority=Priority.STANDARD)
+    driver.step()
+    driver.submit("first", range(10, 13), priority=Priority.BATCH)
+    driver.submit("second", range(20, 25), priority=Priority.BATCH)
+
+    assert driver.step() == {"online": 1, "first": 3, "second": 1}
+
+
+def test_a_batch_prompt_half_computed_sits_out_too() -> None:
+    driver = Driver(budget=16)
+    driver.submit("offline", range(10), priority=Priority.BATCH)
+    driver.step()
+    driver.submit("online", range(50, 58))
+
+    assert driver.step() == {"online": 8}
+    assert driver.step() == {"online": 1, "offline": 4}
+
+
+def test_no_drafts_are_asked_for_while_batch_work_sits_out() -> None:
+    driver = Driver(budget=16)
+    driver.submit("offline", [1, 2], priority=Priority.BATCH)
+    driver.step()
+    assert [s.request.spec.request_id for s in driver.scheduler.decoding()] == ["offline"]
+    driver.submit("online", range(20))
+    driver.step()
+
+    assert driver.scheduler.decoding() == []

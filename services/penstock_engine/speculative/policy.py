@@ -189,7 +189,7 @@ class DraftPolicy:
     def note_step(self, batch: int, num_drafted: int, num_tokens: int, seconds: float) -> None:
         """A step of ``batch`` decoding sequences checked ``num_drafted`` tokens, yielding ``num_tokens``.
 
-        Seconds are those of the whole turn, a draft model's included.
+        What a step without drafts yields need not be told. Seconds are those of the whole turn, a draft model's included.
         """
         cost = self._cost(batch)
         drafting_s, cost.spent_s = cost.spent_s, 0.0

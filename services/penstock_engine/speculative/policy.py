@@ -159,6 +159,8 @@ class DraftPolicy:
         cost = self._cost(batch)
         affordable = [i for i, option in enumerate(options) if cost.can_pay(option)]
         if len(cost.plain) < _MEASURED or not affordable:
+            self._rest(cost)  # what the purse was for was not found
+            cost.trial_steps = 0
             return NONE
         with_model = next((i for i in affordable if options[i].uses_model), None)
         cost.since_model += with_model is not None

@@ -203,6 +203,10 @@ class AdmissionQueue:
         return not (
             view.planned
             or (view.max_batch and view.running >= self.params.batch_share * view.max_batch)
+            or (
+                view.used_blocks
+                and view.used_blocks >= self.params.batch_share * view.capacity_blocks
+            )
         )
 
     def _learn(self, ticket: Ticket, decision: Decision) -> None:

@@ -52,7 +52,7 @@ class AdmissionParams:
         plan_limit: requests, in their order, that a round of placements looks at.
         full_share: KV occupancy above which a worker takes no more.
         longest_hold_s: how long blocks that another request computes are waited for.
-        batch_share: share of a worker's batch that BATCH may fill.
+        batch_share: share of a worker's batch, and of its KV blocks, that BATCH may fill.
     """
 
     ahead_s: float = 0.05

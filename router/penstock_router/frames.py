@@ -44,6 +44,7 @@ class LoadReport:
     running: int = 0
     waiting: int = 0
     queued_prefill_tokens: int = 0
+    queued_batch_tokens: int = 0
     context_tokens: int = 0
     used_blocks: int = 0
     cached_blocks: int = 0
@@ -63,6 +64,7 @@ class Admitted:
     request_id: str
     prompt_tokens: int
     cached_tokens: int
+    is_batch: bool = False
 
 
 @dataclass(frozen=True, slots=True)

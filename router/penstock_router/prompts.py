@@ -62,6 +62,11 @@ class PreparedRequest:
             return sampling_pb2.PRIORITY_CLASS_INTERACTIVE
         return asked
 
+    @property
+    def is_batch(self) -> bool:
+        """Whether it gives way to everybody else."""
+        return self.priority == sampling_pb2.PRIORITY_CLASS_BATCH
+
     def hashes(self, facts: WorkerFacts) -> bytes:
         """Packed chain hashes of all full blocks, as a worker's engine names them."""
         key = (facts.model_revision, facts.block_tokens)

@@ -181,7 +181,9 @@ class Router:
     ) -> None:
         now, request_id = self.picture.clock(), prepared.request.request_id
         worker.breaker.sent(now)
-        worker.load.reserve(request_id, int(chosen.uncached_tokens), now, attempt.ttl_s)
+        worker.load.reserve(
+            request_id, int(chosen.uncached_tokens), now, attempt.ttl_s, is_batch=prepared.is_batch
+        )
         facts = worker.facts
         assert facts is not None
         work = (prepared.hashes(facts), chosen.matched_tokens // facts.block_tokens)
@@ -236,7 +238,8 @@ class _Visitor:
         views = []
         for worker in self._prepared.workers:
             worker.load.expire(now)
-            views.append(worker.view(now, self._prepared.excluded.get(worker.worker_id, "")))
+            why = self._prepared.excluded.get(worker.worker_id, "")
+            views.append(worker.view(now, why, for_batch=self._prepared.is_batch))
         return views
 
     def request(self, now: float) -> RoutingRequest:

@@ -6,6 +6,7 @@ decisions a frozen view.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from penstock_core.shared_quotas import SharedQuotas
 from penstock_router.breaker import Breaker
@@ -68,6 +69,14 @@ class Picture:
         self.quotas = SharedQuotas(clock)
 
 
+class _KeptView(NamedTuple):
+    """A view, what it was made of, and how long it may serve."""
+
+    view: WorkerView
+    key: tuple[int, int, str, SyncState, str]
+    until: float
+
+
 class TrackedWorker:
     """A worker at one address, over its restarts."""
 
@@ -78,9 +87,7 @@ class TrackedWorker:
         self.load = WorkerLoad()
         self.breaker = Breaker()
         self.distance = Distance()
-        self._view: WorkerView | None = None
-        self._view_key: tuple[int, int, str, SyncState, str] | None = None
-        self._view_until = 0.0
+        self._views: dict[bool, _KeptView] = {}
 
     @property
     def facts(self) -> WorkerFacts | None:
@@ -107,25 +114,29 @@ class TrackedWorker:
             return "its engine failed"
         return "its breaker is open" if self.breaker.is_open(now) else ""
 
-    def view(self, now: float, excluded_because: str = "") -> WorkerView:
-        """What a decision sees of it; the same object while nothing has changed."""
+    def view(
+        self, now: float, excluded_because: str = "", *, for_batch: bool = False
+    ) -> WorkerView:
+        """What a decision sees of it; the same object while nothing has changed.
+
+        Work of class BATCH gives way to others, so only for its own class is it in the way.
+        """
         state = self.sync.state(now)
         why = excluded_because or self._why_not(state, now)
         epoch = self.sync.facts.epoch if self.sync.facts else ""
         key = (self.load.version, self.sync.seq, epoch, state, why)
-        if self._view is None or key != self._view_key or now >= self._view_until:
+        kept = self._views.get(for_batch)
+        if kept is None or key != kept.key or now >= kept.until:
             age_s = _BUSY_VIEW_AGE_S if self.load.waiting() else _IDLE_VIEW_AGE_S
-            self._view, self._view_key = self._look(state, why, now), key
-            self._view_until = now + age_s
-        return self._view
+            view = self._look(state, why, now, for_batch=for_batch)
+            kept = self._views[for_batch] = _KeptView(view, key, now + age_s)
+        return kept.view
 
-    def _look(self, state: SyncState, why: str, now: float) -> WorkerView:
+    def _look(self, state: SyncState, why: str, now: float, *, for_batch: bool) -> WorkerView:
         load, facts = self.load, self.sync.facts
         self._know_kind()
         base_s, slope_s = load.prefill_line()
-        report, backlog = load.report, load.backlog_tokens()
-        if backlog:
-            backlog = max(int(backlog - load.worked_tokens(now)), 0)
+        report = load.report
         return WorkerView(
             worker_id=self.worker_id,
             # Known from the beginning of a snapshot on; leases must name it even then.
@@ -135,9 +146,9 @@ class TrackedWorker:
             confidence=CONFIDENCE.get(state, 0.0),
             trust=load.trust_factor,
             network_s=self.distance.seconds + self._picture.zones.network_s(facts),
-            backlog_tokens=backlog,
+            backlog_tokens=load.left_tokens(now, for_batch=for_batch),
             running=load.running(),
-            waiting=load.waiting(),
+            waiting=load.waiting(for_batch=for_batch),
             base_s=base_s,
             slope_s=slope_s,
             pair_s=load.speed.pair_s,

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import asdict
 
+from penstock.common.v1 import sampling_pb2
 from penstock.routing.v1 import decision_pb2, routing_service_pb2
 from penstock.worker.v1 import state_pb2, worker_service_pb2
 from penstock_core.blocks import HASH_BYTES, pack_hashes
@@ -20,7 +21,7 @@ _SCALAR_FACTS = (
     "embedding_dimensions", "max_embed_tokens",
 )  # fmt: skip
 _LOAD_NUMBERS = (
-    "running", "waiting", "queued_prefill_tokens", "context_tokens", "used_blocks",
+    "running", "waiting", "queued_prefill_tokens", "queued_batch_tokens", "context_tokens", "used_blocks",
     "cached_blocks", "capacity_blocks", "step_s", "tokens_per_step", "prefill_tokens_per_s",
     "preemptions",
 )  # fmt: skip
@@ -100,7 +101,8 @@ def _ledger_event(event: state_pb2.LedgerEvent) -> f.LedgerEvent | None:
     kind = event.WhichOneof("event")
     if kind == "admitted":
         a = event.admitted
-        return f.Admitted(a.request_id, a.prompt_tokens, a.cached_tokens)
+        is_batch = a.priority == sampling_pb2.PRIORITY_CLASS_BATCH
+        return f.Admitted(a.request_id, a.prompt_tokens, a.cached_tokens, is_batch)
     if kind == "prefill_done":
         p = event.prefill_done
         return f.PrefillDone(
@@ -120,6 +122,7 @@ def load(message: state_pb2.WorkerLoad) -> f.LoadReport:
         running=message.running,
         waiting=message.waiting,
         queued_prefill_tokens=message.queued_prefill_tokens,
+        queued_batch_tokens=message.queued_batch_tokens,
         context_tokens=message.context_tokens,
         used_blocks=message.used_blocks,
         cached_blocks=message.cached_blocks,

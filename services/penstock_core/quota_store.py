@@ -5,6 +5,7 @@ and a sorted set of the requests that are open, each with the time until which i
 somebody keeps it up: what a lost router had open is forgotten with it.
 """
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -125,7 +126,8 @@ class QuotaStore:
         bounds = [_UNLIMITED if limit is None else limit for limit in told]
         arguments: list[str | int] = [claim.request_id, claim.tokens, *bounds, self._kept_ms]
         with _translated():
-            answer = await self._claim(keys=self._keys(claim.account), args=arguments)
+            async with asyncio.timeout(_TIMEOUT_S):  # connecting and waiting for a place included
+                answer = await self._claim(keys=self._keys(claim.account), args=arguments)
         refused, known, requests, tokens = answer
         return Verdict(refused, bool(known), _number(requests), _number(tokens))
 

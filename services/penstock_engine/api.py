@@ -268,6 +268,7 @@ class EngineState:
     running: int = 0
     waiting: int = 0
     queued_prefill_tokens: int = 0
+    queued_batch_tokens: int = 0
     context_tokens: int = 0
     used_blocks: int = 0
     cached_blocks: int = 0

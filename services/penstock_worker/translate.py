@@ -157,6 +157,7 @@ def load(
         running=state.running,
         waiting=state.waiting,
         queued_prefill_tokens=state.queued_prefill_tokens,
+        queued_batch_tokens=state.queued_batch_tokens,
         context_tokens=state.context_tokens,
         used_blocks=state.used_blocks,
         cached_blocks=state.cached_blocks,

@@ -200,7 +200,7 @@ class PenstockPolicy:
             worker_id=self._names[worker],
             epoch="simulated",
             trust=load.trust_factor,
-            backlog_tokens=max(int(load.backlog_tokens() - load.worked_tokens(now)), 0),
+            backlog_tokens=load.left_tokens(now),
             running=load.running(),
             waiting=load.waiting(),
             base_s=base_s,

@@ -9,7 +9,7 @@ from penstock_core.errors import InvalidRequest, NotSupported, PromptTooLong
 from penstock_engine.api import EmbedRequest, EngineInfo, EngineRequest
 from penstock_engine.native.memory import KvMemory
 
-_BATCH_CLASS_PART = 4
+_PART_ALONE, _PART_BESIDE = 4, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +35,13 @@ class Limits:
                 f"{self.max_batch}: a full batch of decodes would leave nothing for prefill"
             )
 
-    @property
-    def batch_class_tokens(self) -> int:
-        """Prompt tokens of the BATCH class in one step: how long an arrival may wait for it to end."""
-        return max(self.max_batched_tokens // _BATCH_CLASS_PART, 1)
+    def batch_class_tokens(self, *, is_alone: bool) -> int:
+        """Prompt tokens of the BATCH class in one step.
+
+        Alone, they are how long an arrival waits for the step to end; beside others' decodes they are
+        what these wait for in each step.
+        """
+        return max(self.max_batched_tokens // (_PART_ALONE if is_alone else _PART_BESIDE), 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,7 @@ class Counts:
     running: int
     waiting: int
     queued_prefill_tokens: int
+    queued_batch_tokens: int
     context_tokens: int
 
 

@@ -21,6 +21,8 @@ class RankedSamples:
         self._samples: list[Sample] = []
         self.backlog_tokens = 0
         """Tokens to compute before each of them decodes, while their caches are unknown."""
+        self.batch_tokens = 0
+        """Those of them that are of class BATCH."""
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -42,19 +44,25 @@ class RankedSamples:
     def add(self, sample: Sample) -> None:
         """Put a sample in its place."""
         insort(self._samples, sample, key=_rank)
-        self.backlog_tokens += _backlog(sample)
+        self._count(sample, 1)
 
     def discard(self, sample: Sample) -> None:
         """Take a sample out, if it is in."""
         index = self._index(sample)
         if index is not None:
             del self._samples[index]
-            self.backlog_tokens -= _backlog(sample)
+            self._count(sample, -1)
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless ranks rise strictly."""
         ranks = [sample.rank for sample in self._samples]
         assert ranks == sorted(set(ranks)), "samples are out of order or doubled"
+
+    def _count(self, sample: Sample, sign: int) -> None:
+        tokens = sign * _backlog(sample)
+        self.backlog_tokens += tokens
+        if sample.is_batch:
+            self.batch_tokens += tokens
 
     def _index(self, sample: Sample) -> int | None:
         index = bisect_left(self._samples, sample.rank, key=_rank)

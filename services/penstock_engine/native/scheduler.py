@@ -56,11 +56,13 @@ class Scheduler:
     def counts(self) -> Counts:
         """Figures for the engine's state."""
         running = {id(sample.request) for sample in self._running}
-        started = sum(s.uncomputed for s in self._running if s.uncomputed > 1)
+        started = [s for s in self._running if s.uncomputed > 1]
         return Counts(
             running=len(running),
             waiting=len(self._requests) - len(running),
-            queued_prefill_tokens=self._waiting.backlog_tokens + started,
+            queued_prefill_tokens=self._waiting.backlog_tokens + sum(s.uncomputed for s in started),
+            queued_batch_tokens=self._waiting.batch_tokens
+            + sum(s.uncomputed for s in started if s.is_batch),
             context_tokens=sum(len(sample.tokens) for sample in self._running),
         )
 
@@ -140,9 +142,10 @@ class Scheduler:
         if drafts:
             spare = self.memory.available - len(self._running)
             budget -= add_drafts(chunks, drafts, DraftRoom(self.memory, budget // 2, spare))
+        has_others = bool(chunks) and not chunks[0].sample.is_batch  # the best ranked comes first
         for sample in self._taking_part():
             if sample.is_batch:  # ranked last, so that nobody else's budget is cut
-                budget = min(budget, self.limits.batch_class_tokens)
+                budget = min(budget, self.limits.batch_class_tokens(is_alone=not has_others))
             if not sample.is_decoding and budget > 0:
                 chunks.append(self._prefill_chunk(sample, min(sample.uncomputed, budget)))
                 budget -= chunks[-1].count

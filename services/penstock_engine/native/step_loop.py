@@ -199,6 +199,7 @@ class StepLoop:
             running=counts.running,
             waiting=counts.waiting,
             queued_prefill_tokens=counts.queued_prefill_tokens + to_embed,
+            queued_batch_tokens=counts.queued_batch_tokens,
             context_tokens=counts.context_tokens,
             used_blocks=scheduler.memory.used_pages,
             cached_blocks=scheduler.memory.idle_pages,

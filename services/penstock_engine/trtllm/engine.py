@@ -93,7 +93,8 @@ class TrtLlmEngine:
     def state(self) -> EngineState:
         """What it does now."""
         tokens = sum(job.waiting_tokens for job in self._jobs.values())
-        waiting = Waiting(self._admission.num_waiting, tokens)
+        of_batch = sum(job.waiting_tokens for job in self._jobs.values() if job.is_batch)
+        waiting = Waiting(self._admission.num_waiting, tokens, of_batch)
         state = self._load.state(waiting, len(self._feed.mirror), time.monotonic())
         return replace(state, failed=self._has_failed, cache_losses=self._feed.taints)
 

@@ -19,6 +19,7 @@ from penstock_engine.api import (
     EngineOutput,
     EngineRequest,
     FinishReason,
+    Priority,
     RequestDone,
     Share,
 )
@@ -113,6 +114,11 @@ class Job:
             self._samples[0]
         )  # at once, so that the next one to come sees it waiting
         self._tasks = [asyncio.create_task(self._run(sample)) for sample in self._samples]
+
+    @property
+    def is_batch(self) -> bool:
+        """Whether it gives way to others, as long as it waits: the package knows no classes."""
+        return self.request.priority is Priority.BATCH
 
     @property
     def waiting_tokens(self) -> int:

@@ -85,6 +85,7 @@ class Load:
             running=len(self._residents),
             waiting=waiting.samples,
             queued_prefill_tokens=prefill + waiting.tokens,
+            queued_batch_tokens=waiting.batch_tokens,
             context_tokens=sum(map(_tokens, self._residents)),
             used_blocks=used,
             cached_blocks=max(num_cached - used, 0),
@@ -99,10 +100,11 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """What waits before the engine."""
+    """What waits before the engine, and how much of it is of class BATCH."""
 
     samples: int
     tokens: int
+    batch_tokens: int = 0
 
 
 def _tokens(resident: Resident) -> int:

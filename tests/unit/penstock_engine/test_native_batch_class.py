@@ -24,8 +24,8 @@ def test_a_batch_prompt_leaves_a_step_short_for_whoever_comes_next() -> None:
     assert [driver.step()["offline"] for _ in range(3)] == [4, 4, 2]
 
 
-def test_batch_prompts_share_one_short_chunk_beside_others_decodes() -> None:
-    driver = Driver(budget=16)
+def test_batch_prompts_share_one_shorter_chunk_beside_others_decodes() -> None:
+    driver = Driver(budget=64)
     driver.submit("online", [1, 2], priority=Priority.STANDARD)
     driver.step()
     driver.submit("first", range(10, 13), priority=Priority.BATCH)
@@ -41,7 +41,20 @@ def test_a_batch_prompt_half_computed_sits_out_too() -> None:
     driver.submit("online", range(50, 58))
 
     assert driver.step() == {"online": 8}
-    assert driver.step() == {"online": 1, "offline": 4}
+    assert driver.step() == {"online": 1, "offline": 1}
+
+
+def test_queued_tokens_of_batch_are_told_apart() -> None:
+    driver = Driver(batch=2, budget=16)
+    driver.submit("online", range(40))
+    driver.submit("offline", range(50, 60), priority=Priority.BATCH)
+    driver.submit("later", range(60, 65), priority=Priority.BATCH)
+    driver.plan()
+
+    counts = driver.scheduler.counts()
+    assert (counts.queued_prefill_tokens, counts.queued_batch_tokens) == (55, 15)
+    driver.run()
+    assert driver.scheduler.counts().queued_batch_tokens == 0
 
 
 def test_no_drafts_are_asked_for_while_batch_work_sits_out() -> None:

@@ -178,6 +178,17 @@ def test_a_view_is_kept_until_something_changes() -> None:
     assert worker.view(0.01).backlog_tokens == 70
 
 
+def test_a_view_shows_batch_work_to_batch_only() -> None:
+    worker = TrackedWorker("host:1", Picture(DecisionBook(), RouterMetrics(), lambda: 0.0))
+    facts = frames.WorkerFacts("w", "e", "host:1")
+    feed(worker.sync, 0.0, frames.SnapshotBegin("e", 1, 5, facts))
+    worker.load.reserve("r", 70, 0.0, 1.0, is_batch=True)
+    online, batch = worker.view(0.0), worker.view(0.0, for_batch=True)
+    assert (online.backlog_tokens, online.waiting) == (0, 0)
+    assert (batch.backlog_tokens, batch.waiting) == (70, 1)
+    assert worker.view(0.0) is online
+
+
 def test_a_wrong_digest_is_counted_and_asks_for_everything() -> None:
     sync = WorkerSync(PrefixIndex(), Ignores())
     facts = frames.WorkerFacts("w", "e", "host:1")

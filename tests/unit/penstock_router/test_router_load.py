@@ -146,3 +146,28 @@ def test_utilisation_is_the_busy_share_and_fades() -> None:
         busy.add(0.05, n * 0.1)
     assert busy.value(100.0) == pytest.approx(0.5, rel=0.05)
     assert busy.value(200.0) < 0.001
+
+
+def test_batch_work_is_in_the_way_of_batch_only() -> None:
+    load = WorkerLoad()
+    load.reserve("offline", 100, 0.0, RESERVATION_TTL_S, is_batch=True)
+    load.reserve("online", 30, 0.0, RESERVATION_TTL_S)
+    assert (load.backlog_tokens(for_batch=False), load.backlog_tokens()) == (30, 130)
+    assert (load.waiting(for_batch=False), load.waiting()) == (1, 2)
+    load.apply(Admitted("offline", 100, 0, is_batch=True), 0.1)
+    load.apply(Admitted("online", 30, 0), 0.1)
+    load.take_report(LoadReport(queued_prefill_tokens=120, queued_batch_tokens=95, waiting=2), 0.2)
+    assert (load.backlog_tokens(for_batch=False), load.backlog_tokens()) == (25, 120)
+    load.apply(prefilled("online"), 0.3)
+    load.apply(prefilled("offline"), 0.4)
+    assert (load.backlog_tokens(for_batch=False), load.backlog_tokens()) == (0, 0)
+
+
+def test_time_works_on_the_online_prompt_first() -> None:
+    load = WorkerLoad()
+    load.take_report(LoadReport(prefill_tokens_per_s=1000.0), 0.0)
+    load.reserve("offline", 100, 0.0, RESERVATION_TTL_S, is_batch=True)
+    assert load.left_tokens(0.05) == 50
+    load.reserve("online", 30, 0.05, RESERVATION_TTL_S)
+    assert load.left_tokens(0.06, for_batch=False) == 20
+    assert load.left_tokens(0.06) == 120

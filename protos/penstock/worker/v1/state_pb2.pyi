@@ -218,6 +218,7 @@ class WorkerLoad(google.protobuf.message.Message):
     PREEMPTIONS_FIELD_NUMBER: builtins.int
     FIGURES_AGE_S_FIELD_NUMBER: builtins.int
     CACHE_LOSSES_FIELD_NUMBER: builtins.int
+    QUEUED_BATCH_TOKENS_FIELD_NUMBER: builtins.int
     running: builtins.int
     """Requests in the running batch."""
     waiting: builtins.int
@@ -246,6 +247,8 @@ class WorkerLoad(google.protobuf.message.Message):
     """Seconds since the engine told its rates and blocks, where it is asked for them; unset if they are its own counts."""
     cache_losses: builtins.int
     """How often the picture of its cache was lost and began anew."""
+    queued_batch_tokens: builtins.int
+    """Those of the queued prefill tokens that are of class BATCH: they give way to all others."""
     def __init__(
         self,
         *,
@@ -263,9 +266,10 @@ class WorkerLoad(google.protobuf.message.Message):
         preemptions: builtins.int = ...,
         figures_age_s: builtins.float | None = ...,
         cache_losses: builtins.int = ...,
+        queued_batch_tokens: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_figures_age_s", b"_figures_age_s", "figures_age_s", b"figures_age_s"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_figures_age_s", b"_figures_age_s", "cache_losses", b"cache_losses", "cached_blocks", b"cached_blocks", "capacity_blocks", b"capacity_blocks", "context_tokens", b"context_tokens", "figures_age_s", b"figures_age_s", "health", b"health", "preemptions", b"preemptions", "prefill_tokens_per_s", b"prefill_tokens_per_s", "queued_prefill_tokens", b"queued_prefill_tokens", "running", b"running", "step_s", b"step_s", "tokens_per_step", b"tokens_per_step", "used_blocks", b"used_blocks", "waiting", b"waiting"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_figures_age_s", b"_figures_age_s", "cache_losses", b"cache_losses", "cached_blocks", b"cached_blocks", "capacity_blocks", b"capacity_blocks", "context_tokens", b"context_tokens", "figures_age_s", b"figures_age_s", "health", b"health", "preemptions", b"preemptions", "prefill_tokens_per_s", b"prefill_tokens_per_s", "queued_batch_tokens", b"queued_batch_tokens", "queued_prefill_tokens", b"queued_prefill_tokens", "running", b"running", "step_s", b"step_s", "tokens_per_step", b"tokens_per_step", "used_blocks", b"used_blocks", "waiting", b"waiting"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_figures_age_s", b"_figures_age_s"]) -> typing.Literal["figures_age_s"] | None: ...
 
 Global___WorkerLoad: typing_extensions.TypeAlias = WorkerLoad

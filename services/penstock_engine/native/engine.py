@@ -28,19 +28,19 @@ from penstock_engine.api import (
 )
 from penstock_engine.native.embedding import Embeddings
 from penstock_engine.native.events import KvEventLog
-from penstock_engine.native.grammars import Grammars
 from penstock_engine.native.limits import Limits, check_embed, check_fits
 from penstock_engine.native.loading import (
     AdapterShelf,
     Blueprint,
     adapter_shelf,
+    constraint_parts,
     draw_up,
     load_machine,
 )
 from penstock_engine.native.lora.pool import AdapterPool, PoolLimits
 from penstock_engine.native.lora.reading import LoraWeights, read_adapter
 from penstock_engine.native.mailbox import Mailbox
-from penstock_engine.native.masks import Masks
+from penstock_engine.native.masks import StepMasks
 from penstock_engine.native.memory import KvMemory
 from penstock_engine.native.models import read_pooling
 from penstock_engine.native.request import Matcher
@@ -94,8 +94,7 @@ class NativeEngine:
             settings.max_waiting + 1024,
             self._embeddings,
         )
-        self._grammars = Grammars(vocabulary, info.vocab_size, settings.max_waiting)
-        self._masks = Masks(info.vocab_size)
+        self._grammars, self._masks = constraint_parts(self._blueprint, vocabulary)
         self._shelf = adapter_shelf(self._blueprint)
         self._adapters = AdapterPool(
             self._read_adapter, self._shelf, PoolLimits(settings.max_adapters, settings.max_waiting)
@@ -326,7 +325,7 @@ def _settle(waiting: asyncio.Future[T], outcome: T | Exception) -> None:
         waiting.set_result(outcome)
 
 
-def _load(blueprint: Blueprint, masks: Masks, shelf: AdapterShelf) -> Machine:
+def _load(blueprint: Blueprint, masks: StepMasks, shelf: AdapterShelf) -> Machine:
     """Runs in the step thread, whose OpenMP team is the one that computes.
 
     Beside the fused kernel, which has threads of its own, what is left to torch is too little to

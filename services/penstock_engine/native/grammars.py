@@ -1,6 +1,7 @@
 """Constraints of requests, compiled: which tokens may follow in which state.
 
-Owns the compiler and its bounded cache, and what one sample has of a constraint (``GrammarMatcher``).
+Owns the compiler and its bounded cache, and what one sample has of a constraint (``GrammarMatcher``;
+beside the fused kernel ``fused.following`` has its own).
 Compiling runs in a thread of its own, so that neither a step nor the event loop waits for it. Knows
 no logits; ``masks`` does.
 
@@ -14,13 +15,16 @@ us and 4-7 us), the dearest 0.1-4 ms and 2-12 ms (xgrammar: 0.03-0.1 ms and 4-7 
 import asyncio
 import json
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from penstock_core.errors import InvalidRequest, NotSupported, Overloaded
 from penstock_engine.api import Constraint, EngineRequest, FinishReason
+from penstock_engine.native.request import Matcher
 from penstock_engine.native.vocabulary import Cutter, Vocabulary
 
 _MAX_CACHED = 64
@@ -35,36 +39,92 @@ class GrammarMatcher:
 
     __slots__ = ("ended", "raw")
 
-    def __init__(self, raw: LLMatcher) -> None:
+    def __init__(self, raw: LLMatcher, ended: FinishReason | None = None) -> None:
         self.raw = raw
-        self.ended: FinishReason | None = None
+        self.ended = ended
         """STOP once nothing may follow, CONSTRAINT once it cannot be followed any more."""
 
     def advance(self, token: int) -> None:
         """The sample has one token more."""
-        if not self.raw.consume_token(token) or self.raw.is_error():
-            self.ended = FinishReason.CONSTRAINT
-        elif self.raw.is_stopped():
-            self.ended = FinishReason.STOP
+        self.ended = _follow(self.raw, token)
 
     def permitted(self, tokens: Sequence[int]) -> int:
         """How many of these tokens could follow, in order."""
         return self.raw.validate_tokens(list(tokens))
 
 
-class Grammars:
+class Raw(Protocol):
+    """A grammar of llguidance's as far as some tokens have followed it."""
+
+    def compute_bitmask(self) -> object:
+        """Find out what may follow."""
+        ...
+
+    def consume_token(self, token: int, /) -> bool:
+        """Follow a token; False if it is not allowed."""
+        ...
+
+    def is_stopped(self) -> bool:
+        """Whether nothing may follow."""
+        ...
+
+    def is_error(self) -> bool:
+        """Whether it can be followed no more."""
+        ...
+
+    def get_error(self) -> str:
+        """Why not."""
+        ...
+
+
+R = TypeVar("R", bound=Raw)
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """How far a request's sample is when its matcher is made."""
+
+    request: EngineRequest
+    num_tokens: int
+    ended: FinishReason | None
+
+
+class Compiler(Protocol[R]):
+    """Makes matchers for one vocabulary, by one of llguidance's interfaces."""
+
+    def compile(self, grammar: str) -> R:
+        """At the beginning of a grammar in llguidance's own notation; it may be in error."""
+        ...
+
+    def copy(self, raw: R) -> R:
+        """One that goes on from there by itself."""
+        ...
+
+    def matcher(self, raw: R, followed: Followed) -> Matcher:
+        """What a sample follows."""
+        ...
+
+
+class Grammars(Generic[R]):
     """Makes matchers. Closed by its owner."""
 
-    def __init__(self, vocabulary: Vocabulary | None, vocab_size: int, max_waiting: int) -> None:
+    def __init__(
+        self,
+        vocabulary: Vocabulary | None,
+        vocab_size: int,
+        max_waiting: int,
+        make_compiler: Callable[[Sequence[bytes], Cutter], Compiler[R]],
+    ) -> None:
+        self._make_compiler = make_compiler
         self._vocabulary = vocabulary
         self._vocab_size = vocab_size
         self._max_waiting = max_waiting
         self._num_waiting = 0
         self._thread = ThreadPoolExecutor(1, "engine-grammars")
-        self._tokenizer: LLTokenizer | None = None
-        self._compiled: OrderedDict[Constraint, LLMatcher] = OrderedDict()
+        self._compiler: Compiler[R] | None = None
+        self._compiled: OrderedDict[Constraint, R] = OrderedDict()
 
-    async def matchers(self, request: EngineRequest) -> tuple[GrammarMatcher, ...]:
+    async def matchers(self, request: EngineRequest) -> tuple[Matcher, ...]:
         """One for each sample, behind the tokens that it emitted before a resume.
 
         Raises:
@@ -92,33 +152,47 @@ class Grammars:
 
     # In the thread.
 
-    def _make(self, constraint: Constraint, request: EngineRequest) -> tuple[GrammarMatcher, ...]:
+    def _make(self, constraint: Constraint, request: EngineRequest) -> tuple[Matcher, ...]:
+        if self._compiler is None:
+            self._compiler = self._new_compiler()
         template = self._compiled.get(constraint)
         if template is None:
-            template = self._compiled[constraint] = self._compile(constraint)
+            template = self._compiled[constraint] = _compile(self._compiler, constraint)
             if len(self._compiled) > _MAX_CACHED:
                 self._compiled.popitem(last=False)
         self._compiled.move_to_end(constraint)
-        matchers = tuple(GrammarMatcher(template.deep_copy()) for _ in range(request.n))
-        for matcher, emitted in zip(matchers, request.emitted, strict=False):
-            _replay(matcher, emitted)
-        return matchers
+        made = []
+        for index in range(request.n):
+            raw = self._compiler.copy(template)
+            emitted = request.emitted[index] if index < len(request.emitted) else ()
+            followed = Followed(request, len(emitted), _replay(raw, emitted))
+            made.append(self._compiler.matcher(raw, followed))
+        return tuple(made)
 
-    def _compile(self, constraint: Constraint) -> LLMatcher:
-        if self._tokenizer is None:
-            self._tokenizer = self._tokenizer_of()
-        limits = LLParserLimits(verbose_errors=False)
-        matcher = LLMatcher(self._tokenizer, _grammar(constraint), log_level=0, limits=limits)
-        if not matcher.is_error():
-            matcher.compute_bitmask()  # the first takes longest, and its copies share what it learnt
-        if matcher.is_error():
-            raise _refusal(constraint, matcher.get_error())
-        return matcher
-
-    def _tokenizer_of(self) -> LLTokenizer:
+    def _new_compiler(self) -> Compiler[R]:
         assert self._vocabulary is not None, "a constraint is compiled without a vocabulary"
         tokens = self._vocabulary.padded(self._vocab_size)
-        return LLTokenizer(TokenizerWrapper(_Tokens(tokens, self._vocabulary)))
+        return self._make_compiler(tokens, Cutter(self._vocabulary))
+
+
+class LibraryCompiler:
+    """llguidance by its Python interface."""
+
+    def __init__(self, tokens: Sequence[bytes], cut: Cutter) -> None:
+        self._tokenizer = LLTokenizer(TokenizerWrapper(_Tokens(tokens, cut)))
+
+    def compile(self, grammar: str) -> LLMatcher:
+        """See ``Compiler.compile``."""
+        limits = LLParserLimits(verbose_errors=False)
+        return LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
+
+    def copy(self, raw: LLMatcher) -> LLMatcher:
+        """See ``Compiler.copy``."""
+        return raw.deep_copy()
+
+    def matcher(self, raw: LLMatcher, followed: Followed) -> GrammarMatcher:
+        """See ``Compiler.matcher``."""
+        return GrammarMatcher(raw, followed.ended)
 
 
 class _Tokens:
@@ -127,25 +201,43 @@ class _Tokens:
     The model's own stop tokens are not told: which of them end a sample is its request's to say.
     """
 
-    def __init__(self, tokens: list[bytes], vocabulary: Vocabulary) -> None:
+    def __init__(self, tokens: Sequence[bytes], cut: Cutter) -> None:
         self.tokens = [*tokens, b""]
         self.eos_token_id = len(tokens)
         self.bos_token_id = None
         self.special_token_ids = [len(tokens)]
-        self._cut = Cutter(vocabulary)
+        self._cut = cut
 
     def __call__(self, text: str | bytes) -> list[int]:
         return self._cut(text)
 
 
-def _replay(matcher: GrammarMatcher, emitted: Sequence[int]) -> None:
+def _compile(compiler: Compiler[R], constraint: Constraint) -> R:
+    raw = compiler.compile(_grammar(constraint))
+    if not raw.is_error():
+        raw.compute_bitmask()  # the first takes longest, and its copies share what it learnt
+    if raw.is_error():
+        raise _refusal(constraint, raw.get_error())
+    return raw
+
+
+def _follow(raw: Raw, token: int) -> FinishReason | None:
+    """Follow a token; why nothing may follow it, if nothing may."""
+    if not raw.consume_token(token) or raw.is_error():
+        return FinishReason.CONSTRAINT
+    return FinishReason.STOP if raw.is_stopped() else None
+
+
+def _replay(raw: Raw, emitted: Sequence[int]) -> FinishReason | None:
+    ended = None
     for position, token in enumerate(emitted):
-        if matcher.ended is None:
-            matcher.advance(token)
-        if matcher.ended is FinishReason.CONSTRAINT:
+        if ended is None:
+            ended = _follow(raw, token)
+        if ended is FinishReason.CONSTRAINT:
             raise InvalidRequest(
                 f"emitted token {position} does not follow the constraint", field="resume.choices"
             )
+    return ended
 
 
 def _grammar(constraint: Constraint) -> str:

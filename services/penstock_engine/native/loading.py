@@ -6,6 +6,8 @@ Owns the refusals before anything is loaded and the account of what the weights 
 import logging
 from dataclasses import dataclass, replace
 
+from llguidance import LLMatcher
+
 from penstock_core.errors import InvalidRequest, NotSupported
 from penstock_engine.api import EngineInfo
 from penstock_engine.native.batching import BatchShape
@@ -14,11 +16,14 @@ from penstock_engine.native.embedding import EmbedLimits
 from penstock_engine.native.fused.adapters import PackedShelf
 from penstock_engine.native.fused.decoder import FusedDecoder, FusedOptions
 from penstock_engine.native.fused.draw import KernelRows
+from penstock_engine.native.fused.following import FollowedMasks
+from penstock_engine.native.grammars import Grammars, LibraryCompiler
 from penstock_engine.native.kv_tensors import KvShape, KvTensors
 from penstock_engine.native.layers import RopeTable
+from penstock_engine.native.llguidance_c import CMatcher, open_grammar_library
 from penstock_engine.native.lora.eager import EagerShelf
 from penstock_engine.native.lora.reading import find_adapters
-from penstock_engine.native.masks import Masks
+from penstock_engine.native.masks import Masks, StepMasks
 from penstock_engine.native.models import read_config, read_eos
 from penstock_engine.native.models.config import ModelConfig
 from penstock_engine.native.models.decoder import Decoder
@@ -27,6 +32,7 @@ from penstock_engine.native.revision import model_revision
 from penstock_engine.native.runner import EagerDecoder, PlanDecoder, Runner
 from penstock_engine.native.settings import NativeSettings
 from penstock_engine.native.step_loop import Machine
+from penstock_engine.native.vocabulary import Vocabulary
 from penstock_engine.native.weights import Checkpoint, WeightSource, load_weights, shard_paths
 from penstock_engine.speculative.draft import DraftLimits, DraftModel
 from penstock_engine.speculative.pairing import check_pair
@@ -124,7 +130,23 @@ def adapter_shelf(plan: Blueprint) -> AdapterShelf:
     return EagerShelf(compute.dtype, compute.device)
 
 
-def load_machine(plan: Blueprint, masks: Masks, shelf: AdapterShelf | None = None) -> Machine:
+AnyGrammars = Grammars[LLMatcher] | Grammars[CMatcher]
+
+
+def constraint_parts(
+    plan: Blueprint, vocabulary: Vocabulary | None
+) -> tuple[AnyGrammars, StepMasks]:
+    """What compiles constraints, and what knows a step's masks by them."""
+    library, vocab_size = plan.compute.library, plan.info.vocab_size
+    most = plan.settings.max_waiting
+    grammars = open_grammar_library() if library is not None else None
+    if library is None or grammars is None:
+        return Grammars(vocabulary, vocab_size, most, LibraryCompiler), Masks(vocab_size)
+    masks = FollowedMasks(library, grammars, vocab_size)
+    return Grammars(vocabulary, vocab_size, most, masks.compiler), masks
+
+
+def load_machine(plan: Blueprint, masks: StepMasks, shelf: AdapterShelf | None = None) -> Machine:
     """A runner, and what drafts for it. Raises InvalidRequest as ``load_runner`` does."""
     runner, settings = load_runner(plan, masks, shelf), plan.settings
     if settings.speculation == "none":
@@ -146,7 +168,7 @@ def load_machine(plan: Blueprint, masks: Masks, shelf: AdapterShelf | None = Non
 
 
 def load_runner(
-    plan: Blueprint, masks: Masks | None = None, shelf: AdapterShelf | None = None
+    plan: Blueprint, masks: StepMasks | None = None, shelf: AdapterShelf | None = None
 ) -> Runner:
     """Read the weights and allocate the pages. Without a shelf, adapters are ignored.
 
@@ -157,7 +179,10 @@ def load_runner(
     kv = KvTensors(plan.kv, plan.num_pages, compute.dtype, compute.device)
     with Checkpoint(model, compute.dtype, compute.device) as checkpoint:
         source = WeightSource(checkpoint, plan.config)
-        decoder = (_fused if compute.library else _eager)(plan, source, kv, shelf)
+        if compute.library is not None:
+            decoder: PlanDecoder = _fused(plan, source, kv, _options(plan, masks, shelf))
+        else:
+            decoder = _eager(plan, source, kv, shelf)
     stored = sum(path.stat().st_size for path in shard_paths(model))
     logger.info(
         "%s computes on %s with %d threads: weights take %.1f MiB (%.1f MiB in the checkpoint), "
@@ -213,14 +238,22 @@ def _kinds(settings: NativeSettings, draft: Blueprint | None) -> str:
     return settings.speculation
 
 
-def _fused(
-    plan: Blueprint, source: WeightSource, kv: KvTensors, shelf: AdapterShelf | None
-) -> FusedDecoder:
+def _options(plan: Blueprint, masks: StepMasks | None, shelf: AdapterShelf | None) -> FusedOptions:
     compute = plan.compute
-    assert compute.library is not None, "there is no kernel"
-    adapters = shelf.adapters if isinstance(shelf, PackedShelf) else {}
-    options = FusedOptions(compute.int8, compute.threads, plan.info.max_context_tokens, adapters)
-    return FusedDecoder(compute.library, plan.config, source, kv, options)
+    return FusedOptions(
+        int8=compute.int8,
+        threads=compute.threads,
+        context=plan.info.max_context_tokens,
+        adapters=shelf.adapters if isinstance(shelf, PackedShelf) else {},
+        chores=masks.chores if isinstance(masks, FollowedMasks) else None,
+    )
+
+
+def _fused(
+    plan: Blueprint, source: WeightSource, kv: KvTensors, options: FusedOptions
+) -> FusedDecoder:
+    assert plan.compute.library is not None, "there is no kernel"
+    return FusedDecoder(plan.compute.library, plan.config, source, kv, options)
 
 
 def _eager(

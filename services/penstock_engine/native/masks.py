@@ -1,27 +1,27 @@
 """Which tokens a step may draw for its constrained rows.
 
-Owns the masks of one step, computed in a thread beside the forward pass if there are many: they depend
-on the tokens so far and on drafts, not on logits. A row where only the end is possible is not drawn for: it ends
-its sample. Knows neither grammars (``grammars`` does) nor how draws are made.
-
-With the demo model, whose step takes 0.6 ms, constraints lengthen a step by 14 to 25 % on two cores
-(``benchmarks/constraint_overhead.py``). The grammar itself takes 8 to 15 us a row; most of the rest is
-Python on cold caches, and beside a batch the thread competes with the kernel's for the two cores.
+Owns the masks of one step (``RowMasks``, ``StepMasks``), and how they are found without the fused
+kernel: in a thread beside the forward pass if there are many, since they depend on the tokens so far
+and on drafts, not on logits. Beside the kernel ``fused.following`` finds them sooner. A row where only
+the end is possible is not drawn for: it ends its sample. Knows neither grammars (``grammars`` does)
+nor how draws are made.
 """
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
-from llguidance import LLMatcher
 from numpy.typing import NDArray
 
 from penstock_engine.api import FinishReason
 from penstock_engine.native.grammars import GrammarMatcher
 from penstock_engine.native.plan import Chunk
-from penstock_engine.native.request import Sample
+from penstock_engine.native.request import Drawn, Sample
+
+M = TypeVar("M")
 
 _WORD_BITS = 32
 _ALL = 0xFFFFFFFF
@@ -36,21 +36,42 @@ class RowMasks:
     Attributes:
         rows: which rows, ascending.
         allowed: ``(rows, words)``; bit ``t % 32`` of word ``t // 32`` tells whether token ``t`` may be
-            drawn. Of a row in ``ends`` nothing is.
+            drawn. Of a row in ``ends`` nothing is. There may be rows to spare.
         ends: why the sample of a row ends instead of drawing.
+        address: of the first word.
     """
 
     rows: Sequence[int]
     allowed: NDArray[np.uint32]
     ends: dict[int, FinishReason]
+    address: int
+
+
+class StepMasks(Protocol):
+    """Whoever knows the masks of a step's draws. Closed by its owner."""
+
+    def begin(self, chunks: Sequence[Chunk]) -> Callable[[], RowMasks] | None:
+        """Start on the masks of a step's draws; None if no sample of it is constrained.
+
+        What it returns waits for them; call it before any of the samples moves on.
+        """
+        ...
+
+    def drew(self, drawn: Sequence[Drawn]) -> None:
+        """Hear what was drawn for the rows of the last ``begin``; matchers are told by others."""
+        ...
+
+    def close(self) -> None:
+        """End what was begun for it."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
+class Run(Generic[M]):
     """Rows of one sample: behind its tokens, and behind its first, second, ... draft."""
 
     sample: Sample
-    matcher: LLMatcher
+    matcher: M
     row: int
     drafts: tuple[int, ...]
 
@@ -64,22 +85,22 @@ class Masks:
         self._thread = ThreadPoolExecutor(1, "engine-masks")
 
     def begin(self, chunks: Sequence[Chunk]) -> Callable[[], RowMasks] | None:
-        """Start on the masks of a step's draws; None if no sample of it is constrained.
-
-        What it returns waits for them; call it before any of the samples moves on.
-        """
-        runs = _runs(chunks)
+        """See ``StepMasks.begin``."""
+        runs = runs_of(chunks, GrammarMatcher)
         if not runs:
             return None
         if sum(1 + len(run.drafts) for run in runs) <= _FEW_ROWS:
             return partial(self._compute, runs)
         return self._thread.submit(self._compute, runs).result
 
+    def drew(self, drawn: Sequence[Drawn]) -> None:
+        """See ``StepMasks.drew``; of no use here."""
+
     def close(self) -> None:
         """End the thread."""
         self._thread.shutdown()
 
-    def _compute(self, runs: Sequence[_Run]) -> RowMasks:
+    def _compute(self, runs: Sequence[Run[GrammarMatcher]]) -> RowMasks:
         rows = [run.row + i for run in runs for i in range(1 + len(run.drafts))]
         allowed, ends = self._fill(runs, len(rows)), {}
         word, bit = divmod(self._vocab_size, _WORD_BITS)
@@ -88,15 +109,15 @@ class Masks:
         at = 0
         for run in runs:
             # One that gave up (a grammar can grow too complex) says that all may end.
-            fine = not run.matcher.is_error()
+            fine = not run.matcher.raw.is_error()
             for depth in range(1 + len(run.drafts)):
                 end = _settle_ends(run.sample, depth, allowed[at], fine and bool(may_end[at]))
                 if end is not None:
                     ends[rows[at]] = end
                 at += 1
-        return RowMasks(rows, allowed, ends)
+        return RowMasks(rows, allowed, ends, allowed.ctypes.data)
 
-    def _fill(self, runs: Sequence[_Run], num_rows: int) -> NDArray[np.uint32]:
+    def _fill(self, runs: Sequence[Run[GrammarMatcher]], num_rows: int) -> NDArray[np.uint32]:
         """One bit for each row and token, and one for the end behind them."""
         packed = np.zeros((num_rows, self._words), dtype=np.uint32)
         place, size = packed.ctypes.data, packed.strides[0]
@@ -106,9 +127,9 @@ class Masks:
         return packed
 
 
-def _fill_run(run: _Run, place: int, size: int) -> None:
+def _fill_run(run: Run[GrammarMatcher], place: int, size: int) -> None:
     """Masks of ``size`` bytes from ``place`` on; rows that cannot be reached stay empty."""
-    matcher, followed = run.matcher, 0
+    matcher, followed = run.matcher.raw, 0
     matcher.unsafe_compute_mask_ptr(place, size)
     for draft in run.drafts:
         if matcher.try_consume_tokens([draft]) != 1:
@@ -121,15 +142,15 @@ def _fill_run(run: _Run, place: int, size: int) -> None:
         matcher.rollback(followed)
 
 
-def _runs(chunks: Sequence[Chunk]) -> list[_Run]:
-    """The constrained rows, numbered as the step's draws are."""
-    runs: list[_Run] = []
+def runs_of(chunks: Sequence[Chunk], kind: type[M]) -> list[Run[M]]:
+    """The rows with matchers of a kind, numbered as the step's draws are."""
+    runs: list[Run[M]] = []
     row = 0
     for chunk in chunks:
         for sample in chunk.draws:
             matcher = sample.matcher
-            if isinstance(matcher, GrammarMatcher):
-                runs.append(_Run(sample, matcher.raw, row, chunk.drafts))
+            if isinstance(matcher, kind):
+                runs.append(Run(sample, matcher, row, chunk.drafts))
             row += 1
         row += len(chunk.drafts)
     return runs

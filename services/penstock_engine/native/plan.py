@@ -5,7 +5,7 @@ Pure Python; no torch, no asyncio.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from penstock_engine.api import Share
@@ -47,20 +47,23 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step: page copies first (all read before any is written), then the chunks as one batch."""
+    """One step: page copies first (all read before any is written), then the chunks as one batch.
+
+    ``num_tokens`` are those that it computes, ``num_prefill_tokens`` those of them that are no decode
+    steps.
+    """
 
     chunks: tuple[Chunk, ...]
     copies: tuple[tuple[int, int], ...] = ()
+    num_tokens: int = field(init=False)
+    num_prefill_tokens: int = field(init=False)
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens the step computes."""
-        return sum(chunk.count for chunk in self.chunks)
-
-    @property
-    def num_prefill_tokens(self) -> int:
-        """Those of them that are no decode steps."""
-        return sum(chunk.count for chunk in self.chunks if not chunk.is_decode)
+    def __post_init__(self) -> None:
+        """Count once: it is asked several times a step, in a small model's each microsecond is seen."""
+        decoded = sum(chunk.count for chunk in self.chunks if chunk.is_decode)
+        total = sum(chunk.count for chunk in self.chunks)
+        object.__setattr__(self, "num_tokens", total)
+        object.__setattr__(self, "num_prefill_tokens", total - decoded)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from penstock_engine.native.batching import BatchShape, build_batch
 from penstock_engine.native.kv_tensors import KvTensors
 from penstock_engine.native.lora.eager import EagerAdapter
-from penstock_engine.native.masks import Masks
+from penstock_engine.native.masks import StepMasks
 from penstock_engine.native.models.decoder import Decoder
 from penstock_engine.native.plan import Chunk, StepPlan, StepResult
 from penstock_engine.native.request import Ahead, Drawn
@@ -79,7 +79,7 @@ class Runner:
         self,
         decoder: PlanDecoder,
         kv: KvTensors,
-        masks: Masks | None = None,
+        masks: StepMasks | None = None,
         rows: Rows | None = None,
     ) -> None:
         self._decoder = decoder
@@ -98,6 +98,8 @@ class Runner:
             if drawers:
                 masks = masking() if masking is not None else None
                 rows = self._sampler.draw(_rows_to_draw(logits, plan.chunks), drawers, masks)
+                if self._masks is not None and masks is not None:
+                    self._masks.drew(rows)
                 drawn = _settle(rows, plan.chunks)
         return StepResult(drawn, time.perf_counter() - began)
 

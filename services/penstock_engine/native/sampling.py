@@ -1,7 +1,7 @@
 """Drawing tokens from logits, for a whole batch at once.
 
-Owns the order of adjustments and the randomness. For each row: what a constraint forbids; repetition, frequency and
-presence penalties, logit bias, stop tokens masked before ``min_tokens``; then, unless greedy,
+Owns the order of adjustments and the randomness. For each row: repetition, frequency and presence penalties,
+logit bias, stop tokens masked before ``min_tokens``; what a constraint forbids; then, unless greedy,
 temperature, top-k, top-p, min-p, and one draw by inverse transform. Log-probabilities are of the
 raw logits, before all of this.
 
@@ -14,7 +14,6 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from penstock_engine.api import Logprob, Sampling
@@ -29,17 +28,21 @@ Drawer = Sample | Ahead
 class Rows(Protocol):
     """What is done to all rows of logits ``(rows, vocab)`` in float32 at once."""
 
-    def forbid(self, logits: Tensor, rows: Sequence[int], allowed: NDArray[np.uint32]) -> None:
-        """Set what is not allowed to minus infinity, in place.
-
-        ``allowed`` is ``(rows, words)``: bit ``t % 32`` of word ``t // 32`` is for token ``t``.
-        """
+    def forbid(self, logits: Tensor, masks: RowMasks) -> None:
+        """Set what is not allowed to minus infinity, in place."""
         ...
 
     def pick(
-        self, logits: Tensor, temperatures: Sequence[float], points: Sequence[float]
+        self,
+        logits: Tensor,
+        temperatures: Sequence[float],
+        points: Sequence[float],
+        masks: RowMasks | None = None,
     ) -> list[int]:
-        """The best token where the temperature is 0, else the one its point in [0, 1) falls to."""
+        """The best token where the temperature is 0, else the one its point in [0, 1) falls to.
+
+        Of those that ``masks`` allows, if it was not applied to the logits before.
+        """
         ...
 
 
@@ -75,17 +78,22 @@ class Sampler:
     ) -> list[Drawn]:
         """``logits`` is ``(samples, vocab)`` in float32 and is overwritten."""
         logprobs = _raw_logprobs(logits, samples)
-        if masks is not None:
-            self._rows.forbid(logits, masks.rows, masks.allowed)
         _adjust(logits, samples)
-        temperatures = _truncated(logits, samples)
+        temperatures = _temperatures(samples)
+        cut = [row for row, sample in enumerate(samples) if temperatures[row] and _is_cut(sample)]
+        waiting = masks
+        if cut:
+            if masks is not None:  # what is forbidden counts for nothing where a rest is cut off
+                self._rows.forbid(logits, masks)
+                waiting = None
+            _truncate(logits, samples, cut, temperatures)
         points = [
             uniform(sample.request.spec.sampling.seed, sample.choice_index, sample.num_output)
             if temperature
             else 0.0
             for temperature, sample in zip(temperatures, samples, strict=True)
         ]
-        ids = self._rows.pick(logits, temperatures, points)
+        ids = self._rows.pick(logits, temperatures, points, waiting)
         if logprobs is None:
             drawn = [Drawn((token,)) for token in ids]
         else:
@@ -98,8 +106,10 @@ class Sampler:
 class TorchRows:
     """``Rows`` with torch's operators, on any device."""
 
-    def forbid(self, logits: Tensor, rows: Sequence[int], allowed: NDArray[np.uint32]) -> None:
+    def forbid(self, logits: Tensor, masks: RowMasks) -> None:
         """See ``Rows.forbid``."""
+        rows = masks.rows
+        allowed = masks.allowed[: len(rows)]
         bits = np.unpackbits(allowed.view(np.uint8), axis=1, bitorder="little")
         forbidden = torch.from_numpy(bits[:, : logits.shape[1]] == 0).to(logits.device)
         if len(rows) == logits.shape[0]:
@@ -109,9 +119,15 @@ class TorchRows:
         logits[index] = logits[index].masked_fill(forbidden, float("-inf"))
 
     def pick(
-        self, logits: Tensor, temperatures: Sequence[float], points: Sequence[float]
+        self,
+        logits: Tensor,
+        temperatures: Sequence[float],
+        points: Sequence[float],
+        masks: RowMasks | None = None,
     ) -> list[int]:
         """See ``Rows.pick``; draws by inverse transform in vocabulary order."""
+        if masks is not None:
+            self.forbid(logits, masks)
         tokens = logits.argmax(dim=-1)
         random = [row for row, temperature in enumerate(temperatures) if temperature]
         if random:
@@ -198,20 +214,25 @@ def _penalise(row: Tensor, sample: Drawer) -> None:
         row -= counts * sampling.frequency_penalty + (counts > 0) * sampling.presence_penalty
 
 
-def _truncated(logits: Tensor, samples: Sequence[Drawer]) -> list[float]:
-    """Cut what may not be drawn, in place; the temperature that is left to apply to each row."""
-    settings = [sample.request.spec.sampling for sample in samples]
-    temperatures = [
-        setting.temperature if _is_random(sample) else 0.0
-        for setting, sample in zip(settings, samples, strict=True)
+def _temperatures(samples: Sequence[Drawer]) -> list[float]:
+    return [
+        sample.request.spec.sampling.temperature if _is_random(sample) else 0.0
+        for sample in samples
     ]
-    cut = [row for row, t in enumerate(temperatures) if t and truncates(settings[row])]
-    if cut:
-        index = torch.tensor(cut, device=logits.device)
-        scale = [[temperatures[row]] for row in cut]
-        rows = logits[index] / torch.tensor(scale, dtype=logits.dtype, device=logits.device)
-        truncate(rows, [settings[row] for row in cut])
-        logits[index] = rows
-        for row in cut:
-            temperatures[row] = 1.0
-    return temperatures
+
+
+def _is_cut(sample: Drawer) -> bool:
+    return truncates(sample.request.spec.sampling)
+
+
+def _truncate(
+    logits: Tensor, samples: Sequence[Drawer], cut: Sequence[int], temperatures: list[float]
+) -> None:
+    """Cut what may not be drawn in some rows, in place; their temperatures are applied by that."""
+    index = torch.tensor(cut, device=logits.device)
+    scale = [[temperatures[row]] for row in cut]
+    rows = logits[index] / torch.tensor(scale, dtype=logits.dtype, device=logits.device)
+    truncate(rows, [samples[row].request.spec.sampling for row in cut])
+    logits[index] = rows
+    for row in cut:
+        temperatures[row] = 1.0

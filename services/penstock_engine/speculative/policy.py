@@ -42,8 +42,9 @@ _MODEL_TRIAL = 512
 _TRIAL_DEPTH, _TRIAL_DEPTH_OF_MANY = 3, 1
 _LONGEST_REST = 16
 """Steps without looking for drafts after looking did not pay; doubled up to this many."""
-_SHARE = 0.01
-"""Of the time of plain steps that drafting may cost."""
+_SHARE, _SHARE_OF_MANY = 0.01, 0.005
+"""Of the time of plain steps that drafting may cost. A batch pays for looking for drafts, too, sequence by
+sequence, and what its noisy steps lose is measured less well."""
 _FIRST_PURSE, _LARGEST_PURSE, _DEEPEST_DEBT = 4.0, 6.0, 2.0
 """In plain steps."""
 _DEEPEST_DEBT_OF_MODEL = 32.0
@@ -158,6 +159,8 @@ class DraftPolicy:
         cost = self._cost(batch)
         affordable = [i for i, option in enumerate(options) if cost.can_pay(option)]
         if len(cost.plain) < _MEASURED or not affordable:
+            self._rest(cost)  # what the purse was for was not found
+            cost.trial_steps = 0
             return NONE
         with_model = next((i for i in affordable if options[i].uses_model), None)
         cost.since_model += with_model is not None
@@ -189,14 +192,15 @@ class DraftPolicy:
     def note_step(self, batch: int, num_drafted: int, num_tokens: int, seconds: float) -> None:
         """A step of ``batch`` decoding sequences checked ``num_drafted`` tokens, yielding ``num_tokens``.
 
-        Seconds are those of the whole turn, a draft model's included.
+        What a step without drafts yields need not be told. Seconds are those of the whole turn, a draft model's included.
         """
         cost = self._cost(batch)
         drafting_s, cost.spent_s = cost.spent_s, 0.0
         if num_drafted == 0:
             cost.plain.add(seconds)
             plain_s, cost.since_plain = cost.plain.value, 0
-            earned = _SHARE * plain_s if len(cost.plain) > 1 else _FIRST_PURSE * plain_s
+            share = _SHARE if batch <= _FEW else _SHARE_OF_MANY
+            earned = (share if len(cost.plain) > 1 else _FIRST_PURSE) * plain_s
             cost.pay(earned, model=True)
         elif len(cost.plain):
             plain_s, cost.since_drafts = cost.plain.value, 0
@@ -204,7 +208,7 @@ class DraftPolicy:
             cost.row.add(max(seconds - drafting_s - plain_s, 0.0) / num_drafted)
             expected_s = plain_s + drafting_s + num_drafted * cost.row.value
             earned = num_tokens * plain_s / batch - min(seconds, _CLIP * expected_s)
-            if earned > 0:
+            if earned > (_least_gain(batch) - 1) * plain_s:  # less may be luck
                 cost.trial_after = _FIRST_TRIAL
         else:
             return
@@ -234,7 +238,7 @@ class DraftPolicy:
         least = row_s * batch / plain_s if plain_s else 0.0
         worth = [rate for rate in option.rates if rate >= least]
         draft_s = cost.draft.value if option.uses_model else 0.0
-        most = _LEAST_GAIN if batch <= _FEW else _LEAST_GAIN_OF_MANY
+        most = _least_gain(batch)
         powers, gained, best = list(worth), 0.0, NONE
         for depth in range(1, self._max_tokens + 1 if worth else 1):
             gained += sum(powers)
@@ -245,3 +249,7 @@ class DraftPolicy:
                 most = speedup
                 best = Verdict(depth, least_rate=least, speedup=speedup)
         return best
+
+
+def _least_gain(batch: int) -> float:
+    return _LEAST_GAIN if batch <= _FEW else _LEAST_GAIN_OF_MANY

@@ -67,11 +67,11 @@ class Speculator:
     def propose(self, samples: Sequence[Sample]) -> Drafts:
         """Guesses for those of the decoding sequences where they pay."""
         batch = len(samples)
-        allowed = [s for s in samples if s.request.spec.speculation is not False and most_drafts(s)]
-        forced = any(sample.request.spec.speculation for sample in allowed)
+        forced = any(sample.request.spec.speculation for sample in samples)
         needs_model = not self._looks_up
-        if not allowed or not (forced or self._policy.may_pay(batch, needs_model=needs_model)):
-            return NO_DRAFTS
+        if not batch or not (forced or self._policy.may_pay(batch, needs_model=needs_model)):
+            return NO_DRAFTS  # most steps of a batch end here, so nothing was done for each sample
+        allowed = [s for s in samples if s.request.spec.speculation is not False and most_drafts(s)]
         self._drop_ended()
         candidates = [c for sample in allowed if (c := self._candidate(sample)) is not None]
         if not candidates:
@@ -80,6 +80,14 @@ class Speculator:
 
     def note(self, plan: StepPlan, result: StepResult, seconds: float) -> None:
         """Learn from a step: what stood, and what it cost if it did nothing but decode."""
+        num_drafted = num_tokens = 0
+        if any(chunk.drafts for chunk in plan.chunks):
+            num_drafted, num_tokens = self._note_drafts(plan, result)
+        if plan.num_prefill_tokens == 0:
+            self._policy.note_step(len(plan.chunks), num_drafted, num_tokens, seconds)
+
+    def _note_drafts(self, plan: StepPlan, result: StepResult) -> tuple[int, int]:
+        """Learn what stood; how many tokens were drafted, and how many the step gave."""
         drawn = iter(result.drawn)
         num_drafted = num_tokens = 0
         for chunk in plan.chunks:
@@ -89,8 +97,7 @@ class Speculator:
                 num_drafted += len(chunk.drafts)
                 track = self._tracks[chunk.sample]
                 track.rates.note(track.kind, len(chunk.drafts), outcomes[0].num_accepted)
-        if plan.num_prefill_tokens == 0:
-            self._policy.note_step(len(plan.chunks), num_drafted, num_tokens, seconds)
+        return num_drafted, num_tokens
 
     def _candidate(self, sample: Sample) -> _Candidate | None:
         track = self._tracks.get(sample)

@@ -192,7 +192,8 @@ def test_an_answer_keeps_its_shape_or_says_that_it_was_cut(
             wanted = [ask(s, s, prompt=prompt, sampling=sampling) for s in SHAPES]
             for shape, said in zip(SHAPES, await together(engine, wanted), strict=True):
                 check(said, shape, 80)
-                assert shape not in {"choice", "pair"} or said.ends[0] is FinishReason.STOP
+                # All others may be filled with white space, or have no longest answer.
+                assert shape != "choice" or said.ends[0] is FinishReason.STOP
 
     asyncio.run(scenario())
 

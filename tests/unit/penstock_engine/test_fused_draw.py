@@ -7,6 +7,7 @@ import torch
 from penstock_core.errors import NotSupported
 from penstock_engine.native.fused.draw import KernelRows
 from penstock_engine.native.fused.library import open_library
+from penstock_engine.native.masks import RowMasks
 from penstock_engine.native.sampling import Rows, TorchRows
 
 
@@ -66,17 +67,42 @@ def test_rows_with_and_without_a_temperature_share_a_call(kernel: Rows) -> None:
     assert kernel.pick(logits, [0.0, 5.0, 0.0], [0.0, 0.0, 0.0]) == [2, 0, 2]
 
 
+def some_masks(rows: list[int], vocabulary: int) -> RowMasks:
+    words = vocabulary // 32 + 1
+    allowed = np.random.default_rng(1).integers(0, 1 << 32, (len(rows), words), dtype=np.uint32)
+    allowed[0, 0] |= 1
+    allowed[1] = 0xFFFFFFFF
+    allowed[2] = 0
+    allowed[2, (vocabulary - 1) // 32] = 1 << (vocabulary - 1) % 32
+    return RowMasks(rows, allowed, {}, allowed.ctypes.data)
+
+
 @pytest.mark.parametrize("vocabulary", [1, 31, 32, 33, 100, 4096, 8191])
 def test_forbidden_tokens_are_torchs(kernel: Rows, vocabulary: int) -> None:
     logits = torch.randn(5, vocabulary)
-    words = vocabulary // 32 + 1
-    allowed = np.random.default_rng(1).integers(0, 1 << 32, (3, words), dtype=np.uint32)
-    allowed[1] = 0xFFFFFFFF
+    masks = some_masks([0, 2, 4], vocabulary)
     ours, theirs = logits.clone(), logits.clone()
 
-    kernel.forbid(ours, [0, 2, 4], allowed)
+    kernel.forbid(ours, masks)
 
-    TorchRows().forbid(theirs, [0, 2, 4], allowed)
+    TorchRows().forbid(theirs, masks)
     assert torch.equal(ours, theirs)
     assert torch.equal(ours[[1, 2, 3]], logits[[1, 2, 3]])
     assert torch.isinf(ours[[0, 4]]).any() or vocabulary == 1
+
+
+@pytest.mark.parametrize("rows", [[0, 2, 4], [0, 1, 2]])
+@pytest.mark.parametrize("vocabulary", [1, 31, 32, 33, 100, 4096, 8191])
+def test_a_draw_under_masks_is_that_from_forbidden_logits(
+    kernel: Rows, vocabulary: int, rows: list[int]
+) -> None:
+    logits = torch.randn(max(rows) + 1, vocabulary) * 3
+    masks = some_masks(rows, vocabulary)
+    forbidden = logits.clone()
+    kernel.forbid(forbidden, masks)
+
+    for temperature in (0.0, 0.3, 2.0):
+        for point in (0.0, 0.37, 1.0 - 2.0**-53):
+            chosen = [temperature] * len(logits), [point] * len(logits)
+            assert kernel.pick(logits, *chosen, masks) == kernel.pick(forbidden, *chosen)
+    assert kernel.pick(logits, *chosen, masks)[rows[2]] == vocabulary - 1

@@ -1,37 +1,76 @@
 """Constraints compiled against a vocabulary: what may follow, what is refused, what is remembered."""
 
 import json
-from collections.abc import AsyncIterator, Iterator
+import random
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from llguidance import LLMatcher
 
 from penstock_core.errors import InvalidRequest, NotSupported, Overloaded
 from penstock_engine.api import Constraint, EngineRequest, FinishReason
-from penstock_engine.native.grammars import GrammarMatcher, Grammars
-from penstock_engine.native.masks import Masks, RowMasks
+from penstock_engine.native.fused.following import FollowedMasks
+from penstock_engine.native.fused.library import open_library
+from penstock_engine.native.grammars import Grammars, LibraryCompiler
+from penstock_engine.native.llguidance_c import CMatcher, open_grammar_library
+from penstock_engine.native.masks import Masks, RowMasks, StepMasks
 from penstock_engine.native.plan import Chunk
-from penstock_engine.native.request import Request
+from penstock_engine.native.request import Drawn, Matcher, Request
 from penstock_engine.native.vocabulary import Cutter, Vocabulary
 
 WORDS = [b"ab", b"abc", b"true", b'{"', b'":']
 TOKENS = [*(bytes([value]) for value in range(256)), *WORDS, b""]
 EOS = len(TOKENS) - 1
+SCHEMA = {
+    "type": "object",
+    "properties": {"ab": {"type": "boolean"}, "n": {"enum": ["abc", 12, None]}},
+    "required": ["ab", "n"],
+    "additionalProperties": False,
+}
 SIZE = len(TOKENS) + 30  # models pad their vocabulary
 
 
-@pytest.fixture
-async def grammars() -> AsyncIterator[Grammars]:
-    made = Grammars(Vocabulary(TOKENS), SIZE, max_waiting=2)
+AnyGrammars = Grammars[LLMatcher] | Grammars[CMatcher]
+
+
+@pytest.fixture(params=["python", "kernel"])
+def parts(request: pytest.FixtureRequest) -> Iterator[tuple[AnyGrammars, StepMasks]]:
+    """Both ways to know what may follow: by Python's threads and by the kernel's."""
+    words = Vocabulary(TOKENS)
+    made = (
+        (
+            Grammars(words, SIZE, 2, LibraryCompiler),
+            Masks(SIZE),
+        )
+        if request.param == "python"
+        else kernel_parts(words)
+    )
     yield made
-    made.close()
+    for part in made:
+        part.close()
+
+
+def kernel_parts(words: Vocabulary) -> tuple[AnyGrammars, StepMasks]:
+    try:
+        library = open_library()
+    except NotSupported as error:
+        pytest.skip(error.message)
+    functions = open_grammar_library()
+    if functions is None:
+        pytest.skip("this wheel of llguidance exports no C interface")
+    masks = FollowedMasks(library, functions, SIZE)
+    return Grammars(words, SIZE, 2, masks.compiler), masks
 
 
 @pytest.fixture
-def masks() -> Iterator[Masks]:
-    made = Masks(SIZE)
-    yield made
-    made.close()
+def grammars(parts: tuple[AnyGrammars, StepMasks]) -> AnyGrammars:
+    return parts[0]
+
+
+@pytest.fixture
+def masks(parts: tuple[AnyGrammars, StepMasks]) -> StepMasks:
+    return parts[1]
 
 
 def ask(constraint: Constraint, **changes: object) -> EngineRequest:
@@ -41,7 +80,7 @@ def ask(constraint: Constraint, **changes: object) -> EngineRequest:
 
 
 def row_masks(
-    masks: Masks, spec: EngineRequest, matchers: tuple[GrammarMatcher, ...], *drafts: int
+    masks: StepMasks, spec: EngineRequest, matchers: tuple[Matcher, ...], *drafts: int
 ) -> RowMasks:
     request = Request(spec, 0, 0.0, matchers)
     draws = tuple(request.samples)
@@ -55,14 +94,16 @@ def allowed(found: RowMasks, row: int = 0) -> list[int]:
     return [int(token) for token in bits.nonzero()[0]]
 
 
-def follow(matcher: GrammarMatcher, text: str) -> FinishReason | None:
+def follow(matcher: Matcher, text: str) -> FinishReason | None:
     for value in text.encode():
         assert matcher.ended is None
         matcher.advance(value)
     return matcher.ended
 
 
-async def test_only_tokens_that_can_follow_are_allowed(grammars: Grammars, masks: Masks) -> None:
+async def test_only_tokens_that_can_follow_are_allowed(
+    grammars: AnyGrammars, masks: StepMasks
+) -> None:
     spec = ask(Constraint("regex", "a[bc]+"))
     matchers = await grammars.matchers(spec)
     first = row_masks(masks, spec, matchers)
@@ -72,7 +113,7 @@ async def test_only_tokens_that_can_follow_are_allowed(grammars: Grammars, masks
 
 
 async def test_stop_tokens_are_allowed_where_the_grammar_may_end(
-    grammars: Grammars, masks: Masks
+    grammars: AnyGrammars, masks: StepMasks
 ) -> None:
     spec = ask(Constraint("regex", "ab*"))
     matchers = await grammars.matchers(spec)
@@ -81,11 +122,13 @@ async def test_stop_tokens_are_allowed_where_the_grammar_may_end(
     follow(matchers[0], "a")
     assert allowed(row_masks(masks, spec, matchers)) == [ord("b"), EOS]
     free_of_stops = ask(Constraint("regex", "ab*"), stop_token_ids=frozenset())
-    assert allowed(row_masks(masks, free_of_stops, matchers)) == [ord("b")]
+    others = await grammars.matchers(free_of_stops)
+    follow(others[0], "a")
+    assert allowed(row_masks(masks, free_of_stops, others)) == [ord("b")]
 
 
 async def test_a_stop_token_of_plain_text_may_not_cut_the_answer_short(
-    grammars: Grammars, masks: Masks
+    grammars: AnyGrammars, masks: StepMasks
 ) -> None:
     spec = ask(Constraint("regex", "[ab]c"), stop_token_ids=frozenset({ord("a")}))
     matchers = await grammars.matchers(spec)
@@ -94,7 +137,7 @@ async def test_a_stop_token_of_plain_text_may_not_cut_the_answer_short(
 
 
 async def test_stop_tokens_wait_for_min_tokens_but_a_complete_answer_ends(
-    grammars: Grammars, masks: Masks
+    grammars: AnyGrammars, masks: StepMasks
 ) -> None:
     spec = ask(Constraint("regex", "ab?"), min_tokens=9)
     matchers = await grammars.matchers(spec)
@@ -104,7 +147,7 @@ async def test_stop_tokens_wait_for_min_tokens_but_a_complete_answer_ends(
     assert follow(matchers[0], "b") is FinishReason.STOP
 
 
-async def test_an_empty_answer_ends_without_a_draw(grammars: Grammars, masks: Masks) -> None:
+async def test_an_empty_answer_ends_without_a_draw(grammars: AnyGrammars, masks: StepMasks) -> None:
     spec = ask(Constraint("choice", options=("",)), stop_token_ids=frozenset())
     found = row_masks(masks, spec, await grammars.matchers(spec))
 
@@ -113,7 +156,7 @@ async def test_an_empty_answer_ends_without_a_draw(grammars: Grammars, masks: Ma
 
 
 async def test_a_matcher_that_gave_up_ends_its_sample_as_constraint(
-    grammars: Grammars, masks: Masks
+    grammars: AnyGrammars, masks: StepMasks
 ) -> None:
     spec = ask(Constraint("regex", "ab"))
     matchers = await grammars.matchers(spec)
@@ -123,7 +166,7 @@ async def test_a_matcher_that_gave_up_ends_its_sample_as_constraint(
 
 
 async def test_each_draft_has_its_own_mask_and_leaves_no_trace(
-    grammars: Grammars, masks: Masks
+    grammars: AnyGrammars, masks: StepMasks
 ) -> None:
     spec = ask(Constraint("regex", "[a-c]{3}"))
     matchers = await grammars.matchers(spec)
@@ -136,8 +179,61 @@ async def test_each_draft_has_its_own_mask_and_leaves_no_trace(
     assert matchers[0].ended is FinishReason.STOP
 
 
+async def test_masks_are_the_same_after_a_matcher_heard_of_its_token_with_others(
+    grammars: AnyGrammars, masks: StepMasks
+) -> None:
+    spec = ask(Constraint("choice", options=("no", "yes", "nope")), n=2)
+    matchers = await grammars.matchers(spec)
+    row_masks(masks, spec, matchers)
+    for first, second in zip(b"no", b"ye", strict=True):
+        row_masks(masks, spec, matchers)
+        masks.drew([Drawn((first,)), Drawn((second,))])
+        for matcher, token in zip(matchers, (first, second), strict=True):
+            matcher.advance(token)
+    found = row_masks(masks, spec, matchers)
+
+    assert [matcher.ended for matcher in matchers] == [None, None]
+    assert allowed(found, 0) == [ord("p"), EOS]
+    assert allowed(found, 1) == [ord("s")]
+
+
+async def test_a_sample_that_ends_while_another_goes_on_leaves_the_rest_alone(
+    grammars: AnyGrammars, masks: StepMasks
+) -> None:
+    spec = ask(Constraint("choice", options=("a", "bc")), n=2, stop_token_ids=frozenset())
+    matchers = await grammars.matchers(spec)
+    row_masks(masks, spec, matchers)
+    for matcher, token in zip(matchers, b"ab", strict=True):
+        matcher.advance(token)
+    found = row_masks(masks, spec, matchers)
+
+    assert matchers[0].ended is FinishReason.STOP
+    assert found.ends == {0: FinishReason.STOP}
+    assert allowed(found, 1) == [ord("c")]
+
+
+async def test_both_interfaces_of_the_library_allow_the_same_tokens() -> None:
+    spec = ask(Constraint("json_schema", json.dumps(SCHEMA)))
+    words = Vocabulary(TOKENS)
+    compiled, collected = kernel_parts(words)
+    ways = [Grammars(words, SIZE, 2, LibraryCompiler), compiled]
+    known = [Masks(SIZE), collected]
+    draws = random.Random(3)
+    matchers = [await way.matchers(spec) for way in ways]
+    while matchers[0][0].ended is None:
+        found = [row_masks(mask, spec, pair) for mask, pair in zip(known, matchers, strict=True)]
+        assert allowed(found[0]) == allowed(found[1])
+        assert found[0].ends == found[1].ends
+        token = draws.choice([t for t in allowed(found[0]) if t != EOS])
+        for (matcher,) in matchers:
+            matcher.advance(token)
+    assert matchers[1][0].ended is matchers[0][0].ended
+    for part in (*ways, *known):
+        part.close()
+
+
 async def test_drafts_are_permitted_up_to_the_first_that_breaks_the_rule(
-    grammars: Grammars,
+    grammars: AnyGrammars,
 ) -> None:
     spec = ask(Constraint("regex", "[0-9]{2}x"))
     request = Request(spec, 0, 0.0, await grammars.matchers(spec))
@@ -146,7 +242,9 @@ async def test_drafts_are_permitted_up_to_the_first_that_breaks_the_rule(
     assert follow(request.samples[0].matcher, "34x") is FinishReason.STOP  # type: ignore[arg-type]
 
 
-async def test_samples_follow_a_constraint_independently(grammars: Grammars, masks: Masks) -> None:
+async def test_samples_follow_a_constraint_independently(
+    grammars: AnyGrammars, masks: StepMasks
+) -> None:
     spec = ask(Constraint("choice", options=("no", "yes")), n=2)
     matchers = await grammars.matchers(spec)
     follow(matchers[0], "n")
@@ -158,7 +256,7 @@ async def test_samples_follow_a_constraint_independently(grammars: Grammars, mas
 
 
 async def test_a_resumed_sample_starts_behind_what_it_said(
-    grammars: Grammars, masks: Masks
+    grammars: AnyGrammars, masks: StepMasks
 ) -> None:
     emitted = [list(b"ye"), [], list(b"no")]
     spec = ask(Constraint("choice", options=("no", "yes")), n=3, emitted=emitted)
@@ -168,7 +266,7 @@ async def test_a_resumed_sample_starts_behind_what_it_said(
     assert allowed(row_masks(masks, spec, matchers)) == [ord("s")]
 
 
-async def test_emitted_tokens_that_break_the_rule_are_refused(grammars: Grammars) -> None:
+async def test_emitted_tokens_that_break_the_rule_are_refused(grammars: AnyGrammars) -> None:
     with pytest.raises(InvalidRequest, match="emitted token 1") as caught:
         await grammars.matchers(ask(Constraint("regex", "ab"), emitted=[list(b"ax")]))
 
@@ -194,7 +292,7 @@ BAD = [
 
 @pytest.mark.parametrize("constraint", BAD, ids=lambda c: f"{c.kind} {c.text[:20]}")
 async def test_what_cannot_be_compiled_is_the_callers_mistake(
-    grammars: Grammars, constraint: Constraint
+    grammars: AnyGrammars, constraint: Constraint
 ) -> None:
     with pytest.raises(InvalidRequest) as caught:
         await grammars.matchers(ask(constraint))
@@ -203,26 +301,28 @@ async def test_what_cannot_be_compiled_is_the_callers_mistake(
     assert len(caught.value.message) < 500
 
 
-async def test_a_kind_that_nobody_knows_is_not_supported(grammars: Grammars) -> None:
+async def test_a_kind_that_nobody_knows_is_not_supported(grammars: AnyGrammars) -> None:
     with pytest.raises(NotSupported, match="'wish'"):
         await grammars.matchers(ask(Constraint("wish")))
 
 
 async def test_without_a_vocabulary_nothing_can_be_constrained() -> None:
-    grammars = Grammars(None, SIZE, max_waiting=2)
+    grammars = Grammars(None, SIZE, 2, LibraryCompiler)
     with pytest.raises(NotSupported, match="vocabulary"):
         await grammars.matchers(ask(Constraint("json_object")))
     grammars.close()
 
 
 async def test_too_many_constraints_in_line_are_refused() -> None:
-    grammars = Grammars(Vocabulary(TOKENS), SIZE, max_waiting=0)
+    grammars = Grammars(Vocabulary(TOKENS), SIZE, 0, LibraryCompiler)
     with pytest.raises(Overloaded):
         await grammars.matchers(ask(Constraint("json_object")))
     grammars.close()
 
 
-async def test_a_constraint_is_compiled_once_and_forgotten_in_the_end(grammars: Grammars) -> None:
+async def test_a_constraint_is_compiled_once_and_forgotten_in_the_end(
+    grammars: AnyGrammars,
+) -> None:
     def known() -> list[str]:
         return [constraint.text for constraint in grammars._compiled]
 
@@ -232,7 +332,7 @@ async def test_a_constraint_is_compiled_once_and_forgotten_in_the_end(grammars: 
     assert known() == [*(f"a{i}" for i in range(6, 70) if i != 10), "a10"]
 
 
-async def test_white_space_in_json_is_bounded(grammars: Grammars) -> None:
+async def test_white_space_in_json_is_bounded(grammars: AnyGrammars) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "null"}}, "required": ["a"]}
     matchers = await grammars.matchers(ask(Constraint("json_schema", json.dumps(schema))))
     follow(matchers[0], "{")

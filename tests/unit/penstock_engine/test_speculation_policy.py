@@ -169,6 +169,19 @@ def test_drafting_never_costs_more_than_its_share(batch: int) -> None:
     assert seconds < 2000 * 10.0 * 1.03
 
 
+def test_what_cannot_be_paid_for_is_not_looked_for_at_every_step() -> None:
+    machine, batch = Machine(2.0, 0.01), 16
+    machine.run(20, batch, Option([0.9] * batch))
+    looks = 0
+    for _ in range(200):
+        if machine.policy.may_pay(batch, needs_model=False):
+            looks += 1
+            assert machine.policy.decide(batch, [Option([])]).depth == 0
+        machine.policy.note_step(batch, 0, batch, 2.0)
+
+    assert looks < 30
+
+
 def test_a_single_slow_step_changes_little() -> None:
     machine = Machine(2.0, 0.1)
     machine.run(40, 1, Option([0.8]))

@@ -7,6 +7,7 @@ order that the row's position alone decides.
 
 import ctypes
 import weakref
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -45,12 +46,14 @@ class FusedOptions:
         threads: that compute a step, the caller's included.
         context: positions a sequence may have.
         adapters: those in memory, by name; others change them between steps.
+        chores: what its threads do between steps, if anything.
     """
 
     int8: bool
     threads: int
     context: int
     adapters: Mapping[str, PackedAdapter]
+    chores: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +125,12 @@ class FusedDecoder:
                 chunks=len(plan.chunks),
                 logits=len(arrays.logit_rows),
                 hidden=hidden,
-                tokens=arrays.tokens.ctypes.data,
-                chunk_rows=arrays.chunk_rows.ctypes.data,
-                positions=arrays.positions.ctypes.data,
-                tables=arrays.tables.ctypes.data,
-                table_starts=arrays.table_starts.ctypes.data,
-                logit_rows=arrays.logit_rows.ctypes.data,
+                tokens=_address(arrays.tokens),
+                chunk_rows=_address(arrays.chunk_rows),
+                positions=_address(arrays.positions),
+                tables=_address(arrays.tables),
+                table_starts=_address(arrays.table_starts),
+                logit_rows=_address(arrays.logit_rows),
                 out=out.data_ptr(),
                 adapters=None if adapters is None else adapters.ctypes.data,
             ),
@@ -137,14 +140,14 @@ class FusedDecoder:
 
 @dataclass(frozen=True, slots=True)
 class _Arrays:
-    """A plan as the kernel reads it; see ``PenstockStep``."""
+    """A plan as the kernel reads it; see ``PenstockStep``. Python's arrays: NumPy takes longer to make one."""
 
-    tokens: NDArray[np.int32]
-    chunk_rows: NDArray[np.int32]
-    positions: NDArray[np.int32]
-    tables: NDArray[np.int32]
-    table_starts: NDArray[np.int64]
-    logit_rows: NDArray[np.int32]
+    tokens: "array[int]"
+    chunk_rows: "array[int]"
+    positions: "array[int]"
+    tables: "array[int]"
+    table_starts: "array[int]"
+    logit_rows: "array[int]"
 
 
 def _lay_out(chunks: Sequence[Chunk], block_tokens: int) -> _Arrays:
@@ -160,13 +163,17 @@ def _lay_out(chunks: Sequence[Chunk], block_tokens: int) -> _Arrays:
         tables.extend(chunk.sample.pages[: -(-end // block_tokens)])
     rows = accumulate((chunk.count for chunk in chunks), initial=0)
     return _Arrays(
-        tokens=np.array(tokens, dtype=np.int32),
-        chunk_rows=np.array(list(rows), dtype=np.int32),
-        positions=np.array([chunk.start for chunk in chunks], dtype=np.int32),
-        tables=np.array(tables, dtype=np.int32),
-        table_starts=np.array(starts, dtype=np.int64),
-        logit_rows=np.array(logit_rows, dtype=np.int32),
+        tokens=array("i", tokens),
+        chunk_rows=array("i", rows),
+        positions=array("i", [chunk.start for chunk in chunks]),
+        tables=array("i", tables),
+        table_starts=array("q", starts),
+        logit_rows=array("i", logit_rows),
     )
+
+
+def _address(numbers: "array[int]") -> int:
+    return numbers.buffer_info()[0]
 
 
 def _adapters(
@@ -226,4 +233,5 @@ def _describe(
         head=tensors.head.address(),
         norm=tensors.norm.data_ptr(),
         kv=kv.pages.data_ptr(),
+        chores=options.chores,
     )

@@ -4,13 +4,13 @@ Owns the crossing into it. Torch's own ways cost more than a small model's whole
 the vocabulary half a dozen times and wake their threads for each pass.
 """
 
+from array import array
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from penstock_engine.native.fused.library import Library
+from penstock_engine.native.masks import RowMasks
 
 
 class KernelRows:
@@ -20,28 +20,47 @@ class KernelRows:
         self._draw = library.draw
         self._forbid = library.forbid
 
-    def forbid(self, logits: Tensor, rows: Sequence[int], allowed: NDArray[np.uint32]) -> None:
-        """Set what is not allowed to minus infinity, in place; ``allowed`` is ``(rows, words)``, packed."""
+    def forbid(self, logits: Tensor, masks: RowMasks) -> None:
+        """See ``Rows.forbid``."""
         assert logits.is_contiguous(), "rows are found by their distance"
-        where = np.array(rows, dtype=np.int64)
-        self._forbid(
-            logits.data_ptr(), logits.shape[1], where.ctypes.data, len(rows),
-            allowed.ctypes.data, allowed.shape[1],
-        )  # fmt: skip
+        where, words = array("q", masks.rows), masks.allowed.shape[1]
+        place, count = where.buffer_info()
+        self._forbid(logits.data_ptr(), logits.shape[1], place, count, masks.address, words)
 
     def pick(
-        self, logits: Tensor, temperatures: Sequence[float], points: Sequence[float]
+        self,
+        logits: Tensor,
+        temperatures: Sequence[float],
+        points: Sequence[float],
+        masks: RowMasks | None = None,
     ) -> list[int]:
         """The best token where the temperature is 0, else the one its point in [0, 1) falls to.
 
-        ``logits`` is ``(rows, vocab)`` in float32.
+        ``logits`` is ``(rows, vocab)`` in float32. What ``masks`` forbids is not even read.
         """
         logits = logits.contiguous()
         rows, vocabulary = logits.shape
-        scales = np.array(temperatures, dtype=np.float32)
-        places = np.array(points, dtype=np.float64)
-        out = np.empty(rows, dtype=np.int32)
-        addresses = (scales.ctypes.data, places.ctypes.data, out.ctypes.data)
-        self._draw(logits.data_ptr(), rows, vocabulary, *addresses)
-        tokens: list[int] = out.tolist()
-        return tokens
+        scales, places = array("f", temperatures), array("d", points)
+        out = array("i", bytes(4 * rows))
+        told = (logits.data_ptr(), rows, vocabulary, _address(scales), _address(places))
+        if masks is None:
+            self._draw(*told, None, None, 0, _address(out))
+        else:
+            where = _where(masks, rows)
+            masked = (_address(where), masks.address, masks.allowed.shape[1])
+            self._draw(*told, *masked, _address(out))
+        return out.tolist()
+
+
+def _where(masks: RowMasks, rows: int) -> "array[int]":
+    """The place of each row's mask, -1 where it has none."""
+    if len(masks.rows) == rows:
+        return array("i", range(rows))
+    where = array("i", [-1]) * rows
+    for place, row in enumerate(masks.rows):
+        where[row] = place
+    return where
+
+
+def _address(numbers: "array[int] | array[float]") -> int:
+    return numbers.buffer_info()[0]

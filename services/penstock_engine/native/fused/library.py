@@ -6,7 +6,7 @@ no tensors. A call releases the GIL for its whole length.
 
 import ctypes
 from collections.abc import Callable
-from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_int64, c_uint32, c_void_p
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -93,6 +93,26 @@ class CModel(Structure):
         ("head", CMatrix),
         ("norm", c_void_p),
         ("kv", c_void_p),
+        ("chores", c_void_p),
+    ]
+
+
+class CGrammar(Structure):
+    """``PenstockGrammar``."""
+
+    _fields_: ClassVar = [
+        (name, c_void_p)
+        for name in ("mask", "consume", "validate", "rollback", "stopped", "failed")
+    ]
+
+
+class CFollower(Structure):
+    """``PenstockFollower``."""
+
+    _fields_: ClassVar = [
+        ("matcher", c_void_p),
+        ("stops", c_void_p),
+        *((name, c_int32) for name in ("num_stops", "min_tokens", "followed", "vocabulary")),
     ]
 
 
@@ -116,6 +136,37 @@ class CStep(Structure):
 
 
 @dataclass(frozen=True, slots=True)
+class Following:
+    """What follows constraints; see ``kernels/follow.h``.
+
+    Attributes:
+        chores: who does what followers leave to do, of grammars behind this interface.
+        end_chores: forget them, once nobody else knows of them.
+        create: a follower.
+        end: end it, waiting for who is at its chore.
+        follow: tell it a token. This and the next two keep the GIL and never wait.
+        follow_each: tell several a token each.
+        permitted: how many of some tokens could follow.
+        wait: for who is at its chore.
+        ask: for rows of several, behind drafts too.
+        known: those rows if they are known already; keeps the GIL and never waits.
+        answer: those rows; how many end their sample.
+    """
+
+    chores: Callable[[CGrammar], int]
+    end_chores: Callable[[int], None]
+    create: Callable[[int, CFollower], int]
+    end: Callable[[int], None]
+    follow: Callable[[int, int], int]
+    follow_each: Callable[[int, int, int, int], None]
+    permitted: Callable[[int, int, int], int]
+    wait: Callable[[int], None]
+    ask: Callable[[int, int, int, int], None]
+    known: Callable[[int, int | None, int, int, int, int], int]
+    answer: Callable[[int, int | None, int, int, int, int], int]
+
+
+@dataclass(frozen=True, slots=True)
 class Library:
     """A loaded kernel.
 
@@ -127,15 +178,17 @@ class Library:
         draw: a token for each row of logits; see ``penstock_draw``.
         forbid: sets logits of forbidden tokens; see ``penstock_forbid``.
         destroy: ends the threads.
+        following: constraints beside the steps.
     """
 
     instructions: str
     groups: tuple[int, ...]
     create: Callable[[CModel], int | None]
     step: Callable[[int, CStep], None]
-    draw: Callable[[int, int, int, int, int, int], None]
+    draw: Callable[[int, int, int, int, int, int | None, int | None, int, int], None]
     forbid: Callable[[int, int, int, int, int, int], None]
     destroy: Callable[[int], None]
+    following: Following
 
 
 def open_library() -> Library:
@@ -162,7 +215,10 @@ def load(path: Path) -> Library:
     found.penstock_step.restype = None
     found.penstock_step.argtypes = [c_void_p, POINTER(CStep)]
     found.penstock_draw.restype = None
-    found.penstock_draw.argtypes = [c_void_p, c_int32, c_int64, c_void_p, c_void_p, c_void_p]
+    found.penstock_draw.argtypes = [
+        *(c_void_p, c_int32, c_int64, c_void_p, c_void_p),
+        *(c_void_p, c_void_p, c_int64, c_void_p),
+    ]
     found.penstock_forbid.restype = None
     found.penstock_forbid.argtypes = [c_void_p, c_int64, c_void_p, c_int32, c_void_p, c_int64]
     found.penstock_destroy.restype = None
@@ -175,4 +231,36 @@ def load(path: Path) -> Library:
         draw=found.penstock_draw,
         forbid=found.penstock_forbid,
         destroy=found.penstock_destroy,
+        following=_following(found, ctypes.PyDLL(str(path))),
+    )
+
+
+def _following(found: ctypes.CDLL, quick: ctypes.PyDLL) -> Following:
+    """``quick`` calls without giving the GIL away, and so must not wait for who may want it."""
+    found.penstock_chores.restype = c_void_p
+    found.penstock_chores.argtypes = [POINTER(CGrammar)]
+    found.penstock_follower.restype = c_void_p
+    found.penstock_follower.argtypes = [c_void_p, POINTER(CFollower)]
+    quick.penstock_follow.argtypes = [c_void_p, c_uint32]
+    quick.penstock_permitted.argtypes = [c_void_p, c_void_p, c_int32]
+    found.penstock_ask.argtypes = [c_void_p, c_void_p, c_void_p, c_int32]
+    for either in (found, quick):
+        either.penstock_answer.argtypes = [*[c_void_p] * 2, c_int32, *[c_void_p] * 2, c_int32]
+    quick.penstock_follow_each.restype = None
+    quick.penstock_follow_each.argtypes = [c_void_p, c_void_p, c_int32, c_void_p]
+    for nothing in (found.penstock_end_chores, found.penstock_end_follower, found.penstock_await):
+        nothing.restype, nothing.argtypes = None, [c_void_p]
+    found.penstock_ask.restype = None
+    return Following(
+        chores=found.penstock_chores,
+        end_chores=found.penstock_end_chores,
+        create=found.penstock_follower,
+        end=found.penstock_end_follower,
+        follow=quick.penstock_follow,
+        follow_each=quick.penstock_follow_each,
+        permitted=quick.penstock_permitted,
+        wait=found.penstock_await,
+        ask=found.penstock_ask,
+        known=quick.penstock_answer,
+        answer=found.penstock_answer,
     )

@@ -17,6 +17,16 @@ AnyStepper* make(const PenstockModel& model) {
   return nullptr;
 }
 
+// A follower and whoever does its chores.
+struct Followed {
+  std::shared_ptr<Chores> chores;
+  Follower follower;
+};
+
+std::shared_ptr<Chores>* as_chores(void* handle) {
+  return static_cast<std::shared_ptr<Chores>*>(handle);
+}
+
 }  // namespace
 
 extern "C" {
@@ -56,13 +66,16 @@ void penstock_step(void* stepper, const PenstockStep* step) {
 }
 
 // A token for each row of logits: the best where the temperature is 0, else by its point in [0, 1).
+// `where` names each row's mask among `allowed`, of `words` words each, or is negative; null if none has one.
 void penstock_draw(const float* logits, int32_t rows, int64_t vocabulary, const float* temperatures,
-                   const double* points, int32_t* out) {
+                   const double* points, const int32_t* where, const uint32_t* allowed,
+                   int64_t words, int32_t* out) {
   for (int32_t row = 0; row < rows; row++) {
-    const float* mine = logits + row * vocabulary;
-    out[row] = temperatures[row] > 0
-                   ? penstock::draw_at(mine, vocabulary, temperatures[row], points[row])
-                   : penstock::best_of(mine, vocabulary);
+    const bool masked = where && where[row] >= 0;
+    const penstock::LogitRow mine{logits + row * vocabulary, vocabulary,
+                                  masked ? allowed + where[row] * words : nullptr};
+    out[row] = temperatures[row] > 0 ? penstock::draw_at(mine, temperatures[row], points[row])
+                                     : penstock::best_of(mine);
   }
 }
 
@@ -71,6 +84,79 @@ void penstock_forbid(float* logits, int64_t vocabulary, const int64_t* rows, int
                      const uint32_t* allowed, int64_t words) {
   for (int32_t i = 0; i < count; i++)
     penstock::forbid(logits + rows[i] * vocabulary, vocabulary, allowed + i * words);
+}
+
+void* penstock_chores(const PenstockGrammar* grammar) {
+  return new std::shared_ptr<penstock::Chores>(new penstock::Chores(*grammar));
+}
+
+void penstock_end_chores(void* chores) { delete as_chores(chores); }
+
+void* penstock_follower(void* chores, const PenstockFollower* from) {
+  return new Followed{*as_chores(chores), {(*as_chores(chores))->grammar, *from}};
+}
+
+void penstock_end_follower(void* follower) {
+  auto* mine = static_cast<Followed*>(follower);
+  mine->chores->await(mine->follower);
+  delete mine;
+}
+
+// Tell a token; what may follow is then found out in passing. Does not wait: kBusy if it had to.
+int32_t penstock_follow(void* follower, uint32_t token) {
+  auto& [chores, mine] = *static_cast<Followed*>(follower);
+  if (!chores->recall(mine)) return penstock::kBusy;
+  auto found = mine.take(token);
+  if (found == penstock::kOpen) chores->post(mine);
+  return found;
+}
+
+// The same for several, none where the token is negative.
+void penstock_follow_each(void* const* followers, const int32_t* tokens, int32_t count,
+                          int8_t* states) {
+  for (int32_t i = 0; i < count; i++)
+    if (tokens[i] >= 0) states[i] = int8_t(penstock_follow(followers[i], tokens[i]));
+}
+
+// How many of these tokens could follow; kBusy as above.
+int32_t penstock_permitted(void* follower, const uint32_t* tokens, int32_t count) {
+  auto& [chores, mine] = *static_cast<Followed*>(follower);
+  if (!chores->recall(mine)) return penstock::kBusy;
+  return mine.permitted(tokens, count);
+}
+
+void penstock_await(void* follower) {
+  auto& [chores, mine] = *static_cast<Followed*>(follower);
+  chores->await(mine);
+}
+
+// Ask for rows of followers, `counts[i]` drafts of each behind its tokens; they are found out from now on.
+void penstock_ask(void* const* followers, const int32_t* counts, const uint32_t* drafts,
+                  int32_t count) {
+  for (int32_t i = 0; i < count; drafts += counts[i++]) {
+    auto& [chores, mine] = *static_cast<Followed*>(followers[i]);
+    chores->await(mine);
+    mine.draft(drafts, counts[i]);
+    if (!mine.ready()) chores->post(mine);
+  }
+}
+
+// Their rows, `counts[i]` behind each one's tokens and none if counts is null: masks, and why a sample
+// ends there. How many end; kBusy if some are not known yet and `waits` is 0.
+int32_t penstock_answer(void* const* followers, const int32_t* counts, int32_t count,
+                        uint32_t* masks, int8_t* ends, int32_t waits) {
+  int32_t ended = 0;
+  for (int32_t i = 0; i < count; i++) {
+    auto& [chores, mine] = *static_cast<Followed*>(followers[i]);
+    const int rows = 1 + (counts ? counts[i] : 0);
+    if (waits) chores->await(mine);
+    else if (!chores->recall(mine) || !mine.ready()) return penstock::kBusy;
+    mine.give(rows, masks, ends);
+    for (int row = 0; row < rows; row++) ended += ends[row] != penstock::kOpen;
+    masks += rows * mine.words();
+    ends += rows;
+  }
+  return ended;
 }
 
 void penstock_destroy(void* stepper) { delete static_cast<AnyStepper*>(stepper); }

@@ -34,6 +34,7 @@ struct PenstockModel {
   penstock::Matrix head;
   const float* norm;
   void* kv;  // [layers, pages, block, 2, kv_heads, head_dim]
+  void* chores;  // what its threads do between steps (a shared Chores), or null
 };
 
 struct PenstockStep {
@@ -58,6 +59,10 @@ class AnyStepper {
   virtual void step(const PenstockStep& step) = 0;
 };
 
+inline std::shared_ptr<Chores> shared_chores(void* handle) {
+  return handle ? *static_cast<std::shared_ptr<Chores>*>(handle) : nullptr;
+}
+
 inline int padded(int width) { return (width + kPanel - 1) / kPanel * kPanel; }
 
 template <typename Weights, typename Element>
@@ -70,7 +75,7 @@ class Stepper : public AnyStepper {
         inner_(padded(model.inner)),
         attended_(padded(model.heads * model.head_dim)),
         job_rows_(std::max(4, 32 / shape_.group())),
-        team_(model.threads) {
+        team_(model.threads, shared_chores(model.chores)) {
     for (int i = 0; i < model.threads; i++)
       threads_.emplace_back(new Scratch(shape_, std::max(job_rows_ * shape_.group(),
                                                          kFewRows * shape_.heads)));

@@ -6,7 +6,8 @@
 // two items, which a barrier would: with barriers one busy neighbour makes each of some fifty waits a
 // step a scheduling quantum long. A thread that comes late finds finished stages and runs past.
 //
-// Waiting spins shortly, then yields; between steps it spins shortly, then sleeps.
+// Waiting spins shortly, then yields; between steps it does chores, if there are, spins shortly, then
+// sleeps. Who is still at a chore when a step begins comes late.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -18,6 +19,8 @@
 #include <immintrin.h>
 #endif
 #include <sched.h>
+
+#include "follow.h"
 
 namespace penstock {
 
@@ -31,14 +34,16 @@ inline void relax() {
 
 class Team {
  public:
-  explicit Team(int size) : size_(size), shares_(new Counter[size]) {
+  Team(int size, std::shared_ptr<Chores> chores)
+      : size_(size), shares_(new Counter[size]), chores_(std::move(chores)) {
+    if (chores_ && size > 1) chores_->attach([this] { wake(); });
     for (int rank = 1; rank < size; rank++) threads_.emplace_back([this, rank] { serve(rank); });
   }
 
   ~Team() {
+    if (chores_) chores_->attach(nullptr);
     stopping_.store(true);
-    epoch_.fetch_add(1);
-    epoch_.notify_all();
+    wake();
     for (auto& thread : threads_) thread.join();
   }
 
@@ -112,13 +117,12 @@ class Team {
   void run(Step&& step) {
     call_ = [](void* context, Member& member) { (*static_cast<Step*>(context))(member); };
     context_ = &step;
-    inside_.store(kOpen, std::memory_order_release);
-    epoch_.fetch_add(1, std::memory_order_release);
-    epoch_.notify_all();
+    inside_.store(kStepOpen, std::memory_order_release);
+    wake();
     Member caller(*this, 0, first_stage_);
     step(caller);
     // Nobody enters any more; who is inside finds every stage done and leaves.
-    inside_.fetch_sub(kOpen, std::memory_order_acq_rel);
+    inside_.fetch_sub(kStepOpen, std::memory_order_acq_rel);
     for (int spins = 0; inside_.load(std::memory_order_acquire) != 0;)
       if (++spins < kSpins) relax();
       else sched_yield();
@@ -130,7 +134,12 @@ class Team {
     std::atomic<uint64_t> value{0};
   };
   static constexpr int kSpins = 2000;  // some tens of microseconds: a stage's length
-  static constexpr int kOpen = 1 << 16;
+  static constexpr int kStepOpen = 1 << 16;
+
+  void wake() {
+    epoch_.fetch_add(1, std::memory_order_release);
+    epoch_.notify_all();
+  }
 
   void serve(int rank) {
     uint32_t seen = 0;
@@ -140,11 +149,12 @@ class Team {
       epoch_.wait(seen);
       seen = epoch_.load(std::memory_order_acquire);
       if (stopping_.load()) return;
+      if (chores_) chores_->help();
       int inside = inside_.load(std::memory_order_relaxed);
-      while (inside >= kOpen &&
+      while (inside >= kStepOpen &&
              !inside_.compare_exchange_weak(inside, inside + 1, std::memory_order_acq_rel)) {
       }
-      if (inside < kOpen) continue;
+      if (inside < kStepOpen) continue;
       Member member(*this, rank, first_stage_);
       call_(context_, member);
       inside_.fetch_sub(1, std::memory_order_acq_rel);
@@ -157,6 +167,7 @@ class Team {
   uint64_t first_stage_ = 0;
   void (*call_)(void*, Member&) = nullptr;
   void* context_ = nullptr;
+  std::shared_ptr<Chores> chores_;
   std::atomic<int> inside_{0};
   std::atomic<uint32_t> epoch_{0};
   std::atomic<bool> stopping_{false};

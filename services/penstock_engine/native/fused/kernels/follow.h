@@ -1,0 +1,207 @@
+// Constraints followed beside the steps: which tokens may come next is found out between two steps,
+// while the team's threads would be idle, and what is left of that beside the next step's products.
+//
+// The grammars are another library's, behind its C interface, so none of this needs Python's lock. A
+// follower is one sample's: it is told each token, and asked before the next draw. Whoever comes first
+// does its chore: a thread of the team, or the one that asks.
+#pragma once
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include <sched.h>
+
+extern "C" {
+
+// What is used of llguidance's C interface (llguidance.h there): 0 is success, -1 failure.
+struct PenstockGrammar {
+  int32_t (*mask)(void* matcher, uint32_t* to, size_t bytes);
+  int32_t (*consume)(void* matcher, uint32_t token);
+  int32_t (*validate)(void* matcher, const uint32_t* tokens, size_t count);
+  int32_t (*rollback)(void* matcher, size_t count);
+  bool (*stopped)(const void* matcher);
+  bool (*failed)(const void* matcher);
+};
+
+struct PenstockFollower {
+  void* matcher;
+  const int32_t* stops;  // [num_stops]: tokens that end the sample, open where the grammar may end
+  int32_t num_stops;
+  int32_t min_tokens;  // of output before a stop token is open
+  int32_t followed;    // tokens of output so far
+  int32_t vocabulary;
+};
+}
+
+namespace penstock {
+
+enum Following : int32_t { kBusy = -1, kOpen = 0, kComplete = 1, kBroken = 2 };
+
+// What may follow a sample's tokens, and each of its drafts.
+class Follower {
+ public:
+  Follower(const PenstockGrammar& grammar, const PenstockFollower& from)
+      : grammar_(grammar),
+        matcher_(from.matcher),
+        stops_(from.stops, from.stops + from.num_stops),
+        min_tokens_(from.min_tokens),
+        followed_(from.followed),
+        vocabulary_(from.vocabulary),
+        words_(from.vocabulary / 32 + 1) {}
+
+  int64_t words() const { return words_; }
+
+  // The sample has one token more.
+  Following take(uint32_t token) {
+    ready_ = 0;
+    drafts_.clear();
+    followed_++;
+    if (grammar_.consume(matcher_, token) != 0 || grammar_.failed(matcher_)) return kBroken;
+    return grammar_.stopped(matcher_) ? kComplete : kOpen;
+  }
+
+  int permitted(const uint32_t* tokens, int count) {
+    return std::max(grammar_.validate(matcher_, tokens, count), 0);
+  }
+
+  void draft(const uint32_t* tokens, int count) {
+    drafts_.assign(tokens, tokens + count);
+    ready_ = std::min(ready_, 1);
+  }
+
+  bool ready() const { return ready_ > int(drafts_.size()); }
+
+  // Find the rows that are not known yet: behind the sample's tokens, and behind each draft.
+  void find() {
+    const int rows = 1 + int(drafts_.size());
+    masks_.resize(rows * words_);
+    ends_.resize(rows);
+    if (ready_ == 0) find_row(0, true);
+    size_t taken = 0;
+    for (int row = 1; row < rows; row++) {
+      const uint32_t* next = &drafts_[row - 1];
+      bool reached = taken + 1 == size_t(row) && !grammar_.stopped(matcher_) &&
+                     grammar_.validate(matcher_, next, 1) == 1 &&
+                     grammar_.consume(matcher_, *next) == 0;
+      taken += reached;
+      find_row(row, reached);
+    }
+    if (taken && grammar_.rollback(matcher_, taken) != 0) ends_[0] = kBroken;
+    ready_ = rows;
+  }
+
+  // So many rows, no more than were asked for: behind the sample's tokens, and behind each draft.
+  void give(int rows, uint32_t* masks, int8_t* ends) {
+    if (!ready()) find();
+    std::copy_n(masks_.begin(), rows * words_, masks);
+    std::copy_n(ends_.begin(), rows, ends);
+  }
+
+  std::atomic<int> chore{0};  // see Chores
+
+ private:
+  // A row where nothing may follow stays open, and says why its sample ends instead.
+  void find_row(int row, bool reached) {
+    uint32_t* allowed = &masks_[row * words_];
+    std::fill_n(allowed, words_, 0u);
+    bool fine = reached && grammar_.mask(matcher_, allowed, words_ * 4) == 0 &&
+                !grammar_.failed(matcher_);
+    const uint32_t last = 1u << vocabulary_ % 32;
+    const bool may_end = fine && (allowed[words_ - 1] & last);
+    allowed[words_ - 1] &= last - 1;
+    const bool stops = may_end && followed_ + row >= min_tokens_;
+    for (int32_t token : stops_) {
+      uint32_t& word = allowed[token / 32];
+      word = (word & ~(1u << token % 32)) | uint32_t(stops) << token % 32;
+    }
+    uint32_t any = 0;
+    for (int64_t i = 0; i < words_; i++) any |= allowed[i];
+    ends_[row] = any ? kOpen : may_end ? kComplete : kBroken;
+    if (!any) std::fill_n(allowed, words_, ~0u);
+  }
+
+  const PenstockGrammar grammar_;
+  void* const matcher_;
+  const std::vector<int32_t> stops_;
+  const int min_tokens_;
+  int followed_;
+  const int vocabulary_;
+  const int64_t words_;
+  std::vector<uint32_t> drafts_, masks_;
+  std::vector<int8_t> ends_;
+  int ready_ = 0;  // rows that are known
+};
+
+// Followers that wait for somebody with time. Those who ask for one's rows do its chore themselves if
+// nobody has begun on it.
+class Chores {
+ public:
+  explicit Chores(const PenstockGrammar& grammar) : grammar(grammar) {}
+
+  const PenstockGrammar grammar;
+
+  bool any() const { return waiting_.load(std::memory_order_relaxed) != 0; }
+
+  // `wake` makes threads with time call help(); null once they are gone.
+  void attach(std::function<void()> wake) {
+    std::lock_guard lock(mutex_);
+    wake_ = std::move(wake);
+  }
+
+  // Its follower is idle: nobody but the caller knows of it.
+  void post(Follower& follower) {
+    std::lock_guard lock(mutex_);
+    follower.chore.store(kQueued, std::memory_order_relaxed);
+    queue_.push_back(&follower);
+    waiting_.store(int(queue_.size()), std::memory_order_release);
+    if (wake_ && queue_.size() == 1) wake_();
+  }
+
+  void help() {
+    while (any()) {
+      Follower* next = nullptr;
+      {
+        std::lock_guard lock(mutex_);
+        if (queue_.empty()) return;
+        next = queue_.front();
+        queue_.pop_front();
+        waiting_.store(int(queue_.size()), std::memory_order_release);
+        next->chore.store(kRunning, std::memory_order_relaxed);
+      }
+      next->find();
+      next->chore.store(kIdle, std::memory_order_release);
+    }
+  }
+
+  // Make a follower idle without waiting; false if somebody is at it.
+  bool recall(Follower& follower) {
+    if (follower.chore.load(std::memory_order_acquire) == kIdle) return true;
+    std::lock_guard lock(mutex_);
+    auto found = std::find(queue_.begin(), queue_.end(), &follower);
+    if (found == queue_.end()) return follower.chore.load(std::memory_order_acquire) == kIdle;
+    queue_.erase(found);
+    waiting_.store(int(queue_.size()), std::memory_order_release);
+    follower.chore.store(kIdle, std::memory_order_relaxed);
+    return true;
+  }
+
+  // The same, waiting for who is at it. He may wait for Python's lock, so not to be called with it held.
+  void await(Follower& follower) {
+    while (!recall(follower)) sched_yield();
+  }
+
+ private:
+  enum { kIdle, kQueued, kRunning };
+
+  std::mutex mutex_;
+  std::deque<Follower*> queue_;
+  std::atomic<int> waiting_{0};
+  std::function<void()> wake_;
+};
+
+}  // namespace penstock

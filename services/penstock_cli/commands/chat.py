@@ -1,5 +1,6 @@
 """``penstock chat``: a conversation, interactive or one message."""
 
+import signal
 from typing import Annotated
 
 import typer
@@ -39,6 +40,8 @@ def chat(
         max_tokens=max_tokens, temperature=temperature, priority="interactive", adapter=adapter
     )
     turns = [Message("system", system)] if system else []
+    # A shell starts background jobs with it ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with (
         failures_told(),
         Client(target, api_key=api_key or None, tls=own_tls(), mode=mode) as client,

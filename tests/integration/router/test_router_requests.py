@@ -130,6 +130,8 @@ async def test_an_explanation_shows_every_candidate_and_terms_that_add_up() -> N
     async with running_cluster(FakeEngine(), FakeEngine()) as cluster:
         text = "the same long beginning, " * 20
         await cluster.generate(ask(text))
+        workers = cluster.router.fleet.workers
+        await cluster.until(lambda: any(w.sync.indexed_blocks() >= 15 for w in workers()))
         await cluster.generate(ask(text, "second"))
         decision = (await cluster.explain("second")).decision
         with pytest.raises(grpc.aio.AioRpcError) as caught:

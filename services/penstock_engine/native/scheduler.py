@@ -142,10 +142,9 @@ class Scheduler:
         if drafts:
             spare = self.memory.available - len(self._running)
             budget -= add_drafts(chunks, drafts, DraftRoom(self.memory, budget // 2, spare))
-        has_others = bool(chunks) and not chunks[0].sample.is_batch  # the best ranked comes first
         for sample in self._taking_part():
             if sample.is_batch:  # ranked last, so that nobody else's budget is cut
-                budget = min(budget, self.limits.batch_class_tokens(is_alone=not has_others))
+                budget = min(budget, self.limits.batch_class_tokens)
             if not sample.is_decoding and budget > 0:
                 chunks.append(self._prefill_chunk(sample, min(sample.uncomputed, budget)))
                 budget -= chunks[-1].count

@@ -18,14 +18,14 @@ def test_batch_work_sits_out_while_another_class_prefills_and_keeps_its_pages() 
 
 
 def test_a_batch_prompt_leaves_a_step_short_for_whoever_comes_next() -> None:
-    driver = Driver(budget=16)
+    driver = Driver(budget=48)
     driver.submit("offline", range(10), priority=Priority.BATCH)
 
     assert [driver.step()["offline"] for _ in range(3)] == [4, 4, 2]
 
 
-def test_batch_prompts_share_one_shorter_chunk_beside_others_decodes() -> None:
-    driver = Driver(budget=64)
+def test_batch_prompts_share_one_short_chunk_beside_others_decodes() -> None:
+    driver = Driver(budget=48)
     driver.submit("online", [1, 2], priority=Priority.STANDARD)
     driver.step()
     driver.submit("first", range(10, 13), priority=Priority.BATCH)
@@ -58,11 +58,11 @@ def test_queued_tokens_of_batch_are_told_apart() -> None:
 
 
 def test_no_drafts_are_asked_for_while_batch_work_sits_out() -> None:
-    driver = Driver(budget=16)
+    driver = Driver(budget=24)
     driver.submit("offline", [1, 2], priority=Priority.BATCH)
     driver.step()
     assert [s.request.spec.request_id for s in driver.scheduler.decoding()] == ["offline"]
-    driver.submit("online", range(20))
+    driver.submit("online", range(40))
     driver.step()
 
     assert driver.scheduler.decoding() == []

@@ -148,10 +148,12 @@ async def test_answers_that_failed_or_were_ended_are_not_kept(
     assert engine.abort(engine.requests[0].request_id)
     engine.release()
     ended = await asking
+    engine.hold()  # or it might be done before it hears that nobody listens any more
     left = calls.inference.Generate(ask())
-    async for _ in left:
-        break
+    await engine.until(lambda e: len(e.requests) == 2)
     left.cancel()
+    await engine.until(lambda e: e.state().running + e.state().waiting == 0)
+    engine.release()
 
     assert ended.finished[0].reason == pb.FINISH_REASON_ABORTED
     assert not is_kept(await calls.generate(ask()))

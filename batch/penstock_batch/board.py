@@ -9,11 +9,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from penstock_batch.steps import Leases, Step
 from penstock_core.errors import Unavailable
+from penstock_core.redis_client import connect
 from penstock_core.rpc.cancellation import heeded_cancellation
 
 if TYPE_CHECKING:
@@ -66,14 +66,7 @@ class Board:
     """Leases and counters. Every method raises Unavailable if Redis does not answer."""
 
     def __init__(self, url: str, prefix: str) -> None:
-        self._redis: Redis = Redis.from_url(
-            url,
-            socket_timeout=_TIMEOUT_S,
-            socket_connect_timeout=_TIMEOUT_S,
-            decode_responses=True,
-            # Else each connection reads redis-py's version from disk, blocking the loop.
-            driver_info=None,
-        )
+        self._redis = connect(url, _TIMEOUT_S)
         self._prefix = f"{prefix}:batch:"
 
     async def __aenter__(self) -> "Board":

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from penstock_core.errors import Unavailable
+from penstock_core.redis_client import connect
 from penstock_core.rpc.cancellation import heeded_cancellation
 
 TTL_S = 10.0
@@ -70,14 +70,7 @@ class RedisRegistry:
     """Workers under ``penstock:worker:ID`` with a TTL, indexed by the set ``penstock:workers``."""
 
     def __init__(self, url: str, prefix: str = "penstock") -> None:
-        self._redis: Redis = Redis.from_url(
-            url,
-            socket_timeout=_TIMEOUT_S,
-            socket_connect_timeout=_TIMEOUT_S,
-            decode_responses=True,
-            # Else each connection reads redis-py's version from disk, blocking the loop.
-            driver_info=None,
-        )
+        self._redis = connect(url, _TIMEOUT_S)
         self._index = f"{prefix}:workers"
         self._prefix = f"{prefix}:worker:"
 

@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 
 from penstock_core.cost.budgets import PERIODS, period_of
 from penstock_core.errors import Unavailable
+from penstock_core.redis_client import connect
 from penstock_core.rpc.cancellation import heeded_cancellation
 
 OTHERS = "(others)"
@@ -87,13 +88,7 @@ class SpendingLedger:
     """Hashes ``penstock:costs:DAY`` for reports and ``penstock:spent:PERIOD`` for budgets."""
 
     def __init__(self, url: str, prefix: str = "penstock") -> None:
-        self._redis: Redis = Redis.from_url(
-            url,
-            socket_timeout=_TIMEOUT_S,
-            socket_connect_timeout=_TIMEOUT_S,
-            decode_responses=True,
-            driver_info=None,
-        )
+        self._redis = connect(url, _TIMEOUT_S)
         self._prefix = prefix
 
     async def close(self) -> None:

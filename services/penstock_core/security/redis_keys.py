@@ -4,10 +4,10 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from penstock_core.errors import Unavailable
+from penstock_core.redis_client import connect
 from penstock_core.security.key_entries import KeyEntry, parse_key
 from penstock_core.security.key_stores import Change
 
@@ -18,13 +18,7 @@ class RedisKeys:
     """Keys in the Redis hash ``PREFIX:keys`` by id; ``PREFIX:keys:version`` counts the changes."""
 
     def __init__(self, url: str, prefix: str = "penstock") -> None:
-        self._redis: Redis = Redis.from_url(
-            url,
-            socket_timeout=_TIMEOUT_S,
-            socket_connect_timeout=_TIMEOUT_S,
-            decode_responses=True,
-            driver_info=None,
-        )
+        self._redis = connect(url, _TIMEOUT_S)
         self._keys, self._version = f"{prefix}:keys", f"{prefix}:keys:version"
 
     async def version(self) -> str:

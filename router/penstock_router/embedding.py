@@ -5,7 +5,6 @@ to another worker, whatever had been done of it. All parts go to workers of one 
 vectors of two cannot be compared.
 """
 
-import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from penstock_core.ids import new_id
 from penstock_core.requests import validation
 from penstock_core.rpc.attempts import Attempts, call_failure
 from penstock_core.security.auth import Principal
+from penstock_core.side_by_side import side_by_side
 from penstock_core.telemetry import logs
 from penstock_core.telemetry.tracing import Metadata
 from penstock_router.fleet.fleet import RETRY_AFTER_S, Fleet
@@ -82,24 +82,13 @@ class Embedder:
         deadline = self._clock() + longest
         whole = await self._prepare(request, principal)
         parts = list(_divided(whole.inputs))
-        turns = asyncio.Semaphore(MAX_PARTS_AT_ONCE)
 
-        async def in_turn(number: int, inputs: Sequence[bytes]) -> pb.EmbedResponse:
-            async with turns:
-                name = f"{request.request_id}-{number}" if number else request.request_id
-                return await self._part(whole, name, inputs, deadline)
+        async def embedded(number: int, inputs: Sequence[bytes]) -> pb.EmbedResponse:
+            name = f"{request.request_id}-{number}" if number else request.request_id
+            return await self._part(whole, name, inputs, deadline)
 
-        failure: PenstockError | None = None
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(in_turn(i, part)) for i, part in enumerate(parts)]
-        except* PenstockError as failures:
-            failure = _first(failures)
-        if (
-            failure is not None
-        ):  # raised there, early releases of Python 3.11 would wrap it in a group
-            raise failure
-        return _joined(request.request_id, [task.result() for task in tasks])
+        answers = await side_by_side(parts, embedded, MAX_PARTS_AT_ONCE)
+        return _joined(request.request_id, answers)
 
     async def _prepare(self, request: pb.EmbedRequest, principal: Principal) -> _Whole:
         validation.check_embed(request)
@@ -252,10 +241,3 @@ def _joined(request_id: str, parts: Sequence[pb.EmbedResponse]) -> pb.EmbedRespo
         worker_ids=sorted({worker for part in parts for worker in part.worker_ids}),
         request_id=request_id,
     )
-
-
-def _first(failures: BaseExceptionGroup[PenstockError]) -> PenstockError:
-    first = failures.exceptions[0]
-    while isinstance(first, BaseExceptionGroup):
-        first = first.exceptions[0]
-    return first

@@ -1,10 +1,9 @@
 """Runs the requests of one body side by side. Knows neither what runs them nor their events."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 from penstock.inference.v1 import generate_pb2
-from penstock_core.errors import PenstockError
+from penstock_core.side_by_side import side_by_side
 
 MAX_CONCURRENT_PROMPTS = 16
 
@@ -17,25 +16,4 @@ async def run_prompts(
     if len(requests) == 1:
         await run(0, requests[0])
         return
-    turns = asyncio.Semaphore(MAX_CONCURRENT_PROMPTS)
-
-    async def in_turn(index: int, request: generate_pb2.GenerateRequest) -> None:
-        async with turns:
-            await run(index, request)
-
-    failure: PenstockError | None = None
-    try:
-        async with asyncio.TaskGroup() as group:
-            for index, request in enumerate(requests):
-                group.create_task(in_turn(index, request))
-    except* PenstockError as failures:
-        failure = _first(failures)
-    if failure is not None:  # raised there, early releases of Python 3.11 would wrap it in a group
-        raise failure
-
-
-def _first(failures: BaseExceptionGroup[PenstockError]) -> PenstockError:
-    first = failures.exceptions[0]
-    while isinstance(first, BaseExceptionGroup):
-        first = first.exceptions[0]
-    return first
+    await side_by_side(requests, run, MAX_CONCURRENT_PROMPTS)

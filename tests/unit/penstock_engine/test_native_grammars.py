@@ -57,8 +57,7 @@ def kernel_parts(words: Vocabulary) -> tuple[AnyGrammars, StepMasks]:
     except NotSupported as error:
         pytest.skip(error.message)
     functions = open_grammar_library()
-    if functions is None:
-        pytest.skip("this wheel of llguidance exports no C interface")
+    assert functions is not None, "the pinned llguidance exports no C interface that is known"
     masks = FollowedMasks(library, functions, SIZE)
     return Grammars(words, SIZE, 2, masks.compiler), masks
 

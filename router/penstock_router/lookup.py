@@ -5,7 +5,7 @@ from typing import NamedTuple
 from penstock_core import blocks
 from penstock_router.fleet.tracked import Picture, TrackedWorker
 from penstock_router.index.matching import Known, match
-from penstock_router.policy.demand import NOTHING_HELD, Deepest, deepest
+from penstock_router.policy.demand import NOTHING_HELD, Deepest, deepest, first_divergent
 from penstock_router.policy.facts import Match, RoutingRequest
 from penstock_router.prompts import PreparedRequest
 
@@ -90,5 +90,5 @@ def _look_up(picture: Picture, prepared: PreparedRequest, versions: tuple[int, i
         if len(hashes) > len(longest) or not most:
             longest, most = hashes, members
             hot = deepest(hashes, found, block_tokens)
-    divergent = longest[hot.blocks] if hot.blocks < len(longest) else None
+    divergent = first_divergent(longest, hot)
     return _Found(versions, matches, len(longest), divergent, hot, tuple(most))

@@ -226,12 +226,3 @@ def _advantage(chosen: Candidate, runner: Candidate) -> str:
     best = max(gains, key=lambda name: gains[name])
     beats = runner.total_s - chosen.total_s
     return f"{beats * 1000:.1f} ms cheaper than {runner.worker_id}, most of it {names[best]}"
-
-
-def first_divergent(
-    hashes: Sequence[int], matches: Sequence[Match], block_tokens: int
-) -> int | None:
-    """The first block of a chain that no worker holds or computes; None if all are held."""
-    deepest = max((m.matched_tokens + m.pending_tokens for m in matches), default=0)
-    position = deepest // block_tokens
-    return hashes[position] if position < len(hashes) else None

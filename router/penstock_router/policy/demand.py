@@ -99,3 +99,8 @@ def deepest(hashes: Sequence[int], matches: Mapping[str, Match], block_tokens: i
     if not 0 < count <= len(hashes):
         return NOTHING_HELD
     return Deepest(hashes[count - 1], count, frozenset(holders))
+
+
+def first_divergent(hashes: Sequence[int], held: Deepest) -> int | None:
+    """The first block of a prompt that no worker holds or computes; None if all are held."""
+    return hashes[held.blocks] if held.blocks < len(hashes) else None

@@ -14,8 +14,7 @@ from penstock_router.index.index import PrefixIndex
 from penstock_router.index.matching import Known, match
 from penstock_router.index.pending import PendingTable, Times
 from penstock_router.policy.cost import CostParams
-from penstock_router.policy.decide import first_divergent
-from penstock_router.policy.demand import PrefixDemand, deepest
+from penstock_router.policy.demand import PrefixDemand, deepest, first_divergent
 from penstock_router.policy.facts import Match, RoutingRequest, WorkerView
 from penstock_router.simulate.engine import EngineModel, Job
 
@@ -122,9 +121,7 @@ class PenstockPolicy:
             prompt_tokens=asked.prompt_tokens,
             num_blocks=len(asked.blocks),
             matches=matches,
-            divergent=first_divergent(
-                asked.blocks, list(matches.values()), self._models[0].block_tokens
-            ),
+            divergent=first_divergent(asked.blocks, hot),
             replicas=self._demand.replicas(hot.key, hot.holders, self._names, now),
         )
 

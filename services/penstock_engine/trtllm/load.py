@@ -35,11 +35,6 @@ class Load:
         self._sharing = Sharing(step_tokens)
         self._heard_at = 0.0
 
-    @property
-    def num_running(self) -> int:
-        """Samples in the engine."""
-        return len(self._residents)
-
     def enter(self, prompt_tokens: int, now: float) -> Resident:
         """A sample was submitted."""
         if not self._residents:

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock_router.policy.cost import CostParams
-from penstock_router.policy.decide import decide, explain, first_divergent
+from penstock_router.policy.decide import decide, explain
+from penstock_router.policy.demand import deepest, first_divergent
 from penstock_router.policy.facts import Explanation, Match, RoutingRequest, WorkerView
 
 PARAMS = CostParams()
@@ -158,9 +159,14 @@ def test_each_term_can_be_switched_off() -> None:
 
 def test_the_first_divergent_block_is_the_first_nobody_has() -> None:
     chain = [1, 2, 3, 4]
-    assert first_divergent(chain, [], 32) == 1
-    assert first_divergent(chain, [Match(32), Match(64, 32)], 32) == 4
-    assert first_divergent(chain, [Match(128)], 32) is None
+
+    def first(*matches: Match) -> int | None:
+        named = {str(number): match for number, match in enumerate(matches)}
+        return first_divergent(chain, deepest(chain, named, 32))
+
+    assert first() == 1
+    assert first(Match(32), Match(64, 32)) == 4
+    assert first(Match(128)) is None
 
 
 views = st.builds(

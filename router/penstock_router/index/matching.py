@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from penstock_router.index.index import PrefixIndex
-from penstock_router.index.pending import PendingTable
+from penstock_router.index.pending import PendingTable, extent
 from penstock_router.policy.facts import Match
 
 
@@ -27,14 +27,21 @@ def match(
         places: workers, each with its slot in the index; None if what it holds is not known.
         block_tokens: tokens of a block.
     """
-    depths, busy = known.index.match(chain).tolist(), known.pending.workers
+    depths, near = known.index.match(chain).tolist(), known.pending.near(chain)
     found: dict[str, Match] = {}
+    # Many workers hold as much: the first blocks, say, which all prompts share.
+    alone: dict[int, Match] = {}
     for worker_id, slot in places:
         depth = 0 if slot is None else depths[slot]
-        if worker_id in busy:
-            more, eta, requests = known.pending.extent(worker_id, chain, depth)
-            if depth or more:
-                found[worker_id] = Match(depth * block_tokens, more * block_tokens, eta, requests)
-        elif depth:
-            found[worker_id] = Match(depth * block_tokens)
+        if worker_id in near:
+            more, eta, requests = extent(near[worker_id], chain, depth)
+            if more:
+                tokens = depth * block_tokens
+                found[worker_id] = Match(tokens, more * block_tokens, eta, requests)
+                continue
+        if depth:
+            plain = alone.get(depth)
+            if plain is None:
+                plain = alone[depth] = Match(depth * block_tokens)
+            found[worker_id] = plain
     return found

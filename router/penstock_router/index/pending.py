@@ -8,7 +8,7 @@ A chain's hash names all that comes before it, so two chains are compared at one
 by block. Hashes are packed, 8 bytes each.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from penstock_router.index.runs import common
 
 
 @dataclass(slots=True, eq=False)
-class _Run:
+class Run:
     """Blocks that one request computes on one worker: those of ``chain`` from ``begin`` (bytes) on."""
 
     worker_id: str
@@ -26,6 +26,13 @@ class _Run:
     expires: float
     chain: bytes
     begin: int
+    # Grows from run to run.
+    number: int
+
+    @property
+    def key(self) -> bytes:
+        """The first of its blocks, and so the name of what every chain shares that it extends."""
+        return self.chain[self.begin : self.begin + HASH_BYTES]
 
     def reaches(self, chain: bytes, at: int) -> int:
         """How far, in bytes, another chain's prefix up to ``at`` is extended; ``at`` if it is not."""
@@ -53,12 +60,31 @@ class Times(NamedTuple):
     expires: float
 
 
+def extent(runs: Iterable[Run], chain: bytes, depth: int) -> PendingMatch:
+    """How many blocks beyond the first ``depth`` one worker's runs are to bring, without a gap."""
+    eta, requests = 0.0, set[str]()
+    at = begin = depth * HASH_BYTES
+    while True:
+        ways = [(run.eta, -reach, run) for run in runs if (reach := run.reaches(chain, at)) > at]
+        if not ways:
+            break
+        first, reach, run = min(ways, key=lambda way: way[:2])
+        eta, at = max(eta, first), -reach
+        requests.add(run.request_id)
+    if at == begin:
+        return NOTHING
+    return PendingMatch((at - begin) // HASH_BYTES, eta, frozenset(requests))
+
+
 class PendingTable:
     """Runs of blocks under way, by worker and by request."""
 
     def __init__(self) -> None:
-        self._by_worker: dict[str, dict[str, _Run]] = {}
-        self._by_request: dict[str, _Run] = {}
+        self._by_worker: dict[str, dict[str, Run]] = {}
+        self._by_request: dict[str, Run] = {}
+        # By where they begin, and by their first block there.
+        self._by_begin: dict[int, dict[bytes, list[Run]]] = {}
+        self._added = 0
         # Grows with every change of what is under way.
         self.version = 0
 
@@ -80,36 +106,26 @@ class PendingTable:
         if depth * HASH_BYTES >= len(chain):
             return
         self.version += 1
-        run = _Run(worker_id, request_id, *times, chain, depth * HASH_BYTES)
+        self._added += 1
+        run = Run(worker_id, request_id, *times, chain, depth * HASH_BYTES, self._added)
         self._by_request[request_id] = run
         self._by_worker.setdefault(worker_id, {})[request_id] = run
+        self._enter(run)
 
-    @property
-    def workers(self) -> Collection[str]:
-        """Where anything is under way; not to be changed."""
-        return self._by_worker.keys()
+    def near(self, chain: bytes) -> dict[str, list[Run]]:
+        """The runs that may extend a chain's prefix, by worker: their first block is in it."""
+        found: dict[str, list[Run]] = {}
+        for begin, by_key in self._by_begin.items():
+            for run in by_key.get(chain[begin : begin + HASH_BYTES], ()):
+                found.setdefault(run.worker_id, []).append(run)
+        for runs in found.values():
+            if len(runs) > 1:
+                runs.sort(key=_number)
+        return found
 
     def extent(self, worker_id: str, chain: bytes, depth: int) -> PendingMatch:
         """How many blocks beyond the first ``depth`` are under way on a worker, without a gap."""
-        runs = self._by_worker.get(worker_id)
-        if not runs:
-            return NOTHING
-        eta, requests = 0.0, set[str]()
-        at = begin = depth * HASH_BYTES
-        while True:
-            ways = [
-                (run.eta, -reach, run)
-                for run in runs.values()
-                if (reach := run.reaches(chain, at)) > at
-            ]
-            if not ways:
-                break
-            first, reach, run = min(ways, key=lambda way: way[:2])
-            eta, at = max(eta, first), -reach
-            requests.add(run.request_id)
-        if at == begin:
-            return NOTHING
-        return PendingMatch((at - begin) // HASH_BYTES, eta, frozenset(requests))
+        return extent(self.near(chain).get(worker_id, ()), chain, depth)
 
     def stored(self, worker_id: str, packed: bytes) -> bool:
         """These blocks are there now. Whether anything was waiting for them."""
@@ -123,7 +139,9 @@ class PendingTable:
             if at >= 0:
                 hit = True
                 self.version += 1
+                self._leave(run)
                 run.begin += common(packed, at, run.chain, run.begin)
+                self._enter(run)
         return hit
 
     def settle(self, request_id: str, expires: float) -> None:
@@ -158,10 +176,27 @@ class PendingTable:
         for run in [r for r in self._by_request.values() if r.expires <= now]:
             self._end(run)
 
-    def _end(self, run: _Run) -> None:
+    def _end(self, run: Run) -> None:
         self.version += 1
         del self._by_request[run.request_id]
+        self._leave(run)
         here = self._by_worker[run.worker_id]
         del here[run.request_id]
         if not here:
             del self._by_worker[run.worker_id]
+
+    def _enter(self, run: Run) -> None:
+        self._by_begin.setdefault(run.begin, {}).setdefault(run.key, []).append(run)
+
+    def _leave(self, run: Run) -> None:
+        by_key = self._by_begin[run.begin]
+        runs = by_key[run.key]
+        runs.remove(run)
+        if not runs:
+            del by_key[run.key]
+            if not by_key:
+                del self._by_begin[run.begin]
+
+
+def _number(run: Run) -> int:
+    return run.number

@@ -11,9 +11,9 @@ from penstock_router.prompts import PreparedRequest
 
 
 class _Found(NamedTuple):
-    """What a look-up gave, and of which state: equal ``versions``, equal answers."""
+    """What a look-up gave, and the chains that were looked up."""
 
-    versions: tuple[int, int]
+    chains: list[bytes]
     matches: dict[str, Match]
     num_blocks: int
     divergent: int | None
@@ -22,12 +22,14 @@ class _Found(NamedTuple):
 
 
 class PromptLookup:
-    """One request's look-ups. The last answer is kept while nothing has changed."""
+    """One request's look-ups. The last answer is kept while none of its blocks has changed."""
 
     def __init__(self, picture: Picture, prepared: PreparedRequest) -> None:
         self._picture = picture
         self._prepared = prepared
+        self._known = Known(picture.index, picture.pending)
         self._found: _Found | None = None
+        self._versions = (0, 0)
 
     def request(self, excluded: frozenset[str]) -> RoutingRequest:
         """What each worker holds and computes of the prompt."""
@@ -64,19 +66,22 @@ class PromptLookup:
         return work_s
 
     def _look(self) -> _Found:
-        versions = (self._picture.index.version, self._picture.pending.version)
-        if self._found is None or self._found.versions != versions:
-            self._found = _look_up(self._picture, self._prepared, versions)
+        versions, since = self._known.versions(), self._versions
+        if self._found is None or (
+            versions != since and any(self._known.touched(c, since) for c in self._found.chains)
+        ):
+            self._found = _look_up(self._known, self._prepared)
+        self._versions = versions
         return self._found
 
 
-def _look_up(picture: Picture, prepared: PreparedRequest, versions: tuple[int, int]) -> _Found:
+def _look_up(known: Known, prepared: PreparedRequest) -> _Found:
     groups: dict[tuple[str, int], list[TrackedWorker]] = {}
     for worker in prepared.workers:
         facts = worker.facts
         if facts is not None:
             groups.setdefault((facts.model_revision, facts.block_tokens), []).append(worker)
-    matches: dict[str, Match] = {}
+    matches, chains = dict[str, Match](), list[bytes]()
     longest, hot, most = memoryview(b"").cast("Q"), NOTHING_HELD, list[TrackedWorker]()
     for (_, block_tokens), members in groups.items():
         facts = members[0].facts
@@ -84,11 +89,12 @@ def _look_up(picture: Picture, prepared: PreparedRequest, versions: tuple[int, i
         usable = blocks.reusable_blocks(prepared.prefix_tokens, block_tokens)
         chain = prepared.hashes(facts)[: usable * blocks.HASH_BYTES]
         places = [(worker.worker_id, worker.sync.slot) for worker in members]
-        found = match(Known(picture.index, picture.pending), chain, places, block_tokens)
+        chains.append(chain)
+        found = match(known, chain, places, block_tokens)
         matches |= found
         hashes = memoryview(chain).cast("Q")
         if len(hashes) > len(longest) or not most:
             longest, most = hashes, members
             hot = deepest(hashes, found, block_tokens)
     divergent = first_divergent(longest, hot)
-    return _Found(versions, matches, len(longest), divergent, hot, tuple(most))
+    return _Found(chains, matches, len(longest), divergent, hot, tuple(most))

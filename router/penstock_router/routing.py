@@ -223,18 +223,23 @@ class _Visitor:
         self._span = span
         self.lookup = PromptLookup(router.picture, prepared)
         self._trace_id = tracing.current_trace_id()
-        self._pool = tuple(w.worker_id for w in prepared.workers)
+        unfit = frozenset(prepared.excluded.items())
+        self._pool = (
+            tuple([w.worker_id for w in prepared.workers]),
+            attempt.excluded,
+            unfit,
+            prepared.is_batch,
+        )
         self._arrived_s = router.picture.clock()
         self._looked_at = 0.0
         self._seed = 0
 
     def pool(self) -> Hashable:
-        """The workers of its model that have not failed it."""
-        return (self._pool, self._attempt.excluded)
+        """The workers of its model, those that it cannot or will not have, and how it sees them."""
+        return self._pool
 
     def views(self, now: float) -> Sequence[WorkerView]:
         """They, as the picture has them."""
-        self._looked_at = time.perf_counter()
         self._router.picture.pending.expire(now)
         views = []
         for worker in self._prepared.workers:
@@ -245,6 +250,7 @@ class _Visitor:
 
     def request(self, now: float) -> RoutingRequest:
         """What each holds."""
+        self._looked_at = time.perf_counter()
         return self.lookup.request(self._attempt.excluded)
 
     def seed(self) -> int:

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock_core.errors import Overloaded
+from penstock_router.admission.lines import Lines
 from penstock_router.admission.order import Shares, in_order
 from penstock_router.admission.queue import AdmissionQueue
 from penstock_router.admission.ticket import AdmissionParams, Bounds, PriorityClass, Ticket
@@ -90,7 +91,7 @@ def test_the_order_is_whole_and_keeps_system_first_and_batch_last(
     asked: list[tuple[int, str, PriorityClass, float]],
 ) -> None:
     waiting = [made(n, facts) for n, facts in enumerate(asked)]
-    found = list(in_order(waiting, Shares(PARAMS), PARAMS, 30.0))
+    found = list(in_order(Lines(PARAMS, waiting), Shares(PARAMS), PARAMS, 30.0))
     assert sorted(t.ticket_id for t in found) == sorted(t.ticket_id for t in waiting)
     kinds = [t.priority for t in found]
     assert kinds == sorted(
@@ -110,7 +111,7 @@ def test_backlogged_tenants_never_differ_by_more_than_one_request(
     served = {"many": 0.0, "few": 0.0}
     longest = max(*sizes, other) / RATE
     while any(t.tenant == "many" for t in waiting) and any(t.tenant == "few" for t in waiting):
-        first = next(in_order(waiting, shares, PARAMS, 0.0))
+        first = next(in_order(Lines(PARAMS, waiting), shares, PARAMS, 0.0))
         assert abs(served["many"] - served["few"]) <= longest + 1e-9
         shares.charge(first, first.work_s)
         served[first.tenant] += first.work_s

@@ -12,6 +12,7 @@ Pure; time comes in from outside.
 import heapq
 from collections.abc import Iterable, Iterator
 
+from penstock_router.admission.lines import Lines, Place
 from penstock_router.admission.ticket import ONLINE, AdmissionParams, PriorityClass, Ticket
 
 
@@ -57,25 +58,16 @@ class Shares:
         return self._by_tenant.get((kind, tenant), 0.0)
 
 
-def in_order(
-    tickets: Iterable[Ticket], shares: Shares, params: AdmissionParams, now: float
-) -> Iterator[Ticket]:
+def in_order(lines: Lines, shares: Shares, params: AdmissionParams, now: float) -> Iterator[Ticket]:
     """All tickets, first first, as if each were served in its turn."""
-    lines: dict[PriorityClass, list[Ticket]] = {}
-    new: list[Ticket] = []
-    for ticket in tickets:
-        if ticket.has_begun:
-            yield ticket
-        else:
-            new.append(ticket)
-    for ticket in new:
-        lines.setdefault(ticket.priority, []).append(ticket)
-    streams = {kind: _by_tenant(kind, line, shares, params) for kind, line in lines.items()}
-    oldest = {kind: min(t.arrived_s for t in line) for kind, line in lines.items()}
+    yield from lines.begun()
+    streams = {kind: _of_class(kind, lines, shares, params) for kind in lines.classes()}
     yield from streams.pop(PriorityClass.SYSTEM, ())
     last = streams.pop(PriorityClass.BATCH, iter(()))
-    starving = [k for k in streams if now - oldest[k] > params.starvation_s[k]]
-    heap = [(k not in starving, shares.of_class(k), k) for k in streams]
+    heap = [
+        (now - lines.oldest_s(kind) <= params.starvation_s[kind], shares.of_class(kind), kind)
+        for kind in streams
+    ]
     heapq.heapify(heap)
     while heap:
         _, served, kind = heapq.heappop(heap)
@@ -88,38 +80,32 @@ def in_order(
     yield from last
 
 
-def _by_tenant(
-    kind: PriorityClass, line: Iterable[Ticket], shares: Shares, params: AdmissionParams
+def _of_class(
+    kind: PriorityClass, lines: Lines, shares: Shares, params: AdmissionParams
 ) -> Iterator[Ticket]:
-    queues: dict[str, list[Ticket]] = {}
-    for ticket in line:
-        queues.setdefault(ticket.tenant, []).append(ticket)
-    for queue in queues.values():
-        # Reversed, to pop from the end. Waiting counts for all alike, so its start will do.
-        queue.sort(key=lambda t: (_aged(t, params), t.ticket_id), reverse=True)
-    served = {tenant: shares.tenant(kind, tenant) for tenant in queues}
-    while queues:
-        tenant = _next_tenant(queues, served, params) if len(queues) > 1 else next(iter(queues))
-        ticket = queues[tenant].pop()
+    """A class's tickets: of the tenant that was served least the shortest, again and again."""
+    waiting = {tenant: iter(line) for tenant, line in lines.tenants(kind).items()}
+    heads = {tenant: next(line) for tenant, line in waiting.items()}
+    served = {tenant: shares.tenant(kind, tenant) for tenant in heads}
+    while heads:
+        tenant = _next_tenant(heads, served, params) if len(heads) > 1 else next(iter(heads))
+        ticket = heads[tenant].ticket
         served[tenant] += ticket.work_s
-        if not queues[tenant]:
-            del queues[tenant]
+        following = next(waiting[tenant], None)
+        if following is None:
+            del heads[tenant], served[tenant]
+        else:
+            heads[tenant] = following
         yield ticket
 
 
-def _aged(ticket: Ticket, params: AdmissionParams) -> float:
-    return ticket.work_s + params.aging * ticket.arrived_s
-
-
-def _next_tenant(
-    queues: dict[str, list[Ticket]], served: dict[str, float], params: AdmissionParams
-) -> str:
-    least = min(served[tenant] for tenant in queues)
+def _next_tenant(heads: dict[str, Place], served: dict[str, float], params: AdmissionParams) -> str:
+    least = min(served.values())
 
     def rank(tenant: str) -> tuple[float, float, str]:
-        head = queues[tenant][-1]
+        head = heads[tenant]
         ahead = served[tenant] - least
-        allowed = params.quantum_s if head.hit_share >= params.hot_share else 0.0
-        return (max(ahead - allowed, 0.0), _aged(head, params), tenant)
+        allowed = params.quantum_s if head.ticket.hit_share >= params.hot_share else 0.0
+        return (max(ahead - allowed, 0.0), head.aged_s, tenant)
 
-    return min(queues, key=rank)
+    return min(heads, key=rank)

@@ -10,17 +10,20 @@ Pure: the caller brings the clock, looks prompts up, and does what a placement s
 for the next one.
 """
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
 
-from penstock_core.errors import Overloaded, PenstockError, QuotaExceeded
+from penstock_core.errors import Overloaded, PenstockError
+from penstock_router.admission.held import Held
+from penstock_router.admission.lines import Lines
 from penstock_router.admission.order import Shares, in_order
 from penstock_router.admission.ticket import ONLINE, AdmissionParams, PriorityClass, Ticket
 from penstock_router.policy.cost import CostParams, backlog_s
 from penstock_router.policy.decide import decide
 from penstock_router.policy.facts import Candidate, Decision, RoutingRequest, WorkerView
+from penstock_router.policy.panel import Panel
 
 _LEAST_RETRY_S = 0.1
 _LEAST_WAIT_S = 0.002
@@ -30,7 +33,7 @@ class Lookup(Protocol):
     """What a round of placements asks about the present."""
 
     def pool(self, ticket: Ticket) -> Hashable:
-        """Names the workers that may serve it: equal pools, equal workers."""
+        """Names the workers that may serve it: equal pools, equal views."""
 
     def views(self, ticket: Ticket, now: float) -> Sequence[WorkerView]:
         """The workers for a ticket, as they are now."""
@@ -54,14 +57,6 @@ class Placement:
     error: PenstockError | None = None
 
 
-@dataclass(slots=True)
-class _Plan:
-    """Work that waits here for a worker."""
-
-    seconds: float = 0.0
-    requests: int = 0
-
-
 class AdmissionQueue:
     """Requests that wait for a worker."""
 
@@ -69,8 +64,9 @@ class AdmissionQueue:
         self.params = params
         self._cost = cost
         self._tickets: dict[str, Ticket] = {}
+        self._lines = Lines(params)
+        self._held = Held(params.bounds)
         self._shares = Shares(params)
-        self._tokens = self._bytes = 0
         self._wake_at = float("inf")
         self._longest_slo_s = max(params.slo_s[k] for k in ONLINE[1:])
 
@@ -81,16 +77,16 @@ class AdmissionQueue:
     @property
     def tokens(self) -> int:
         """Their prompt tokens."""
-        return self._tokens
+        return self._held.tokens
 
     @property
     def size_bytes(self) -> int:
         """What they occupy."""
-        return self._bytes
+        return self._held.size_bytes
 
     def waiting(self, kind: PriorityClass) -> int:
         """Requests of a class that wait."""
-        return sum(t.priority is kind for t in self._tickets.values())
+        return self._held.waiting(kind)
 
     def offer(self, ticket: Ticket) -> None:
         """Let a request wait.
@@ -99,18 +95,18 @@ class AdmissionQueue:
             Overloaded: there is no room; tells when to try again.
             QuotaExceeded: the tenant has too much waiting.
         """
-        self._check(ticket)
-        self._shares.joins(ticket, self._tickets.values())
+        self._held.check(ticket, self._retry_s)
+        self._shares.joins(ticket, self._held.one_of_each())
         self._tickets[ticket.ticket_id] = ticket
-        self._tokens += ticket.prompt_tokens
-        self._bytes += ticket.size_bytes
+        self._held.add(ticket)
+        self._lines.add(ticket)
 
     def remove(self, request_id: str) -> None:
         """A request waits no longer, for whatever reason."""
         ticket = self._tickets.pop(request_id, None)
         if ticket is not None:
-            self._tokens -= ticket.prompt_tokens
-            self._bytes -= ticket.size_bytes
+            self._held.remove(ticket)
+            self._lines.remove(ticket)
             if not self._tickets:
                 self._shares.forget(())
 
@@ -127,63 +123,44 @@ class AdmissionQueue:
 
     def _next(self, lookup: Lookup, now: float) -> Placement | None:
         """Walk along the queue to the first ticket that leaves it."""
-        plans: dict[str, _Plan] = {}
-        closed: set[Hashable] = set()
-        open_to: Sequence[WorkerView] = ()
-        ordered = in_order(list(self._tickets.values()), self._shares, self.params, now)
+        self._lines.settle()
+        walk = _Walk(lookup, now, self._cost)
+        ordered = in_order(self._lines, self._shares, self.params, now)
         for ticket in islice(ordered, self.params.plan_limit):
             if ticket.deadline_s <= now:
                 return Placement(ticket, now, error=_too_late(now - ticket.deadline_s))
-            pool = lookup.pool(ticket)
-            if pool in closed:
-                continue
-            views = lookup.views(ticket, now)
-            if views is not open_to and not self._any_open(views, now):
-                closed.add(pool)
-                continue
-            open_to = views
-            placement = self._consider(ticket, plans, views, lookup, now)
-            if placement is not None:
-                return placement
+            panel = walk.panel(ticket, self._any_open)
+            if panel is not None:
+                placement = self._consider(ticket, panel, walk)
+                if placement is not None:
+                    return placement
         return None
 
-    def _any_open(self, views: Sequence[WorkerView], now: float) -> bool:
+    def _any_open(self, panel: Panel, now: float) -> bool:
         """Whether anybody could take anything; notes when somebody will."""
-        least = min(
-            (backlog_s(v, self._cost) for v in views if not v.excluded_because), default=0.0
-        )
+        least = min([backlog_s(v, self._cost) for v in panel.open], default=0.0)
         if least <= max(self.params.ahead_s, self._longest_slo_s):
             return True
         self._wake_at = min(self._wake_at, now + max(least - self.params.ahead_s, _LEAST_WAIT_S))
         return False
 
-    def _consider(
-        self,
-        ticket: Ticket,
-        plans: dict[str, _Plan],
-        views: Sequence[WorkerView],
-        lookup: Lookup,
-        now: float,
-    ) -> Placement | None:
-        seen = tuple(_planned(v, plans.get(v.worker_id)) for v in views) if plans else tuple(views)
-        request = lookup.request(ticket, now)
-        decision = decide(seen, request, now, lookup.seed(ticket), self._cost)
+    def _consider(self, ticket: Ticket, panel: Panel, walk: "_Walk") -> Placement | None:
+        now, request = walk.now, walk.lookup.request(ticket, walk.now)
+        decision = decide(panel, request, now, walk.lookup.seed(ticket), self._cost)
         chosen = decision.chosen
         if chosen is None:
-            return Placement(ticket, now, decision, seen, request)
+            return Placement(ticket, now, decision, tuple(panel), request)
         self._learn(ticket, decision)
-        view = next(v for v in seen if v.worker_id == chosen.worker_id)
         held = decision.waits_for and now - ticket.arrived_s < self.params.longest_hold_s
-        may_go = not held and self._may_go(ticket, view, chosen)
+        may_go = not held and self._may_go(ticket, panel.view(chosen.worker_id), chosen)
         # Who finds a worker open on arrival goes, whatever is foretold: the deadline will tell.
         if now + chosen.ttft_s > ticket.deadline_s and not (may_go and now <= ticket.arrived_s):
-            return Placement(ticket, now, decision, seen, request, _too_late(chosen.backlog_s))
+            error = _too_late(chosen.backlog_s)
+            return Placement(ticket, now, decision, tuple(panel), request, error)
         if may_go:
             self._shares.charge(ticket, chosen.prefill_s)
-            return Placement(ticket, now, decision, seen, request)
-        plan = plans.setdefault(chosen.worker_id, _Plan())
-        plan.seconds += chosen.prefill_s
-        plan.requests += 1
+            return Placement(ticket, now, decision, tuple(panel), request)
+        walk.plan(chosen)
         return None
 
     def _may_go(self, ticket: Ticket, view: WorkerView, chosen: Candidate) -> bool:
@@ -216,25 +193,7 @@ class AdmissionQueue:
         ticket.work_s = quickest.prefill_s
         ticket.hit_share = quickest.trusted_tokens / max(ticket.prompt_tokens, 1)
         ticket.expected_ttft_s = chosen.ttft_s
-
-    def _check(self, ticket: Ticket) -> None:
-        bounds = self.params.bounds
-        own = [t for t in self._tickets.values() if t.tenant == ticket.tenant]
-        own_tokens = sum(t.prompt_tokens for t in own) + ticket.prompt_tokens
-        if len(own) >= bounds.tenant_requests or own_tokens > bounds.tenant_tokens:
-            raise QuotaExceeded(
-                f"tenant {ticket.tenant!r} has {len(own)} requests waiting",
-                retry_after_s=self._retry_s(),
-            )
-        if (
-            len(self._tickets) >= bounds.requests
-            or self._tokens + ticket.prompt_tokens > bounds.tokens
-            or self._bytes + ticket.size_bytes > bounds.size_bytes
-        ):
-            raise Overloaded(
-                f"{len(self._tickets)} requests are waiting already",
-                retry_after_s=self._retry_s(),
-            )
+        self._lines.changed(ticket)
 
     def _retry_s(self) -> float:
         """When half of what waits now will have gone, as far as is known."""
@@ -242,10 +201,33 @@ class AdmissionQueue:
         return max(waits[len(waits) // 2] if waits else 0.0, _LEAST_RETRY_S)
 
 
-def _planned(view: WorkerView, plan: _Plan | None) -> WorkerView:
-    if plan is None:
-        return view
-    return view._replace(planned_s=plan.seconds, planned=plan.requests)
+class _Walk:
+    """One walk along the queue: the workers as they are, and what waits for them already."""
+
+    def __init__(self, lookup: Lookup, now: float, cost: CostParams) -> None:
+        self.lookup = lookup
+        self.now = now
+        self._cost = cost
+        self._panels: dict[Hashable, Panel | None] = {}
+        self._plans: dict[str, tuple[float, int]] = {}
+
+    def panel(self, ticket: Ticket, is_open: Callable[[Panel, float], bool]) -> Panel | None:
+        """A ticket's workers; None if none of them is open."""
+        pool = self.lookup.pool(ticket)
+        if pool not in self._panels:
+            panel = Panel(self.lookup.views(ticket, self.now), self._cost)
+            self._panels[pool] = panel if is_open(panel, self.now) else None
+            for worker_id, (seconds, requests) in self._plans.items():
+                panel.plan(worker_id, seconds, requests)
+        return self._panels[pool]
+
+    def plan(self, chosen: Candidate) -> None:
+        """A ticket waits for its worker, before those that follow."""
+        seconds, requests = self._plans.get(chosen.worker_id, (0.0, 0))
+        plan = self._plans[chosen.worker_id] = (seconds + chosen.prefill_s, requests + 1)
+        for panel in self._panels.values():
+            if panel is not None:
+                panel.plan(chosen.worker_id, *plan)
 
 
 def _too_late(busy_s: float) -> Overloaded:

@@ -188,6 +188,7 @@ class WorkerSync:
         self._discard_building()
         self._discard(self._slots)
         self._slots, self.epoch, self.seq = None, "", 0
+        self._index.journal.note_any()
         self._observer.reset(())
 
     def sweep(self) -> Iterator[None]:
@@ -254,6 +255,7 @@ class WorkerSync:
         self._discard(self._slots)
         self._building = None
         self._slots, self.epoch, self.seq = building.slots, frame.epoch, building.begin.seq
+        self._index.journal.note_any()
         self._observer.reset(frame.ledger)
         for part in _slices(bytes(building.order)):
             self._observer.stored(part)

@@ -16,6 +16,7 @@ Knows slots (bit numbers), not workers, and no time.
 import numpy as np
 
 from penstock_core.blocks import HASH_BYTES
+from penstock_router.index.journal import Journal
 from penstock_router.index.run_tree import Holder, RunTree
 from penstock_router.index.runs import (
     Depths,
@@ -33,14 +34,14 @@ class PrefixIndex:
 
     Attributes:
         tree: the runs themselves.
-        version: grows with every change of what a slot holds.
+        journal: which blocks slots began or ceased to hold.
     """
 
     def __init__(self) -> None:
         self.tree = RunTree()
         self._heads = self.tree.heads
         self._holders = self.tree.holders
-        self.version = 0
+        self.journal = Journal()
 
     def __len__(self) -> int:
         """Blocks that somebody holds, and those above them."""
@@ -102,7 +103,7 @@ class PrefixIndex:
         """
         if not packed:
             return
-        self.version += 1
+        self.journal.note(packed[:HASH_BYTES])
         above, at = self._place(slot, parent, packed)
         size = len(packed)
         while at < size:
@@ -132,7 +133,6 @@ class PrefixIndex:
 
     def remove_next(self, slot: int, packed: bytes, at: int) -> int:
         """Begin (at 0) or go on with a removal: one stretch of a run; returns where to go on."""
-        self.version += 1
         whole = self.tree.ends.get(packed[:HASH_BYTES])
         if (
             whole is not None
@@ -141,6 +141,7 @@ class PrefixIndex:
             and packed == backwards(whole.packed)
         ):
             # A whole run from its end, as engines free it: nothing to be looked for.
+            self.journal.note(whole.packed[:HASH_BYTES])
             self._holders[slot].change(-whole.size // HASH_BYTES, packed)
             self.tree.keep(slot, whole, 0)
             return len(packed)
@@ -155,6 +156,7 @@ class PrefixIndex:
         else:
             gone = common(packed, at, run.packed[:held], begin)
         gone_hashes = run.packed[begin : begin + gone]
+        self.journal.note(gone_hashes[:HASH_BYTES])
         self._holders[slot].change(-gone // HASH_BYTES, gone_hashes)
         if begin + gone < held:  # what is below the hole stays, in a run of its own
             run = self.tree.split(run, begin + gone)
@@ -176,7 +178,7 @@ class PrefixIndex:
 
         Its depths are not right meanwhile, which is why nobody may ask for them.
         """
-        self.version += 1
+        self.journal.note_any()
         holder, bit = self._holders[slot], 1 << slot
         if holder.leaving is None:
             holder.leaving = list(self._heads.values())

@@ -15,6 +15,17 @@ class Known:
     index: PrefixIndex
     pending: PendingTable
 
+    def versions(self) -> tuple[int, int]:
+        """Of both; equal ones, equal matches."""
+        return self.index.journal.version, self.pending.journal.version
+
+    def touched(self, chain: bytes, since: tuple[int, int]) -> bool:
+        """Whether a chain's match may have changed since these versions."""
+        held, coming = since
+        return self.pending.journal.touched(chain, coming) or self.index.journal.touched(
+            chain, held
+        )
+
 
 def match(
     known: Known, chain: bytes, places: Iterable[tuple[str, int | None]], block_tokens: int

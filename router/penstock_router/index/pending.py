@@ -8,11 +8,12 @@ A chain's hash names all that comes before it, so two chains are compared at one
 by block. Hashes are packed, 8 bytes each.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from penstock_core.blocks import HASH_BYTES
+from penstock_router.index.journal import Journal
 from penstock_router.index.runs import common
 
 
@@ -28,6 +29,8 @@ class Run:
     begin: int
     # Grows from run to run.
     number: int
+    # Itself as a set.
+    alone: frozenset[str]
 
     @property
     def key(self) -> bytes:
@@ -36,9 +39,14 @@ class Run:
 
     def reaches(self, chain: bytes, at: int) -> int:
         """How far, in bytes, another chain's prefix up to ``at`` is extended; ``at`` if it is not."""
-        block = self.chain[at : at + HASH_BYTES]
-        if at < self.begin or not block or chain[at : at + HASH_BYTES] != block:
+        following = at + HASH_BYTES
+        block = self.chain[at:following]
+        if at < self.begin or not block or chain[at:following] != block:
             return at
+        # Many prompts share their first blocks and no more.
+        end = following + HASH_BYTES
+        if self.chain[following:end] != chain[following:end]:
+            return following
         return at + common(chain, at, self.chain, at)
 
 
@@ -60,12 +68,16 @@ class Times(NamedTuple):
     expires: float
 
 
-def extent(runs: Iterable[Run], chain: bytes, depth: int) -> PendingMatch:
+def extent(runs: Sequence[Run], chain: bytes, depth: int) -> PendingMatch:
     """How many blocks beyond the first ``depth`` one worker's runs are to bring, without a gap."""
-    eta, requests = 0.0, set[str]()
-    at = begin = depth * HASH_BYTES
+    begin = depth * HASH_BYTES
+    if len(runs) == 1:
+        [run] = runs
+        blocks = (run.reaches(chain, begin) - begin) // HASH_BYTES
+        return PendingMatch(blocks, max(run.eta, 0.0), run.alone) if blocks else NOTHING
+    eta, at, requests = 0.0, begin, set[str]()
     while True:
-        ways = [(run.eta, -reach, run) for run in runs if (reach := run.reaches(chain, at)) > at]
+        ways = [(r.eta, -reach, r) for r in runs if (reach := r.reaches(chain, at)) > at]
         if not ways:
             break
         first, reach, run = min(ways, key=lambda way: way[:2])
@@ -85,8 +97,8 @@ class PendingTable:
         # By where they begin, and by their first block there.
         self._by_begin: dict[int, dict[bytes, list[Run]]] = {}
         self._added = 0
-        # Grows with every change of what is under way.
-        self.version = 0
+        # Which blocks came under way, or are so no longer.
+        self.journal = Journal()
 
     def __len__(self) -> int:
         """Requests whose blocks are under way."""
@@ -105,9 +117,9 @@ class PendingTable:
         chain, depth = work
         if depth * HASH_BYTES >= len(chain):
             return
-        self.version += 1
         self._added += 1
-        run = Run(worker_id, request_id, *times, chain, depth * HASH_BYTES, self._added)
+        ids = frozenset((request_id,))
+        run = Run(worker_id, request_id, *times, chain, depth * HASH_BYTES, self._added, ids)
         self._by_request[request_id] = run
         self._by_worker.setdefault(worker_id, {})[request_id] = run
         self._enter(run)
@@ -138,7 +150,6 @@ class PendingTable:
             at = packed.find(run.chain[run.begin : run.begin + HASH_BYTES])
             if at >= 0:
                 hit = True
-                self.version += 1
                 self._leave(run)
                 run.begin += common(packed, at, run.chain, run.begin)
                 self._enter(run)
@@ -177,7 +188,6 @@ class PendingTable:
             self._end(run)
 
     def _end(self, run: Run) -> None:
-        self.version += 1
         del self._by_request[run.request_id]
         self._leave(run)
         here = self._by_worker[run.worker_id]
@@ -186,9 +196,11 @@ class PendingTable:
             del self._by_worker[run.worker_id]
 
     def _enter(self, run: Run) -> None:
+        self.journal.note(run.key)
         self._by_begin.setdefault(run.begin, {}).setdefault(run.key, []).append(run)
 
     def _leave(self, run: Run) -> None:
+        self.journal.note(run.key)
         by_key = self._by_begin[run.begin]
         runs = by_key[run.key]
         runs.remove(run)

@@ -83,18 +83,36 @@ class Scene(NamedTuple):
     delayed: float
 
 
-def scene(workers: Sequence[WorkerView], now: float, p: CostParams) -> Scene:
-    """The scene of a decision among these workers.
+class Totals(NamedTuple):
+    """What a scene is made of: sums over its workers, and the least seconds of a decode step."""
+
+    workers: int
+    utilisation: float
+    waiting: int
+    best_step_s: float
+
+
+def totals(workers: Sequence[WorkerView]) -> Totals:
+    """The totals of these workers."""
+    return Totals(
+        len(workers),
+        math.fsum([w.utilisation for w in workers]),
+        sum([w.waiting + w.planned for w in workers]),
+        min([w.step_s for w in workers if w.step_s], default=0.0),
+    )
+
+
+def scene(of: Totals, now: float, p: CostParams) -> Scene:
+    """The scene of a decision among workers with these totals.
 
     Work is pooled: a request that comes later may go anywhere, so a second of prefill spent on any
     worker delays ``rho / (1 - rho)`` requests to come, with rho the fleet's utilisation, and its
     share of those that wait now.
     """
-    busy = min(math.fsum(w.utilisation for w in workers) / len(workers), 1 - 1 / p.busiest)
-    waiting = sum(w.waiting + w.planned for w in workers) / len(workers)
-    steps = (w.step_s for w in workers if w.step_s)
+    busy = min(of.utilisation / of.workers, 1 - 1 / p.busiest)
+    waiting = of.waiting / of.workers
     delayed = p.busy * busy / (1 - busy) + p.queued * waiting
-    return Scene(now, min(steps, default=0.0), delayed)
+    return Scene(now, of.best_step_s, delayed)
 
 
 def weigh(

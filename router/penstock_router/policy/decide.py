@@ -5,9 +5,7 @@ hash of the first block nobody holds. Routers that know the same therefore choos
 second request with a new prefix goes where the first one went, whichever router took it.
 """
 
-import heapq
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from typing import NamedTuple
 
 import xxhash
@@ -15,7 +13,6 @@ import xxhash
 from penstock_router.policy.cost import (
     CostParams,
     Scene,
-    backlog_s,
     scene,
     weigh,
     worth_waiting,
@@ -29,6 +26,7 @@ from penstock_router.policy.facts import (
     RoutingRequest,
     WorkerView,
 )
+from penstock_router.policy.panel import Panel
 
 # Above so many workers only those are priced that hold most or have least to do.
 _PRICE_ALL = 256
@@ -46,7 +44,8 @@ def decide(
     """Choose a worker.
 
     Args:
-        workers: everybody who serves the model; excluded ones are never chosen.
+        workers: everybody who serves the model; excluded ones are never chosen. A panel of them
+            saves what it has worked out already.
         request: what is asked for, with what each worker holds of it.
         now: the clock that ``Match.eta`` refers to, in seconds.
         seed: breaks ties where no cache is at stake.
@@ -98,18 +97,22 @@ def _weigh(
     workers: Sequence[WorkerView], request: RoutingRequest, now: float, params: CostParams
 ) -> _Field | None:
     """The price of everybody who can take it; None if nobody can."""
-    shut, matches = request.excluded, request.matches
-    open_to = [w for w in workers if not w.excluded_because and w.worker_id not in shut]
-    if not open_to:
+    matches = request.matches
+    if isinstance(workers, Panel) and workers.params is params and not request.excluded:
+        panel = workers
+    else:
+        panel = Panel(workers, params, request.excluded)
+    if not panel.open:
         return None
-    at = scene(open_to, now, params)
-    open_to = _shortlist(open_to, matches, params)
-    if any(m.pending_tokens for m in matches.values()):
-        matches = {
-            w.worker_id: worth_waiting(w, matches[w.worker_id], at, params)
-            for w in open_to
-            if w.worker_id in matches
-        }
+    at = scene(panel.totals, now, params)
+    open_to = _shortlist(panel, matches)
+    coming = {
+        w.worker_id: worth_waiting(w, match, at, params)
+        for w in open_to
+        if (match := matches.get(w.worker_id)) is not None and match.pending_tokens
+    }
+    if coming:
+        matches = {**matches, **coming}
     return _Field(open_to, matches, at, weigh(open_to, matches, request, at, params))
 
 
@@ -131,25 +134,18 @@ def _by_price(candidate: Candidate) -> tuple[float, str]:
     return candidate.total_s, candidate.worker_id
 
 
-def _shortlist(
-    workers: list[WorkerView], matches: Mapping[str, Match], params: CostParams
-) -> list[WorkerView]:
+def _shortlist(panel: Panel, matches: Mapping[str, Match]) -> list[WorkerView]:
     """Everybody in a small fleet; in a large one those that can win, in the order given."""
+    workers = panel.open
     if len(workers) <= _PRICE_ALL:
         return workers
-
-    def held(worker: WorkerView) -> int:
-        match = matches[worker.worker_id]
-        return match.matched_tokens + match.pending_tokens
-
-    some = [w for w in workers if w.worker_id in matches]
-    holders = heapq.nlargest(_SHORTLIST, some, key=held)
-    if len(some) < _SHORTLIST:
-        none = (w for w in workers if w.worker_id not in matches)
-        holders += islice(none, _SHORTLIST - len(some))
-    idle = heapq.nsmallest(_SHORTLIST, workers, key=lambda w: backlog_s(w, params))
-    chosen = {w.worker_id for w in (*holders, *idle)}
-    return [w for w in workers if w.worker_id in chosen]
+    held = [
+        match.matched_tokens + match.pending_tokens if (match := matches.get(w.worker_id)) else -1
+        for w in workers
+    ]
+    most = sorted(range(len(workers)), key=held.__getitem__, reverse=True)[:_SHORTLIST]
+    chosen = {*most, *panel.least_busy(_SHORTLIST)}
+    return [workers[place] for place in sorted(chosen)]
 
 
 def _without_affinity(

@@ -11,12 +11,14 @@ from penstock_router.admission.ticket import AdmissionParams, PriorityClass, Tic
 from penstock_router.fleet.load import WorkerLoad
 from penstock_router.frames import Admitted, Finished, LoadReport, PrefillDone
 from penstock_router.index.index import PrefixIndex
-from penstock_router.index.matching import Known, match
+from penstock_router.index.matching import Known
 from penstock_router.index.pending import PendingTable, Times
 from penstock_router.policy.cost import CostParams
-from penstock_router.policy.demand import PrefixDemand, deepest, first_divergent
-from penstock_router.policy.facts import Match, RoutingRequest, WorkerView
+from penstock_router.policy.demand import PrefixDemand
+from penstock_router.policy.facts import RoutingRequest, WorkerView
 from penstock_router.simulate.engine import EngineModel, Job
+from penstock_router.simulate.prompts import Prompt
+from penstock_router.simulate.views import Views
 
 _FOREVER_S = 1e9
 
@@ -46,11 +48,8 @@ class PenstockPolicy:
         self._demand = PrefixDemand()
         self._queue = AdmissionQueue(admission or AdmissionParams(), cost or CostParams())
         self._jobs: dict[str, Job] = {}
-        self._views: list[WorkerView | None] = [None] * len(models)
-        self._seen: tuple[WorkerView, ...] | None = None
-        self._known_views: dict[int, tuple[int, WorkerView]] = {}
-        self._views_at = -1.0
-        self._used = [0] * len(models)
+        self._prompts: dict[str, Prompt] = {}
+        self._views = Views(self._names, models, self._loads)
         self._number = {name: n for n, name in enumerate(self._names)}
         self.decisions = 0
 
@@ -65,8 +64,10 @@ class PenstockPolicy:
             arrived_s=now,
             deadline_s=now + asked.deadline_s,
         )
-        ticket.work_s = self._least_work_s(job, now)
+        prompt = Prompt(asked, self._models[0].block_tokens)
+        ticket.work_s = self._least_work_s(prompt, now)
         self._jobs[asked.request_id] = job
+        self._prompts[asked.request_id] = prompt
         self._queue.offer(ticket)
 
     def placements(self, now: float) -> Iterator[tuple[Job, int]]:
@@ -75,6 +76,7 @@ class PenstockPolicy:
             return
         for placement in self._queue.placements(self, now):
             job = self._jobs.pop(placement.ticket.ticket_id)
+            del self._prompts[placement.ticket.ticket_id]
             if placement.error is not None or placement.decision is None:
                 job.rejected = True
                 continue
@@ -87,7 +89,7 @@ class PenstockPolicy:
             held = chosen.matched_tokens // self._models[worker].block_tokens
             times = Times(eta=now + chosen.ttft_s, expires=_FOREVER_S)
             self._pending.add(chosen.worker_id, asked.request_id, (asked.chain, held), times)
-            self._views[worker] = self._seen = None
+            self._views.changed(worker)
             yield job, worker
 
     def wake_at(self, now: float) -> float:
@@ -100,28 +102,20 @@ class PenstockPolicy:
 
     def views(self, ticket: Ticket, now: float) -> Sequence[WorkerView]:
         """Everybody."""
-        if now != self._views_at:
-            self._views = [None] * len(self._models)
-            self._views_at, self._seen = now, None
-        if self._seen is None:
-            for worker, view in enumerate(self._views):
-                if view is None:
-                    self._views[worker] = self._view(worker, now)
-            self._seen = tuple(view for view in self._views if view is not None)
-        return self._seen
+        return self._views.at(now)
 
     def request(self, ticket: Ticket, now: float) -> RoutingRequest:
         """What each worker holds and computes of it."""
-        asked = self._jobs[ticket.ticket_id].request
-        matches, size = self._matches(asked.chain), self._models[0].block_tokens
-        hot = deepest(asked.blocks, matches, size)
+        prompt = self._prompts[ticket.ticket_id]
+        prompt.look(self._known, self._places)
+        asked, hot = prompt.request, prompt.hot
         return RoutingRequest(
             request_id=asked.request_id,
             model="",
             prompt_tokens=asked.prompt_tokens,
             num_blocks=len(asked.blocks),
-            matches=matches,
-            divergent=first_divergent(asked.blocks, hot),
+            matches=prompt.matches,
+            divergent=prompt.divergent,
             replicas=self._demand.replicas(hot.key, hot.holders, self._names, now),
         )
 
@@ -134,6 +128,7 @@ class PenstockPolicy:
         """A prefill begins."""
         asked, load = job.request, self._loads[job.worker]
         load.apply(Admitted(asked.request_id, asked.prompt_tokens, job.cached_tokens), now)
+        self._views.changed(job.worker)
 
     def stored(self, worker: int, parent: int, blocks: Sequence[int]) -> None:
         """Blocks are there."""
@@ -157,55 +152,20 @@ class PenstockPolicy:
             now - job.sent_s,
         )
         self._loads[job.worker].apply(done, now)
+        self._views.changed(job.worker)
         self._pending.cancel(asked.request_id)
 
     def finished(self, job: Job, now: float) -> None:
         """A last token is there."""
         event = Finished(job.request.request_id, job.request.output_tokens)
         self._loads[job.worker].apply(event, now)
+        self._views.changed(job.worker)
 
-    def _least_work_s(self, job: Job, now: float) -> float:
-        asked = job.request
-        matches = self._matches(asked.chain)
-        held = max((m.matched_tokens for m in matches.values()), default=0)
+    def _least_work_s(self, prompt: Prompt, now: float) -> float:
+        prompt.look(self._known, self._places)
+        held = max((m.matched_tokens for m in prompt.matches.values()), default=0)
         _, slope_s = self._loads[0].prefill_line()
-        work_s = slope_s * (asked.prompt_tokens - held)
-        hot = deepest(asked.blocks, matches, self._models[0].block_tokens)
-        if hot.key is not None:
-            self._demand.observe(hot.key, work_s, now)
+        work_s = slope_s * (prompt.request.prompt_tokens - held)
+        if prompt.hot.key is not None:
+            self._demand.observe(prompt.hot.key, work_s, now)
         return work_s
-
-    def _matches(self, chain: bytes) -> dict[str, Match]:
-        return match(self._known, chain, self._places, self._models[0].block_tokens)
-
-    def _view(self, worker: int, now: float) -> WorkerView:
-        """How it stands; of one at rest only the utilisation changes."""
-        load, known = self._loads[worker], self._known_views.get(worker)
-        if known is None or known[0] != load.version or load.changes_by_itself:
-            view = self._look(worker, now)
-        elif (share := load.utilisation(now)) == known[1].utilisation:
-            return known[1]
-        else:
-            view = known[1]._replace(utilisation=share)
-        self._known_views[worker] = (load.version, view)
-        return view
-
-    def _look(self, worker: int, now: float) -> WorkerView:
-        load, model = self._loads[worker], self._models[worker]
-        base_s, slope_s = load.prefill_line()
-        return WorkerView(
-            worker_id=self._names[worker],
-            epoch="simulated",
-            trust=load.trust_factor,
-            backlog_tokens=load.left_tokens(now),
-            running=load.running(),
-            waiting=load.waiting(),
-            base_s=base_s,
-            slope_s=slope_s,
-            pair_s=load.prefill.pair_s,
-            utilisation=load.utilisation(now),
-            output_tokens=load.output_tokens.value,
-            max_batch=model.max_active,
-            capacity_blocks=0,
-            block_tokens=model.block_tokens,
-        )

@@ -10,39 +10,26 @@ Pure: the caller brings the clock, looks prompts up, and does what a placement s
 for the next one.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
 
 from penstock_core.errors import Overloaded, PenstockError
+from penstock_router.admission.forecast import Least
 from penstock_router.admission.held import Held
 from penstock_router.admission.lines import Lines
 from penstock_router.admission.order import Shares, in_order
+from penstock_router.admission.rest import Rest
+from penstock_router.admission.rules import may_go
 from penstock_router.admission.ticket import ONLINE, AdmissionParams, PriorityClass, Ticket
-from penstock_router.policy.cost import CostParams, backlog_s
+from penstock_router.admission.walk import Lookup, Walk
+from penstock_router.policy.cost import CostParams
 from penstock_router.policy.decide import decide
-from penstock_router.policy.facts import Candidate, Decision, RoutingRequest, WorkerView
+from penstock_router.policy.facts import Decision, RoutingRequest, WorkerView
 from penstock_router.policy.panel import Panel
 
 _LEAST_RETRY_S = 0.1
 _LEAST_WAIT_S = 0.002
-
-
-class Lookup(Protocol):
-    """What a round of placements asks about the present."""
-
-    def pool(self, ticket: Ticket) -> Hashable:
-        """Names the workers that may serve it: equal pools, equal views."""
-
-    def views(self, ticket: Ticket, now: float) -> Sequence[WorkerView]:
-        """The workers for a ticket, as they are now."""
-
-    def request(self, ticket: Ticket, now: float) -> RoutingRequest:
-        """What each worker holds of it now."""
-
-    def seed(self, ticket: Ticket) -> int:
-        """The seed of its decision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +54,7 @@ class AdmissionQueue:
         self._lines = Lines(params)
         self._held = Held(params.bounds)
         self._shares = Shares(params)
+        self._rest = Rest(params, cost)
         self._wake_at = float("inf")
         self._longest_slo_s = max(params.slo_s[k] for k in ONLINE[1:])
 
@@ -107,6 +95,7 @@ class AdmissionQueue:
         if ticket is not None:
             self._held.remove(ticket)
             self._lines.remove(ticket)
+            self._rest.forecast.forget(request_id)
             if not self._tickets:
                 self._shares.forget(())
 
@@ -124,27 +113,38 @@ class AdmissionQueue:
     def _next(self, lookup: Lookup, now: float) -> Placement | None:
         """Walk along the queue to the first ticket that leaves it."""
         self._lines.settle()
-        walk = _Walk(lookup, now, self._cost)
+        walk = Walk(lookup, now, self._cost, lambda panel: self._is_open(panel, now))
         ordered = in_order(self._lines, self._shares, self.params, now)
-        for ticket in islice(ordered, self.params.plan_limit):
-            if ticket.deadline_s <= now:
-                return Placement(ticket, now, error=_too_late(now - ticket.deadline_s))
-            panel = walk.panel(ticket, self._any_open)
-            if panel is not None:
-                placement = self._consider(ticket, panel, walk)
-                if placement is not None:
-                    return placement
+        tickets = list(islice(ordered, self.params.plan_limit))
+        first_unsure = -1
+        for number, ticket in enumerate(tickets):
+            if number > first_unsure:
+                rest = self._rest.staying(tickets[number:], walk)
+                if not isinstance(rest, int):
+                    self._stay(rest, lookup)
+                    return None
+                first_unsure = number + rest
+            placement = self._consider(ticket, walk)
+            if placement is not None:
+                return placement
         return None
 
-    def _any_open(self, panel: Panel, now: float) -> bool:
+    def _is_open(self, panel: Panel, now: float) -> bool:
         """Whether anybody could take anything; notes when somebody will."""
-        least = min([backlog_s(v, self._cost) for v in panel.open], default=0.0)
+        least = panel.least_backlog_s
         if least <= max(self.params.ahead_s, self._longest_slo_s):
             return True
         self._wake_at = min(self._wake_at, now + max(least - self.params.ahead_s, _LEAST_WAIT_S))
         return False
 
-    def _consider(self, ticket: Ticket, panel: Panel, walk: "_Walk") -> Placement | None:
+    def _consider(self, ticket: Ticket, walk: Walk) -> Placement | None:
+        now = walk.now
+        if ticket.deadline_s <= now:
+            return Placement(ticket, now, error=_too_late(now - ticket.deadline_s))
+        panel = walk.panel(ticket)
+        return None if panel is None else self._decide(ticket, panel, walk)
+
+    def _decide(self, ticket: Ticket, panel: Panel, walk: Walk) -> Placement | None:
         now, request = walk.now, walk.lookup.request(ticket, walk.now)
         decision = decide(panel, request, now, walk.lookup.seed(ticket), self._cost)
         chosen = decision.chosen
@@ -152,82 +152,41 @@ class AdmissionQueue:
             return Placement(ticket, now, decision, tuple(panel), request)
         self._learn(ticket, decision)
         held = decision.waits_for and now - ticket.arrived_s < self.params.longest_hold_s
-        may_go = not held and self._may_go(ticket, panel.view(chosen.worker_id), chosen)
+        view = panel.view(chosen.worker_id)
+        goes = not held and may_go(ticket, view, chosen, self.params)
         # Who finds a worker open on arrival goes, whatever is foretold: the deadline will tell.
-        if now + chosen.ttft_s > ticket.deadline_s and not (may_go and now <= ticket.arrived_s):
+        if now + chosen.ttft_s > ticket.deadline_s and not (goes and now <= ticket.arrived_s):
             error = _too_late(chosen.backlog_s)
             return Placement(ticket, now, decision, tuple(panel), request, error)
-        if may_go:
+        if goes:
             self._shares.charge(ticket, chosen.prefill_s)
             return Placement(ticket, now, decision, tuple(panel), request)
         walk.plan(chosen)
         return None
 
-    def _may_go(self, ticket: Ticket, view: WorkerView, chosen: Candidate) -> bool:
-        """Whether the chosen worker takes it now."""
-        if view.max_batch and view.running + view.waiting >= view.max_batch:
-            return False
-        full = view.capacity_blocks * self.params.full_share
-        if view.capacity_blocks and view.running and view.used_blocks >= full:
-            return False
-        if ticket.priority is PriorityClass.BATCH:
-            return self._has_slack(view) and chosen.backlog_s <= self.params.ahead_s
-        objective_s = self.params.slo_s[ticket.priority]
-        return chosen.backlog_s <= self.params.ahead_s or chosen.ttft_s <= objective_s
-
-    def _has_slack(self, view: WorkerView) -> bool:
-        """Whether what is left over of a worker is more than the others' reserve."""
-        return not (
-            view.planned
-            or (view.max_batch and view.running >= self.params.batch_share * view.max_batch)
-            or (
-                view.used_blocks
-                and view.used_blocks >= self.params.batch_share * view.capacity_blocks
-            )
-        )
+    def _stay(self, staying: Sequence[tuple[Ticket, Least]], lookup: Lookup) -> None:
+        """Take in what decisions would have taught."""
+        for ticket, least in staying:
+            # Drawn as if it were decided, so that what is spared changes no other decision.
+            lookup.seed(ticket)
+            self._predict(ticket, least.work_s, least.trusted_tokens)
 
     def _learn(self, ticket: Ticket, decision: Decision) -> None:
         chosen, quickest = decision.chosen, decision.quickest
         assert chosen is not None
         assert quickest is not None
-        ticket.work_s = quickest.prefill_s
-        ticket.hit_share = quickest.trusted_tokens / max(ticket.prompt_tokens, 1)
         ticket.expected_ttft_s = chosen.ttft_s
+        self._predict(ticket, quickest.prefill_s, quickest.trusted_tokens)
+
+    def _predict(self, ticket: Ticket, work_s: float, trusted_tokens: float) -> None:
+        ticket.work_s = work_s
+        ticket.hit_share = trusted_tokens / max(ticket.prompt_tokens, 1)
         self._lines.changed(ticket)
 
     def _retry_s(self) -> float:
         """When half of what waits now will have gone, as far as is known."""
         waits = sorted(t.expected_ttft_s for t in self._tickets.values())
         return max(waits[len(waits) // 2] if waits else 0.0, _LEAST_RETRY_S)
-
-
-class _Walk:
-    """One walk along the queue: the workers as they are, and what waits for them already."""
-
-    def __init__(self, lookup: Lookup, now: float, cost: CostParams) -> None:
-        self.lookup = lookup
-        self.now = now
-        self._cost = cost
-        self._panels: dict[Hashable, Panel | None] = {}
-        self._plans: dict[str, tuple[float, int]] = {}
-
-    def panel(self, ticket: Ticket, is_open: Callable[[Panel, float], bool]) -> Panel | None:
-        """A ticket's workers; None if none of them is open."""
-        pool = self.lookup.pool(ticket)
-        if pool not in self._panels:
-            panel = Panel(self.lookup.views(ticket, self.now), self._cost)
-            self._panels[pool] = panel if is_open(panel, self.now) else None
-            for worker_id, (seconds, requests) in self._plans.items():
-                panel.plan(worker_id, seconds, requests)
-        return self._panels[pool]
-
-    def plan(self, chosen: Candidate) -> None:
-        """A ticket waits for its worker, before those that follow."""
-        seconds, requests = self._plans.get(chosen.worker_id, (0.0, 0))
-        plan = self._plans[chosen.worker_id] = (seconds + chosen.prefill_s, requests + 1)
-        for panel in self._panels.values():
-            if panel is not None:
-                panel.plan(chosen.worker_id, *plan)
 
 
 def _too_late(busy_s: float) -> Overloaded:

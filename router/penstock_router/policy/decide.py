@@ -29,7 +29,7 @@ from penstock_router.policy.facts import (
 from penstock_router.policy.panel import Panel
 
 # Above so many workers only those are priced that hold most or have least to do.
-_PRICE_ALL = 256
+PRICE_ALL = 256
 _SHORTLIST = 32
 _EXCLUDED_BY_CALLER = "it just failed this request"
 
@@ -137,7 +137,7 @@ def _by_price(candidate: Candidate) -> tuple[float, str]:
 def _shortlist(panel: Panel, matches: Mapping[str, Match]) -> list[WorkerView]:
     """Everybody in a small fleet; in a large one those that can win, in the order given."""
     workers = panel.open
-    if len(workers) <= _PRICE_ALL:
+    if len(workers) <= PRICE_ALL:
         return workers
     held = [
         match.matched_tokens + match.pending_tokens if (match := matches.get(w.worker_id)) else -1

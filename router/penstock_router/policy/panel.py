@@ -5,7 +5,7 @@ worked out once here: who can be chosen, the totals of the scene, who has least 
 planned on a worker changes that worker's view and only what follows from it.
 """
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator, Sequence
 from typing import overload
 
@@ -61,11 +61,18 @@ class Panel(Sequence[WorkerView]):
 
     def least_busy(self, count: int) -> list[int]:
         """Places among the open of those with the least backlog, least first."""
-        if not self._backlogs:
-            p = self.params
-            self._backlogs = [(backlog_s(w, p), place) for place, w in enumerate(self.open)]
-            self._backlogs.sort()
-        return [place for _, place in self._backlogs[:count]]
+        return [place for _, place in self._ranked()[:count]]
+
+    def no_busier(self, limit_s: float) -> list[tuple[float, int]]:
+        """Backlogs of at most so many seconds, least first, each with its place among the open."""
+        ranked = self._ranked()
+        return ranked[: bisect_right(ranked, (limit_s, len(ranked)))]
+
+    @property
+    def least_backlog_s(self) -> float:
+        """The least backlog of those that can be chosen; 0 if nobody can."""
+        ranked = self._ranked()
+        return ranked[0][0] if ranked else 0.0
 
     def view(self, worker_id: str) -> WorkerView:
         """The view of a worker among the open ones."""
@@ -80,6 +87,13 @@ class Panel(Sequence[WorkerView]):
             if view.worker_id == worker_id:
                 after = view._replace(planned_s=seconds, planned=requests)
                 self._take(place, view, after)
+
+    def _ranked(self) -> list[tuple[float, int]]:
+        if not self._backlogs:
+            p = self.params
+            self._backlogs = [(backlog_s(w, p), place) for place, w in enumerate(self.open)]
+            self._backlogs.sort()
+        return self._backlogs
 
     def _take(self, place: int, before: WorkerView, after: WorkerView) -> None:
         self.open[place] = after

@@ -5,42 +5,42 @@ the slowest of all, with the longest backlog and nothing of the prompt, is more 
 a choice costs no more than that and a tie, and takes no longer than it costs.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
 
+from penstock_router.admission.ticket import Ticket
 from penstock_router.policy.cost import CostParams, backlog_s, scene, weigh
 from penstock_router.policy.facts import RoutingRequest, WorkerView
 from penstock_router.policy.panel import Panel
 
 
-class Bound(NamedTuple):
-    """Upper bounds of a request: seconds to its first token, and of its prefill."""
-
-    ttft_s: float
-    prefill_s: float
-
-
 class Latest:
-    """Upper bounds for requests of one pool."""
+    """Upper bounds for requests of one pool, with at most ``before`` planned before any of them."""
 
-    def __init__(self, panel: Panel, now: float, params: CostParams) -> None:
+    def __init__(self, panel: Panel, before: Sequence[Ticket], params: CostParams) -> None:
+        totals = panel.totals
         self._params = params
-        self._totals = panel.totals
-        self._now = now
         self._worst = _worst(panel, params)
+        self._before_s = sum(self._prefill_s(t.prompt_tokens) for t in before) / totals.workers
+        # Nothing of the prompt is there or coming, so the clock does not matter.
+        self._at = scene(totals._replace(waiting=totals.waiting + len(before)), 0.0, params)
 
-    def of(self, request: RoutingRequest, count: int, before_s: float) -> Bound:
-        """Of a request, with so many more planned before it, of so many seconds in all."""
-        p, totals, worst = self._params, self._totals, self._worst
-        at = scene(totals._replace(waiting=totals.waiting + count), self._now, p)
-        planned_s = worst.planned_s + before_s / totals.workers
-        [alone] = weigh((worst._replace(planned_s=planned_s),), {}, request, at, p)
-        # Whoever waits for blocks under way does so for no longer than this.
-        others = at.delayed + p.shared * worst.running
-        planned_s += p.pending * alone.prefill_s * (1 + p.externality * others)
-        [late] = weigh((worst._replace(planned_s=planned_s),), {}, request, at, p)
+    def ttft_s(self, request: RoutingRequest) -> float:
+        """Seconds from now to its first token."""
+        p, worst = self._params, self._worst
         # Only where replication is worth more than all it saves can a choice cost less than it takes.
-        ttft_s = late.total_s + max(p.tie_s, p.tie_share * late.total_s)
-        return Bound(ttft_s if p.replication <= 1 else float("inf"), alone.prefill_s)
+        if p.replication > 1:
+            return float("inf")
+        # Whoever waits for blocks under way does so for no longer than this.
+        others = self._at.delayed + p.shared * worst.running
+        alone_s = self._prefill_s(request.prompt_tokens)
+        wait_s = p.pending * alone_s * (1 + p.externality * others)
+        late = worst._replace(planned_s=worst.planned_s + self._before_s + wait_s)
+        [candidate] = weigh((late,), {}, request, self._at, p)
+        return candidate.total_s + max(p.tie_s, p.tie_share * candidate.total_s)
+
+    def _prefill_s(self, tokens: int) -> float:
+        worst = self._worst
+        return worst.base_s + worst.slope_s * tokens + worst.pair_s * tokens * tokens / 2
 
 
 def _worst(panel: Panel, params: CostParams) -> WorkerView:

@@ -116,14 +116,11 @@ class AdmissionQueue:
         walk = Walk(lookup, now, self._cost, lambda panel: self._is_open(panel, now))
         ordered = in_order(self._lines, self._shares, self.params, now)
         tickets = list(islice(ordered, self.params.plan_limit))
-        first_unsure = -1
+        ending = self._rest.of(tickets, walk)
         for number, ticket in enumerate(tickets):
-            if number > first_unsure:
-                rest = self._rest.staying(tickets[number:], walk)
-                if not isinstance(rest, int):
-                    self._stay(rest, lookup)
-                    return None
-                first_unsure = number + rest
+            if ending.comes(number):
+                self._stay(ending.staying(), lookup)
+                break
             placement = self._consider(ticket, walk)
             if placement is not None:
                 return placement

@@ -22,46 +22,36 @@ from penstock_router.policy.panel import Panel
 _SLACK_S = 1e-9
 
 
+Takers = list[tuple[float, int]]
+"""Backlogs of workers, least first, each with its place among the open ones of its panel."""
+
+
 class Rest:
-    """Tells who stays."""
+    """Tells where walks may end."""
 
     def __init__(self, params: AdmissionParams, cost: CostParams) -> None:
         self.forecast = Forecast(cost)
         self._params = params
-        self._cost = cost
 
-    def staying(self, rest: Sequence[Ticket], walk: Walk) -> list[tuple[Ticket, Least]] | int:
-        """The rest of a walk if all of it stays; else how many come before the first that may not.
+    def of(self, tickets: Sequence[Ticket], walk: Walk) -> "Ending":
+        """The ending of a walk along these tickets."""
+        return Ending(self, tickets, walk)
 
-        Those whose workers are all closed stay, and are left out.
-        """
-        look = _Look(self, walk, rest)
-        found: list[tuple[Ticket, Least]] = []
-        for number, ticket in enumerate(rest):
-            if ticket.deadline_s <= walk.now:
-                return number
-            panel = walk.panel(ticket)
-            if panel is None:
-                continue
-            least = look.least(ticket, panel)
-            if least is None:
-                return number
-            found.append((ticket, least))
-        return found
-
-    def takers(self, panel: Panel, kind: PriorityClass) -> list[tuple[float, int]]:
-        """Workers that may take one of a class: backlogs, least first, and places among the open."""
-        limit = max(self._params.ahead_s, self._params.slo_s[kind])
+    def takers(self, panel: Panel, kind: PriorityClass) -> Takers:
+        """Workers that may take one of a class."""
+        limit_s = max(self._params.ahead_s, self._params.slo_s[kind])
         return [
             (backlog_s, place)
-            for backlog_s, place in panel.no_busier(limit)
+            for backlog_s, place in panel.no_busier(limit_s)
             if has_room(panel.open[place], self._params)
         ]
 
-    def may_go(
-        self, kind: PriorityClass, panel: Panel, takers: Sequence[tuple[float, int]], least: Least
-    ) -> bool:
-        """Whether one of them may take a request, none of them being idle."""
+    def is_idle(self, takers: Takers) -> bool:
+        """Whether one of them would take anything."""
+        return bool(takers) and takers[0][0] <= self._params.ahead_s
+
+    def may_go(self, kind: PriorityClass, panel: Panel, takers: Takers, least: Least) -> bool:
+        """Whether one of them, none being idle, may take a request."""
         if kind is PriorityClass.BATCH:
             return False
         objective_s = self._params.slo_s[kind] + _SLACK_S
@@ -70,52 +60,73 @@ class Rest:
             for backlog_s, place in takers
         )
 
-    def is_idle(self, takers: Sequence[tuple[float, int]]) -> bool:
-        """Whether one of them would take anything."""
-        return bool(takers) and takers[0][0] <= self._params.ahead_s
 
+class Ending:
+    """The tickets at the end of a walk that stay for certain; more of them the more is planned."""
 
-class _Look:
-    """What is found out once for all of a rest."""
-
-    def __init__(self, rules: Rest, walk: Walk, rest: Sequence[Ticket]) -> None:
+    def __init__(self, rules: Rest, tickets: Sequence[Ticket], walk: Walk) -> None:
         self._rules = rules
+        self._tickets = tickets
         self._walk = walk
-        self._rest = rest
-        self._timed: bool | None = None
-        self._takers: dict[tuple[int, PriorityClass], list[tuple[float, int]]] = {}
+        self._begin = len(tickets)
+        self._staying: list[tuple[Ticket, Least]] = []
+        self._tried: Takers | None = None
         self._looked: set[int] = set()
         self._latest: dict[int, Latest] = {}
-        self._count, self._before_s = 0, 0.0
+        self._timed = any(ticket.deadline_s < float("inf") for ticket in tickets)
 
-    def least(self, ticket: Ticket, panel: Panel) -> Least | None:
-        """The least prefill of a ticket that stays; None if it may not stay."""
-        rules, walk, kind = self._rules, self._walk, ticket.priority
+    def comes(self, number: int) -> bool:
+        """Whether it begins at this place of the walk or before."""
+        if number >= self._begin:
+            return True
+        ticket = self._tickets[number]
+        panel = self._walk.panel(ticket)
+        if panel is not None:
+            takers = self._rules.takers(panel, ticket.priority)
+            # While one is idle anybody may go, and with the same ones as before nobody else stays.
+            if self._rules.is_idle(takers) or takers == self._tried:
+                return False
+            self._tried = takers
+        while self._begin > number and self._stays(self._tickets[self._begin - 1]):
+            self._begin -= 1
+        return self._begin == number
+
+    def staying(self) -> list[tuple[Ticket, Least]]:
+        """What is foretold of them, in their order; of those whose workers are all closed nothing."""
+        return self._staying[::-1]
+
+    def _stays(self, ticket: Ticket) -> bool:
+        if ticket.deadline_s <= self._walk.now:
+            return False
+        panel = self._walk.panel(ticket)
+        if panel is None:
+            return True
+        least = self._least(ticket, panel)
+        if least is None:
+            return False
+        self._staying.append((ticket, least))
+        return True
+
+    def _least(self, ticket: Ticket, panel: Panel) -> Least | None:
+        rules, walk = self._rules, self._walk
         if not 0 < len(panel.open) <= PRICE_ALL:
             return None
-        takers = self._takers.get((id(panel), kind))
-        if takers is None:
-            takers = self._takers[id(panel), kind] = rules.takers(panel, kind)
+        takers = rules.takers(panel, ticket.priority)
         if rules.is_idle(takers):
             return None
         pool, request = walk.pool(ticket), walk.lookup.request(ticket, walk.now)
         if id(panel) not in self._looked:
             self._looked.add(id(panel))
             rules.forecast.look(pool, panel)
-        asked = Asked(ticket.ticket_id, request, walk.now)
-        least = rules.forecast.least(asked, pool, panel)
-        if least is None or rules.may_go(kind, panel, takers, least):
+        least = rules.forecast.least(Asked(ticket.ticket_id, request, walk.now), pool, panel)
+        if least is None or rules.may_go(ticket.priority, panel, takers, least):
             return None
-        if self._timed is None:
-            self._timed = any(t.deadline_s < float("inf") for t in self._rest)
         return least if not self._timed or self._in_time(ticket, panel, request) else None
 
     def _in_time(self, ticket: Ticket, panel: Panel, request: RoutingRequest) -> bool:
         """Whether its first token comes before its deadline wherever it goes."""
         latest = self._latest.get(id(panel))
         if latest is None:
-            latest = self._latest[id(panel)] = Latest(panel, self._walk.now, self._walk.cost)
-        bound = latest.of(request, self._count, self._before_s)
-        self._count += 1
-        self._before_s += bound.prefill_s
-        return self._walk.now + bound.ttft_s <= ticket.deadline_s
+            latest = Latest(panel, self._tickets, self._walk.cost)
+            self._latest[id(panel)] = latest
+        return self._walk.now + latest.ttft_s(request) <= ticket.deadline_s

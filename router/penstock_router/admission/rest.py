@@ -37,18 +37,16 @@ class Rest:
         """The ending of a walk along these tickets."""
         return Ending(self, tickets, walk)
 
-    def takers(self, panel: Panel, kind: PriorityClass) -> Takers:
-        """Workers that may take one of a class."""
+    def takers(self, panel: Panel, kind: PriorityClass) -> Takers | None:
+        """Workers that may take one of a class; None if one of them is idle: it would take any."""
         limit_s = max(self._params.ahead_s, self._params.slo_s[kind])
-        return [
-            (backlog_s, place)
-            for backlog_s, place in panel.no_busier(limit_s)
-            if has_room(panel.open[place], self._params)
-        ]
-
-    def is_idle(self, takers: Takers) -> bool:
-        """Whether one of them would take anything."""
-        return bool(takers) and takers[0][0] <= self._params.ahead_s
+        takers: Takers = []
+        for backlog_s, place in panel.no_busier(limit_s):
+            if has_room(panel.open[place], self._params):
+                if backlog_s <= self._params.ahead_s:
+                    return None
+                takers.append((backlog_s, place))
+        return takers
 
     def may_go(self, kind: PriorityClass, panel: Panel, takers: Takers, least: Least) -> bool:
         """Whether one of them, none being idle, may take a request."""
@@ -82,9 +80,9 @@ class Ending:
         ticket = self._tickets[number]
         panel = self._walk.panel(ticket)
         if panel is not None:
-            takers = self._rules.takers(panel, ticket.priority)
+            takers = self._takers(panel, ticket)
             # While one is idle anybody may go, and with the same ones as before nobody else stays.
-            if self._rules.is_idle(takers) or takers == self._tried:
+            if takers is None or takers == self._tried:
                 return False
             self._tried = takers
         while self._begin > number and self._stays(self._tickets[self._begin - 1]):
@@ -108,11 +106,8 @@ class Ending:
         return True
 
     def _least(self, ticket: Ticket, panel: Panel) -> Least | None:
-        rules, walk = self._rules, self._walk
-        if not 0 < len(panel.open) <= PRICE_ALL:
-            return None
-        takers = rules.takers(panel, ticket.priority)
-        if rules.is_idle(takers):
+        rules, walk, takers = self._rules, self._walk, self._takers(panel, ticket)
+        if takers is None:
             return None
         pool, request = walk.pool(ticket), walk.lookup.request(ticket, walk.now)
         if id(panel) not in self._looked:
@@ -122,6 +117,12 @@ class Ending:
         if least is None or rules.may_go(ticket.priority, panel, takers, least):
             return None
         return least if not self._timed or self._in_time(ticket, panel, request) else None
+
+    def _takers(self, panel: Panel, ticket: Ticket) -> Takers | None:
+        # Of a large fleet only some are priced, so nothing can be foretold.
+        if not 0 < len(panel.open) <= PRICE_ALL:
+            return None
+        return self._rules.takers(panel, ticket.priority)
 
     def _in_time(self, ticket: Ticket, panel: Panel, request: RoutingRequest) -> bool:
         """Whether its first token comes before its deadline wherever it goes."""

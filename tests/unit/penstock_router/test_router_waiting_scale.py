@@ -4,11 +4,11 @@ from collections.abc import Hashable, Sequence
 
 import pytest
 
-from penstock_router.admission import queue as queues
 from penstock_router.admission.queue import AdmissionQueue
 from penstock_router.admission.ticket import AdmissionParams, PriorityClass, Ticket
 from penstock_router.policy.cost import CostParams
-from penstock_router.policy.facts import Match, RoutingRequest, WorkerView
+from penstock_router.policy.decide import decide
+from penstock_router.policy.facts import Decision, Match, RoutingRequest, WorkerView
 
 RATE = 1000.0
 NOTHING: dict[str, Match] = {}
@@ -56,13 +56,18 @@ class Busy:
 def decisions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The requests that were decided, one after the other."""
     made: list[str] = []
-    decide = queues.decide
 
-    def counted(*args: object) -> object:
-        made.append(args[1].request_id)  # type: ignore[attr-defined]
-        return decide(*args)  # type: ignore[arg-type]
+    def counted(
+        workers: Sequence[WorkerView],
+        request: RoutingRequest,
+        now: float,
+        seed: int,
+        params: CostParams,
+    ) -> Decision:
+        made.append(request.request_id)
+        return decide(workers, request, now, seed, params)
 
-    monkeypatch.setattr(queues, "decide", counted)
+    monkeypatch.setattr("penstock_router.admission.queue.decide", counted)
     return made
 
 

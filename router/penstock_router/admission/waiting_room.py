@@ -18,6 +18,8 @@ _POLL_S = 0.05
 _IDLE_S = 3600.0
 _LEAST_S = 0.001
 _LONGEST_WAIT_S = 1e8
+# A look at a crowd that took longer is followed by as long a rest, for whoever shares the loop.
+_QUICK_S = 0.005
 
 
 class Visitor(Protocol[_T_co]):
@@ -53,6 +55,7 @@ class WaitingRoom(Generic[_T]):
         self._changes = changes
         self._clock = clock
         self._seats: dict[str, _Seat[_T]] = {}
+        self._rests_until = 0.0
 
     async def place(self, ticket: Ticket, visitor: Visitor[_T], undo: Callable[[_T], None]) -> _T:
         """Wait for a placement; ``undo`` takes one back that came too late for its caller.
@@ -67,7 +70,8 @@ class WaitingRoom(Generic[_T]):
         self.queue.offer(ticket)
         self._seats[ticket.ticket_id] = seat
         try:
-            self.pump()
+            if self._clock() >= self._rests_until:
+                self.pump()
             if seat.result.done():
                 placed: _T = seat.result.result()
                 return placed
@@ -90,12 +94,22 @@ class WaitingRoom(Generic[_T]):
             wake_s = self.queue.wake_at() - self._clock()
             longest_s = _POLL_S if len(self.queue) else _IDLE_S
             await self._changes.wait(max(min(wake_s, longest_s), _LEAST_S))
+            rest_s = self._rests_until - self._clock()
+            if rest_s > 0:
+                await asyncio.sleep(rest_s)
             self.pump()
 
     def pump(self) -> None:
         """Let go whoever may."""
         if not len(self.queue):
             return
+        began = self._clock()
+        self._let_go()
+        ended = self._clock()
+        if ended - began > _QUICK_S:
+            self._rests_until = ended + (ended - began)
+
+    def _let_go(self) -> None:
         for placement in self.queue.placements(self, self._clock()):
             seat = self._seats[placement.ticket.ticket_id]
             try:

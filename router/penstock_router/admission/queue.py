@@ -4,7 +4,8 @@ Late binding: a request that cannot be served within its class's objective keeps
 it can still be overtaken by a shorter one and still go to any worker; engines serve first in, first
 out. A round of placements walks the queue in its order and asks ``decide`` for each request, with
 the prefill work of those before it that wait for the same worker added to that worker's backlog. A
-request goes if its worker is open; if not, it is planned there.
+request goes if its worker is open; if not, it is planned there. The round ends where nobody further
+on can go, whatever would be decided for him (``rest``).
 
 Pure: the caller brings the clock, looks prompts up, and does what a placement says before it asks
 for the next one.

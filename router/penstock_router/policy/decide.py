@@ -6,6 +6,7 @@ second request with a new prefix goes where the first one went, whichever router
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import xxhash
@@ -139,12 +140,19 @@ def _shortlist(panel: Panel, matches: Mapping[str, Match]) -> list[WorkerView]:
     workers = panel.open
     if len(workers) <= PRICE_ALL:
         return workers
-    held = [
-        match.matched_tokens + match.pending_tokens if (match := matches.get(w.worker_id)) else -1
-        for w in workers
+    places = panel.places
+    holders = [
+        (-match.matched_tokens - match.pending_tokens, places[worker_id])
+        for worker_id, match in matches.items()
+        if worker_id in places
     ]
-    most = sorted(range(len(workers)), key=held.__getitem__, reverse=True)[:_SHORTLIST]
-    chosen = {*most, *panel.least_busy(_SHORTLIST)}
+    holders.sort()
+    chosen = {place for _, place in holders[:_SHORTLIST]}
+    if len(holders) < _SHORTLIST:
+        held = chosen.copy()
+        others = (place for place in range(len(workers)) if place not in held)
+        chosen.update(islice(others, _SHORTLIST - len(holders)))
+    chosen.update(panel.least_busy(_SHORTLIST))
     return [workers[place] for place in sorted(chosen)]
 
 

@@ -6,7 +6,7 @@ planned on a worker changes that worker's view and only what follows from it.
 """
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import overload
 
 from penstock_router.policy.cost import CostParams, Totals, backlog_s, totals
@@ -17,6 +17,8 @@ _NOBODY: frozenset[str] = frozenset()
 
 class Panel(Sequence[WorkerView]):
     """Workers under one set of parameters; a sequence of their views, planned work included.
+
+    Their ids differ.
 
     Attributes:
         params: with which backlogs are weighed.
@@ -32,6 +34,9 @@ class Panel(Sequence[WorkerView]):
             self.open = [v for v in views if not v.excluded_because and v.worker_id not in shut]
         else:
             self.open = [v for v in views if not v.excluded_because]
+        # Places among the open ones; what is planned, and for whom.
+        self._places: dict[str, int] | None = None
+        self._plans: dict[str, tuple[float, int]] = {}
         self._totals: Totals | None = None
         # Backlogs, least first, each with its place among the open ones.
         self._backlogs: list[tuple[float, int]] = []
@@ -46,11 +51,20 @@ class Panel(Sequence[WorkerView]):
     def __getitem__(self, index: slice) -> Sequence[WorkerView]: ...
     def __getitem__(self, index: int | slice) -> WorkerView | Sequence[WorkerView]:
         """A view, or some."""
-        return self._views[index]
+        return list(self)[index]
 
     def __iter__(self) -> Iterator[WorkerView]:
         """All views."""
-        return iter(self._views)
+        for view in self._views:
+            plan = self._plans.get(view.worker_id)
+            yield view if plan is None else _with(view, plan)
+
+    @property
+    def places(self) -> Mapping[str, int]:
+        """Where each of the open ones stands among them."""
+        if self._places is None:
+            self._places = {view.worker_id: place for place, view in enumerate(self.open)}
+        return self._places
 
     @property
     def totals(self) -> Totals:
@@ -76,17 +90,15 @@ class Panel(Sequence[WorkerView]):
 
     def view(self, worker_id: str) -> WorkerView:
         """The view of a worker among the open ones."""
-        return next(v for v in self.open if v.worker_id == worker_id)
+        return self.open[self.places[worker_id]]
 
     def plan(self, worker_id: str, seconds: float, requests: int) -> None:
         """So much work waits for a worker, of so many requests, in place of what was planned."""
-        for place, view in enumerate(self._views):
-            if view.worker_id == worker_id:
-                self._views[place] = view._replace(planned_s=seconds, planned=requests)
-        for place, view in enumerate(self.open):
-            if view.worker_id == worker_id:
-                after = view._replace(planned_s=seconds, planned=requests)
-                self._take(place, view, after)
+        plan = self._plans[worker_id] = (seconds, requests)
+        place = self.places.get(worker_id)
+        if place is not None:
+            view = self.open[place]
+            self._take(place, view, _with(view, plan))
 
     def _ranked(self) -> list[tuple[float, int]]:
         if not self._backlogs:
@@ -104,3 +116,7 @@ class Panel(Sequence[WorkerView]):
             at = bisect_left(self._backlogs, (backlog_s(before, self.params), place))
             del self._backlogs[at]
             insort(self._backlogs, (backlog_s(after, self.params), place))
+
+
+def _with(view: WorkerView, plan: tuple[float, int]) -> WorkerView:
+    return view._replace(planned_s=plan[0], planned=plan[1])

@@ -17,18 +17,14 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
 from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, View
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from prometheus_client import REGISTRY, start_http_server
 
 from penstock_core.security.tls import PLAIN, Tls
 from penstock_core.telemetry.exposition import ExemplarReader, Exposition
 from penstock_core.telemetry.semconv import BUCKETS
-from penstock_core.telemetry.span_export import SpanExporter
+from penstock_core.telemetry.span_export import SpanSender
+from penstock_core.telemetry.spans import TracerProvider
 from penstock_core.version import VERSION
-
-# Each export is a call of its own, whatever it carries; a trace may be some seconds late.
-_EXPORT_DELAY_MS = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +57,11 @@ def start(
         attributes["service.instance.id"] = instance
     resource = Resource.create(attributes)
     exports = bool(os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"))
-    tracer_provider = TracerProvider(resource=resource)
+    tracer_provider = TracerProvider(resource, records=exports)
     exposition = Exposition(REGISTRY, ExemplarReader(REGISTRY))
     readers: list[MetricReader] = [exposition.reader]
     if exports:
-        tracer_provider.add_span_processor(
-            BatchSpanProcessor(SpanExporter(), schedule_delay_millis=_EXPORT_DELAY_MS)
-        )
+        tracer_provider.add_span_processor(SpanSender())
         if os.environ.get("OTEL_METRICS_EXPORTER") != "none":
             readers.append(PeriodicExportingMetricReader(OTLPMetricExporter()))
     meter_provider = MeterProvider(resource=resource, metric_readers=readers, views=_views())

@@ -21,6 +21,7 @@ in turn, the median of their ratios. Two sets of processes are never quite alike
 import argparse
 import asyncio
 import json
+import math
 import os
 import secrets
 import statistics
@@ -67,6 +68,32 @@ class Work:
     requests: int
     concurrency: int
     tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How many rounds of what. No pair is begun that would end after ``within_s`` of measuring."""
+
+    pairs: int
+    sampling: int
+    work: Work
+    short: Work
+    within_s: float
+
+
+class Budget:
+    """Whether there is time for another round, going by the longest so far."""
+
+    def __init__(self, within_s: float) -> None:
+        self._ends = time.monotonic() + within_s
+        self._began = time.monotonic()
+        self._longest = 0.0
+
+    def allows_another(self) -> bool:
+        """To be asked before each."""
+        now = time.monotonic()
+        self._longest, self._began = max(self._longest, now - self._began), now
+        return now + self._longest < self._ends
 
 
 class Sink(grpc.GenericRpcHandler):
@@ -180,36 +207,42 @@ class Results:
     num_bytes: int = 0
 
 
-async def measure(pairs: int, sampling: int, work: Work, short: Work) -> Results:
+async def measure(plan: Plan) -> Results:
     """All rounds."""
     results = Results({"off": [], "on": []}, {"off": [], "on": []}, [])
+    work, short = plan.work, plan.short
     async with sink() as (endpoint, sent), AsyncExitStack() as stack:
         environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_METRICS_EXPORTER": "none"}
         running = await stack.enter_async_context(started(environment))
         clock = await warm_up(running, work)
         scraping = asyncio.create_task(scrape_often(running))
-        for number in range(sampling):
+        budget = Budget(plan.within_s)
+        for number in range(plan.sampling):
+            if number and not budget.allows_another():
+                break
             for name in ("off", "on") if number % 2 else ("on", "off"):
                 # New prompts, else the second would find the first's in the cache.
                 salt = 2 * number + (name == "on")
                 done = await run_round(running, short, salt, clock, sampled=name == "on")
                 results.traced[name].append(done)
-            sys.stderr.write(f"\r{number + 1}/{sampling} pairs, sampled or not")
+            sys.stderr.write(f"\r{number + 1}/{plan.sampling} pairs, sampled or not")
             if number % USUAL_EVERY == 0:
                 usual = await run_round(running, work, -3 - number, clock, sampled=False)
                 results.usual.append(usual)
-        if pairs:
+        if plan.pairs:
             without = await stack.enter_async_context(started(OFF))
             sides = {
                 "off": (without, await warm_up(without, work)),
                 "on": (running, clock),
             }
-            for pair in range(pairs):
+            for pair in range(plan.pairs):
+                if pair and not budget.allows_another():
+                    break
                 for name in ("off", "on") if pair % 2 else ("on", "off"):
                     platform, its_clock = sides[name]
                     done = await run_round(platform, work, pair, its_clock)
                     results.platforms[name].append(done)
-                sys.stderr.write(f"\r{pair + 1}/{pairs} pairs on two platforms")
+                sys.stderr.write(f"\r{pair + 1}/{plan.pairs} pairs on two platforms")
         scraping.cancel()
         results.num_bytes = sent.num_bytes
     return results
@@ -286,11 +319,13 @@ def main() -> None:
     parser.add_argument("--short", type=int, default=200, help="short requests of a round")
     parser.add_argument("--concurrency", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=64, help="of each answer")
+    parser.add_argument("--within", type=float, default=math.inf, help="seconds; fewer pairs then")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     work = Work(options.requests, options.concurrency, options.tokens)
     short = Work(options.short, SHORT_CONCURRENCY, SHORT_TOKENS)
-    result = report(asyncio.run(measure(options.pairs, options.sampling, work, short)), work, short)
+    plan = Plan(options.pairs, options.sampling, work, short, options.within)
+    result = report(asyncio.run(measure(plan)), work, short)
     sys.stderr.write("\n")
     if options.json:
         print(json.dumps(result, indent=2))

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 
 from opentelemetry import metrics, trace
 from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
-from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics import Counter, MeterProvider
 from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
 from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, View
 from opentelemetry.sdk.resources import Resource
 from prometheus_client import REGISTRY, start_http_server
 
 from penstock_core.security.tls import PLAIN, Tls
+from penstock_core.telemetry.exemplars import LatestExemplars
 from penstock_core.telemetry.exposition import ExemplarReader, Exposition
 from penstock_core.telemetry.semconv import BUCKETS
 from penstock_core.telemetry.span_export import SpanSender
@@ -91,7 +92,16 @@ def start(
 
 
 def _views() -> list[View]:
-    return [
-        View(instrument_name=name, aggregation=ExplicitBucketHistogramAggregation(boundaries))
+    histograms = [
+        View(
+            instrument_name=name,
+            aggregation=ExplicitBucketHistogramAggregation(boundaries),
+            exemplar_reservoir_factory=_exemplars,
+        )
         for name, boundaries in BUCKETS.items()
     ]
+    return [*histograms, View(instrument_type=Counter, exemplar_reservoir_factory=_exemplars)]
+
+
+def _exemplars(_aggregation: object) -> type[LatestExemplars]:
+    return LatestExemplars

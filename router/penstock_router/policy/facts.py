@@ -132,6 +132,14 @@ class Decision:
     waits_for: frozenset[str] = frozenset()
 
 
+class Ranking(NamedTuple):
+    """Who stood where in a decision. ``candidates`` are best first, excluded ones last."""
+
+    candidates: tuple[Candidate, ...]
+    reason: str
+    margin_s: float = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class Explanation:
     """A decision with its reasons. ``candidates`` are best first, excluded ones last."""

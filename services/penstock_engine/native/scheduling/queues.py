@@ -7,7 +7,7 @@ class, then arrival, then choice; smaller goes first. Pure Python; no torch, no 
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
 
-from penstock_engine.native.request import Rank, Sample
+from penstock_engine.native.scheduling.request import Rank, Sample
 
 
 def _rank(sample: Sample) -> Rank:

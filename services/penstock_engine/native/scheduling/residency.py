@@ -11,9 +11,9 @@ ranked one keeps what it has, and any one sequence fits the memory alone. Finish
 from collections.abc import Sequence
 
 from penstock_core.blocks import pack_tokens
-from penstock_engine.native.memory import KvMemory
-from penstock_engine.native.queues import PendingBlocks, RankedSamples
-from penstock_engine.native.request import Phase, Request, Sample
+from penstock_engine.native.kv.memory import KvMemory
+from penstock_engine.native.scheduling.queues import PendingBlocks, RankedSamples
+from penstock_engine.native.scheduling.request import Phase, Request, Sample
 
 Copies = list[tuple[int, int]]
 """Pages to copy before a step, from and to."""

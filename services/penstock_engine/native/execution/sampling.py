@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from penstock_engine.api import Logprob, Sampling
-from penstock_engine.native.masks import RowMasks
-from penstock_engine.native.request import Ahead, Drawn, Sample
-from penstock_engine.native.truncation import truncate, truncates
+from penstock_engine.native.execution.truncation import truncate, truncates
+from penstock_engine.native.scheduling.request import Ahead, Drawn, Sample
+from penstock_engine.native.structured.masks import RowMasks
 
 Drawer = Sample | Ahead
 """Whoever a token is drawn for: a sequence as it is, or as it will be if its drafts stand."""

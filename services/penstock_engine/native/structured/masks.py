@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock_engine.api import FinishReason
-from penstock_engine.native.grammars import GrammarMatcher
-from penstock_engine.native.plan import Chunk
-from penstock_engine.native.request import Drawn, Sample
+from penstock_engine.native.scheduling.plan import Chunk
+from penstock_engine.native.scheduling.request import Drawn, Sample
+from penstock_engine.native.structured.grammars import GrammarMatcher
 
 M = TypeVar("M")
 

@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from penstock_engine.native.attention import AttentionGroup, causal_mask
 from penstock_engine.native.lora.eager import AdaptedRows, EagerAdapter
+from penstock_engine.native.models.attention import AttentionGroup, causal_mask
 from penstock_engine.native.models.decoder import Batch
-from penstock_engine.native.paged import PagedRows
-from penstock_engine.native.plan import Chunk, StepPlan
+from penstock_engine.native.models.paged import PagedRows
+from penstock_engine.native.scheduling.plan import Chunk, StepPlan
 
 _MAX_GROUPED_TOKENS = 8
 """Chunks of up to this many tokens are padded together; for longer ones padding costs more than calls."""

@@ -24,8 +24,8 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from penstock_core.errors import InvalidRequest, NotSupported, Overloaded
 from penstock_engine.api import Constraint, EngineRequest, FinishReason
-from penstock_engine.native.request import Matcher
-from penstock_engine.native.vocabulary import Cutter, Vocabulary
+from penstock_engine.native.scheduling.request import Matcher
+from penstock_engine.native.structured.vocabulary import Cutter, Vocabulary
 
 _MAX_CACHED = 64
 _MAX_CHARS = 1 << 18

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from penstock_engine.api import KvEvent, KvRemoved, KvStored
-from penstock_engine.native.pages import PageAllocator
+from penstock_engine.native.kv.pages import PageAllocator
 
 
 @dataclass(slots=True, eq=False)

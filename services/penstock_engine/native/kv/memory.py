@@ -9,8 +9,8 @@ from itertools import chain
 
 from penstock_core.blocks import TOKEN_BYTES
 from penstock_engine.api import KvEvent
-from penstock_engine.native.pages import PageAllocator
-from penstock_engine.native.prefix import PrefixTree
+from penstock_engine.native.kv.pages import PageAllocator
+from penstock_engine.native.kv.prefix import PrefixTree
 
 
 class KvMemory:

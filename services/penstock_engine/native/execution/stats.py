@@ -3,7 +3,7 @@
 Owns the EWMA figures of ``EngineState``; is told of each step and knows nothing else. Pure Python.
 """
 
-from penstock_engine.native.plan import StepPlan, StepResult
+from penstock_engine.native.scheduling.plan import StepPlan, StepResult
 
 _WEIGHT = 0.1
 

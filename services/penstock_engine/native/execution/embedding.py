@@ -28,8 +28,8 @@ from penstock_engine.api import (
     Share,
     Vector,
 )
-from penstock_engine.native.plan import Chunk, StepPlan
-from penstock_engine.native.request import Request
+from penstock_engine.native.scheduling.plan import Chunk, StepPlan
+from penstock_engine.native.scheduling.request import Request
 
 Compute = Callable[[StepPlan], Tensor]
 """Final hidden states, float32 ``(wanted positions, hidden size)``, of a plan's chunks."""

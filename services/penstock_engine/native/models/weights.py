@@ -16,7 +16,7 @@ from torch import Tensor
 
 from penstock_core.errors import InvalidRequest
 from penstock_engine.native.models.config import ModelConfig
-from penstock_engine.native.quantization import Matrix, Prepare, num_bytes
+from penstock_engine.native.models.quantization import Matrix, Prepare, num_bytes
 
 Matrix_co = TypeVar("Matrix_co", bound=Matrix, covariant=True)
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from penstock_engine.native.kv_tensors import KvTensors
 from penstock_engine.native.models.config import ModelConfig
-from penstock_engine.native.paged import PagedKernel, PagedRows, attend_paged
+from penstock_engine.native.models.kv_tensors import KvTensors
+from penstock_engine.native.models.paged import PagedKernel, PagedRows, attend_paged
 
 
 @dataclass(frozen=True, slots=True)

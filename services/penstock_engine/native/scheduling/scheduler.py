@@ -18,12 +18,12 @@ from penstock_engine.api import (
     FinishReason,
     TokenOut,
 )
-from penstock_engine.native.drafts import NO_DRAFTS, DraftRoom, add_drafts
-from penstock_engine.native.limits import Counts, Limits, check_fits
-from penstock_engine.native.memory import KvMemory
-from penstock_engine.native.plan import Chunk, Drafts, StepPlan, StepResult, attribute
-from penstock_engine.native.request import Drawn, Matcher, Phase, Request, Sample
-from penstock_engine.native.residency import Copies, Residency
+from penstock_engine.native.kv.memory import KvMemory
+from penstock_engine.native.scheduling.drafts import NO_DRAFTS, DraftRoom, add_drafts
+from penstock_engine.native.scheduling.limits import Counts, Limits, check_fits
+from penstock_engine.native.scheduling.plan import Chunk, Drafts, StepPlan, StepResult, attribute
+from penstock_engine.native.scheduling.request import Drawn, Matcher, Phase, Request, Sample
+from penstock_engine.native.scheduling.residency import Copies, Residency
 
 Output = tuple[str, EngineOutput]
 

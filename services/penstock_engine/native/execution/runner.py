@@ -11,14 +11,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from penstock_engine.native.batching import BatchShape, build_batch
-from penstock_engine.native.kv_tensors import KvTensors
+from penstock_engine.native.execution.batching import BatchShape, build_batch
+from penstock_engine.native.execution.sampling import Drawer, Rows, Sampler
 from penstock_engine.native.lora.eager import EagerAdapter
-from penstock_engine.native.masks import StepMasks
 from penstock_engine.native.models.decoder import Decoder
-from penstock_engine.native.plan import Chunk, StepPlan, StepResult
-from penstock_engine.native.request import Ahead, Drawn
-from penstock_engine.native.sampling import Drawer, Rows, Sampler
+from penstock_engine.native.models.kv_tensors import KvTensors
+from penstock_engine.native.scheduling.plan import Chunk, StepPlan, StepResult
+from penstock_engine.native.scheduling.request import Ahead, Drawn
+from penstock_engine.native.structured.masks import StepMasks
 from penstock_engine.speculative.accept import num_accepted
 
 _NOTHING = -1

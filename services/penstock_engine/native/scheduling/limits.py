@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from penstock_core.errors import InvalidRequest, NotSupported, PromptTooLong
 from penstock_engine.api import EmbedRequest, EngineInfo, EngineRequest
-from penstock_engine.native.memory import KvMemory
+from penstock_engine.native.kv.memory import KvMemory
 
 # Found by benchmarks/backfill.py: a quarter made half of all first tokens 22 % later, this 14 %.
 _BATCH_CLASS_PART = 12

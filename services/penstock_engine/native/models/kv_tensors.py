@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from penstock_engine.native import hugepages
+from penstock_engine.native.models import hugepages
 from penstock_engine.native.models.config import ModelConfig
 
 

@@ -7,9 +7,9 @@ and never take the last pages. Pure Python; no torch, no asyncio.
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from penstock_engine.native.memory import KvMemory
-from penstock_engine.native.plan import Chunk, Drafts
-from penstock_engine.native.request import Sample
+from penstock_engine.native.kv.memory import KvMemory
+from penstock_engine.native.scheduling.plan import Chunk, Drafts
+from penstock_engine.native.scheduling.request import Sample
 
 NO_DRAFTS: Drafts = MappingProxyType({})
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from penstock_engine.api import Share
-from penstock_engine.native.request import Drawn, Sample
+from penstock_engine.native.scheduling.request import Drawn, Sample
 
 Drafts = Mapping[Sample, Sequence[int]]
 """Guesses of the next tokens of decoding sequences, to be checked by the next step."""

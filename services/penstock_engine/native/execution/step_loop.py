@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 from penstock_core.errors import EngineFailed, Overloaded, PenstockError
 from penstock_engine.api import EngineOutput, EngineRequest, EngineState, KvEvent
-from penstock_engine.native.drafts import NO_DRAFTS
-from penstock_engine.native.embedding import Compute, Embeddings
-from penstock_engine.native.plan import Drafting, StepPlan, StepResult
-from penstock_engine.native.request import Matcher
-from penstock_engine.native.scheduler import Scheduler
-from penstock_engine.native.stats import StepStats
+from penstock_engine.native.execution.embedding import Compute, Embeddings
+from penstock_engine.native.execution.stats import StepStats
+from penstock_engine.native.scheduling.drafts import NO_DRAFTS
+from penstock_engine.native.scheduling.plan import Drafting, StepPlan, StepResult
+from penstock_engine.native.scheduling.request import Matcher
+from penstock_engine.native.scheduling.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ give them back only after an hour. A task that is lost anyway is enqueued again 
 from celery import Celery
 
 from penstock_batch.settings import BatchSettings
-from penstock_batch.steps import LEVELS
+from penstock_batch.state.steps import LEVELS
 
 QUEUE = "shards"
 TASK_NAMES = {

@@ -10,13 +10,13 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import IO, NoReturn
 
-from penstock_batch.answers import Job, not_run
-from penstock_batch.facts import Created, Ending, Facts, Outcome, Planned, ShardDone
-from penstock_batch.files import FileStore
-from penstock_batch.fold import ending_due
-from penstock_batch.records import Answer, load_answers, load_work, to_json
-from penstock_batch.runner import work_object
-from penstock_batch.store import FactStore
+from penstock_batch.planning.records import Answer, load_answers, load_work, to_json
+from penstock_batch.running.answers import Job, not_run
+from penstock_batch.running.runner import work_object
+from penstock_batch.state.facts import Created, Ending, Facts, Outcome, Planned, ShardDone
+from penstock_batch.state.fold import ending_due
+from penstock_batch.stores.files import FileStore
+from penstock_batch.stores.store import FactStore
 from penstock_core.errors import InternalError
 
 _SPOOL_BYTES = 32 * 1024 * 1024

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from penstock_batch.metrics import BatchMetrics
-from penstock_batch.steward import Steward
-from penstock_batch.store import FactStore
+from penstock_batch.queue.steward import Steward
+from penstock_batch.stores.store import FactStore
 from penstock_core.errors import PenstockError
 
 logger = logging.getLogger(__name__)

@@ -10,12 +10,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from penstock_batch.board import Board
-from penstock_batch.finalizer import Finalizer
-from penstock_batch.plan_job import PlanJob
-from penstock_batch.runner import ShardRunner
-from penstock_batch.steps import FINALIZE, PLAN, Step, shard_step
-from penstock_batch.steward import Steward
+from penstock_batch.queue.steward import Steward
+from penstock_batch.running.finalizer import Finalizer
+from penstock_batch.running.plan_job import PlanJob
+from penstock_batch.running.runner import ShardRunner
+from penstock_batch.state.steps import FINALIZE, PLAN, Step, shard_step
+from penstock_batch.stores.board import Board
 from penstock_core.errors import Unavailable
 from penstock_core.ids import new_id
 

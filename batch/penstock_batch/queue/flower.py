@@ -2,7 +2,7 @@
 
 import importlib.util
 
-from penstock_batch.app import build_app
+from penstock_batch.queue.app import build_app
 from penstock_batch.settings import BatchSettings
 from penstock_core import lifecycle
 

@@ -5,9 +5,9 @@ from collections.abc import Coroutine
 from celery import Celery
 from celery.exceptions import Reject
 
-from penstock_batch.app import TASK_NAMES
-from penstock_batch.jobs import Jobs
-from penstock_batch.loop import LoopThread
+from penstock_batch.queue.app import TASK_NAMES
+from penstock_batch.queue.jobs import Jobs
+from penstock_batch.queue.loop import LoopThread
 from penstock_core.errors import Draining
 
 

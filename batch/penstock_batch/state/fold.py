@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from penstock_batch.facts import NO_COSTS, NO_TOKENS, Costs, Ending, Facts, Problem, Tokens
+from penstock_batch.state.facts import NO_COSTS, NO_TOKENS, Costs, Ending, Facts, Problem, Tokens
 
 
 class Status(StrEnum):

@@ -6,9 +6,9 @@ from typing import Protocol
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from penstock_batch.app import PREFIX_SEPARATOR, QUEUE, TASK_NAMES, key_prefix
-from penstock_batch.board import Board
-from penstock_batch.steps import LEVELS, Step
+from penstock_batch.queue.app import PREFIX_SEPARATOR, QUEUE, TASK_NAMES, key_prefix
+from penstock_batch.state.steps import LEVELS, Step
+from penstock_batch.stores.board import Board
 from penstock_core.errors import Unavailable
 
 

@@ -1,7 +1,7 @@
 """What is known of a batch: write-once facts, and their JSON form.
 
 Each fact is one object, put only if absent: the first writer wins and nothing is ever changed.
-A batch's state is the fold of its facts (``penstock_batch.fold``). This module knows neither the
+A batch's state is the fold of its facts (``penstock_batch.state.fold``). This module knows neither the
 object store nor the wire.
 """
 

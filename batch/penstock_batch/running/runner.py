@@ -16,10 +16,12 @@ from opentelemetry.context import Context
 
 from penstock.common.v1 import usage_pb2
 from penstock.inference.v1 import generate_pb2
-from penstock_batch.answers import Answered, Embedded, Generated, Job, answered, failed
-from penstock_batch.board import Board
-from penstock_batch.caller import LineCaller
-from penstock_batch.facts import (
+from penstock_batch.metrics import BatchMetrics
+from penstock_batch.planning.planner import Work
+from penstock_batch.planning.records import Answer, dump_answers, load_work
+from penstock_batch.running.answers import Answered, Embedded, Generated, Job, answered, failed
+from penstock_batch.running.caller import LineCaller
+from penstock_batch.state.facts import (
     NO_COSTS,
     NO_TOKENS,
     Costs,
@@ -29,10 +31,8 @@ from penstock_batch.facts import (
     ShardDone,
     Tokens,
 )
-from penstock_batch.metrics import BatchMetrics
-from penstock_batch.planner import Work
-from penstock_batch.records import Answer, dump_answers, load_work
-from penstock_batch.store import FactStore
+from penstock_batch.stores.board import Board
+from penstock_batch.stores.store import FactStore
 from penstock_core.errors import PenstockError, PermissionDenied, Unauthenticated, Unavailable
 from penstock_core.ids import new_id
 from penstock_core.requests.validation import check_embed, check_request

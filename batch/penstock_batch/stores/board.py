@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
-from penstock_batch.steps import Leases, Step
+from penstock_batch.state.steps import Leases, Step
 from penstock_core.errors import Unavailable
 from penstock_core.redis_client import connect
 from penstock_core.rpc.cancellation import heeded_cancellation

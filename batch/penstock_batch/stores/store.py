@@ -11,8 +11,8 @@ import hashlib
 import time
 from collections import OrderedDict
 
-from penstock_batch import facts as f
-from penstock_batch.objects import Objects
+from penstock_batch.state import facts as f
+from penstock_batch.stores.objects import Objects
 from penstock_core.errors import InternalError, NotFound
 from penstock_core.ids import is_safe_id, new_id
 

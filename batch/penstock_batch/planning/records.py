@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from penstock_batch.planner import Work
-from penstock_batch.validator import InputLine
+from penstock_batch.planning.planner import Work
+from penstock_batch.planning.validator import InputLine
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,10 @@ Called after every task, and again and again by the reconciler; any call may be 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from penstock_batch.board import Board
-from penstock_batch.dispatch import StepQueue
-from penstock_batch.steps import next_steps, open_steps, urgency
-from penstock_batch.store import FactStore
+from penstock_batch.queue.dispatch import StepQueue
+from penstock_batch.state.steps import next_steps, open_steps, urgency
+from penstock_batch.stores.board import Board
+from penstock_batch.stores.store import FactStore
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from penstock.inference.v1 import (
     inference_service_pb2,
     inference_service_pb2_grpc,
 )
-from penstock_batch.pressure import Gate
+from penstock_batch.running.pressure import Gate
 from penstock_core import errors as e
 from penstock_core.rpc.status import from_rpc_error
 from penstock_core.security.auth import TENANT_KEY

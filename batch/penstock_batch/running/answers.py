@@ -9,9 +9,9 @@ from typing import Protocol
 
 from penstock.common.v1 import usage_pb2
 from penstock.inference.v1 import inference_service_pb2
-from penstock_batch.facts import Ending
-from penstock_batch.records import Answer
-from penstock_batch.validator import InputLine
+from penstock_batch.planning.records import Answer
+from penstock_batch.planning.validator import InputLine
+from penstock_batch.state.facts import Ending
 from penstock_core.errors import PenstockError
 from penstock_openai.embeddings import embedding_answer
 from penstock_openai.errors import body_of, face_of

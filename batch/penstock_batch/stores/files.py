@@ -5,8 +5,8 @@ import json
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 
-from penstock_batch.objects import Objects
-from penstock_batch.store import checked_id, tenant_folder, timed_id
+from penstock_batch.stores.objects import Objects
+from penstock_batch.stores.store import checked_id, tenant_folder, timed_id
 from penstock_core.errors import InvalidRequest, NotFound
 
 PURPOSE_INPUT = "batch"

@@ -3,13 +3,13 @@
 import asyncio
 from collections.abc import Callable
 
-from penstock_batch.facts import Created, Ending, Outcome, Planned, Problem
-from penstock_batch.files import FileStore
-from penstock_batch.planner import Plan, make_plan
-from penstock_batch.records import dump_work
-from penstock_batch.runner import work_object
-from penstock_batch.store import FactStore
-from penstock_batch.validator import check_input
+from penstock_batch.planning.planner import Plan, make_plan
+from penstock_batch.planning.records import dump_work
+from penstock_batch.planning.validator import check_input
+from penstock_batch.running.runner import work_object
+from penstock_batch.state.facts import Created, Ending, Outcome, Planned, Problem
+from penstock_batch.stores.files import FileStore
+from penstock_batch.stores.store import FactStore
 from penstock_core.errors import NotFound
 from penstock_core.ids import new_id
 

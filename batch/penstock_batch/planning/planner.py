@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from penstock_batch.validator import InputLine
+from penstock_batch.planning.validator import InputLine
 
 MIN_SHARD_LINES = 1
 MAX_SHARD_LINES = 256

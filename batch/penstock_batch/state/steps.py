@@ -7,8 +7,8 @@ goes on after a loss of the queue or of every process. Pure; knows neither Celer
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from penstock_batch.facts import Ending, Facts
-from penstock_batch.fold import ending_due
+from penstock_batch.state.facts import Ending, Facts
+from penstock_batch.state.fold import ending_due
 
 PLAN = "plan"
 FINALIZE = "finalize"

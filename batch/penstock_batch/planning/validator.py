@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from penstock_batch.facts import Problem
+from penstock_batch.state.facts import Problem
 
 MAX_LINES = 50_000
 MAX_PROBLEMS = 100

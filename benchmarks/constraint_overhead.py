@@ -19,7 +19,7 @@ from pathlib import Path
 from penstock_engine.api import Constraint, EngineRequest, Sampling, TokenOut
 from penstock_engine.native.engine import NativeEngine
 from penstock_engine.native.settings import NativeSettings
-from penstock_engine.native.vocabulary import Vocabulary
+from penstock_engine.native.structured.vocabulary import Vocabulary
 from penstock_models import DEMO
 from penstock_text.tokenizer import Tokenizer
 

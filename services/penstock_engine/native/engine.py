@@ -26,9 +26,10 @@ from penstock_engine.api import (
     RequestDone,
     TokenOut,
 )
-from penstock_engine.native.embedding import Embeddings
-from penstock_engine.native.events import KvEventLog
-from penstock_engine.native.limits import Limits, check_embed, check_fits
+from penstock_engine.cache_log import KvEventLog
+from penstock_engine.native.execution.embedding import Embeddings
+from penstock_engine.native.execution.step_loop import Abort, Machine, Report, StepLoop, Submit
+from penstock_engine.native.kv.memory import KvMemory
 from penstock_engine.native.loading import (
     AdapterShelf,
     Blueprint,
@@ -40,14 +41,13 @@ from penstock_engine.native.loading import (
 from penstock_engine.native.lora.pool import AdapterPool, PoolLimits
 from penstock_engine.native.lora.reading import LoraWeights, read_adapter
 from penstock_engine.native.mailbox import Mailbox
-from penstock_engine.native.masks import StepMasks
-from penstock_engine.native.memory import KvMemory
 from penstock_engine.native.models import read_pooling
-from penstock_engine.native.request import Matcher
-from penstock_engine.native.scheduler import Scheduler
+from penstock_engine.native.scheduling.limits import Limits, check_embed, check_fits
+from penstock_engine.native.scheduling.request import Matcher
+from penstock_engine.native.scheduling.scheduler import Scheduler
 from penstock_engine.native.settings import NativeSettings
-from penstock_engine.native.step_loop import Abort, Machine, Report, StepLoop, Submit
-from penstock_engine.native.vocabulary import Vocabulary
+from penstock_engine.native.structured.masks import StepMasks
+from penstock_engine.native.structured.vocabulary import Vocabulary
 
 T = TypeVar("T")
 

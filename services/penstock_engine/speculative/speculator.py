@@ -9,9 +9,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from penstock_engine.native.drafts import NO_DRAFTS, most_drafts
-from penstock_engine.native.plan import Drafts, StepPlan, StepResult
-from penstock_engine.native.request import Phase, Sample
+from penstock_engine.native.scheduling.drafts import NO_DRAFTS, most_drafts
+from penstock_engine.native.scheduling.plan import Drafts, StepPlan, StepResult
+from penstock_engine.native.scheduling.request import Phase, Sample
 from penstock_engine.speculative.draft import DraftModel, Wanted
 from penstock_engine.speculative.ngram import Match, NgramIndex, continuation
 from penstock_engine.speculative.policy import DraftPolicy, Option

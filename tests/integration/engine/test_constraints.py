@@ -28,7 +28,7 @@ from penstock_engine.api import (
 )
 from penstock_engine.native.engine import NativeEngine
 from penstock_engine.native.settings import NativeSettings
-from penstock_engine.native.vocabulary import Vocabulary
+from penstock_engine.native.structured.vocabulary import Vocabulary
 from penstock_models import DEMO
 from penstock_testing.checkpoints import write_checkpoint
 from penstock_text.tokenizer import Tokenizer

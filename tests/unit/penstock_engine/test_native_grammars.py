@@ -12,12 +12,12 @@ from penstock_core.errors import InvalidRequest, NotSupported, Overloaded
 from penstock_engine.api import Constraint, EngineRequest, FinishReason
 from penstock_engine.native.fused.following import FollowedMasks
 from penstock_engine.native.fused.library import open_library
-from penstock_engine.native.grammars import Grammars, LibraryCompiler
-from penstock_engine.native.llguidance_c import CMatcher, open_grammar_library
-from penstock_engine.native.masks import Masks, RowMasks, StepMasks
-from penstock_engine.native.plan import Chunk
-from penstock_engine.native.request import Drawn, Matcher, Request
-from penstock_engine.native.vocabulary import Cutter, Vocabulary
+from penstock_engine.native.scheduling.plan import Chunk
+from penstock_engine.native.scheduling.request import Drawn, Matcher, Request
+from penstock_engine.native.structured.grammars import Grammars, LibraryCompiler
+from penstock_engine.native.structured.llguidance_c import CMatcher, open_grammar_library
+from penstock_engine.native.structured.masks import Masks, RowMasks, StepMasks
+from penstock_engine.native.structured.vocabulary import Cutter, Vocabulary
 
 WORDS = [b"ab", b"abc", b"true", b'{"', b'":']
 TOKENS = [*(bytes([value]) for value in range(256)), *WORDS, b""]

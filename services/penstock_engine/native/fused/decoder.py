@@ -28,11 +28,11 @@ from penstock_engine.native.fused.packing import (
     pack_matrix,
     pad_vector,
 )
-from penstock_engine.native.kv_tensors import KvTensors
-from penstock_engine.native.layers import rope_frequencies
 from penstock_engine.native.models.config import ModelConfig
-from penstock_engine.native.plan import Chunk, StepPlan
-from penstock_engine.native.weights import WeightSource
+from penstock_engine.native.models.kv_tensors import KvTensors
+from penstock_engine.native.models.layers import rope_frequencies
+from penstock_engine.native.models.weights import WeightSource
+from penstock_engine.native.scheduling.plan import Chunk, StepPlan
 
 _ELEMENTS = {torch.float32: Element.FLOAT, torch.bfloat16: Element.BFLOAT}
 

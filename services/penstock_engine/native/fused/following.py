@@ -15,12 +15,12 @@ import numpy as np
 
 from penstock_engine.api import FinishReason
 from penstock_engine.native.fused.library import CFollower, CGrammar, Following, Library
-from penstock_engine.native.grammars import Followed
-from penstock_engine.native.llguidance_c import CMatcher, CTokenizer, GrammarLibrary
-from penstock_engine.native.masks import RowMasks, Run, runs_of
-from penstock_engine.native.plan import Chunk
-from penstock_engine.native.request import Drawn
-from penstock_engine.native.vocabulary import Cutter
+from penstock_engine.native.scheduling.plan import Chunk
+from penstock_engine.native.scheduling.request import Drawn
+from penstock_engine.native.structured.grammars import Followed
+from penstock_engine.native.structured.llguidance_c import CMatcher, CTokenizer, GrammarLibrary
+from penstock_engine.native.structured.masks import RowMasks, Run, runs_of
+from penstock_engine.native.structured.vocabulary import Cutter
 
 _BUSY = -1
 _ENDED = {1: FinishReason.STOP, 2: FinishReason.CONSTRAINT}

@@ -185,6 +185,7 @@ class Router:
         worker.load.reserve(
             request_id, int(chosen.uncached_tokens), now, attempt.ttl_s, is_batch=prepared.is_batch
         )
+        worker.adapters.asked(prepared.request.adapter, worker.load.report, now)
         facts = worker.facts
         assert facts is not None
         work = (prepared.hashes(facts), chosen.matched_tokens // facts.block_tokens)

@@ -252,6 +252,7 @@ def _advantage(chosen: Candidate, runner: Candidate) -> str:
         "tpot_s": "faster decoding",
         "kv_pressure_s": "more free KV memory",
         "network_s": "a shorter way",
+        "adapter_load_s": "its adapter in memory",
     }
     gains = {name: getattr(runner, name) - getattr(chosen, name) for name in names}
     best = max(gains, key=lambda name: gains[name])

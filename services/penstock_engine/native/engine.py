@@ -115,7 +115,10 @@ class NativeEngine:
 
     def state(self) -> EngineState:
         """What it does now, as of its last step."""
-        return self._steps.state
+        state, pool = self._steps.state, self._adapters
+        if not pool.residents:
+            return state
+        return replace(state, adapters=pool.loaded, adapter_load_s=pool.load_s)
 
     async def start(self) -> None:
         """Load the model in the step thread and begin to serve. Raises EngineFailed if it cannot."""

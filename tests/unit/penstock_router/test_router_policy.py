@@ -216,7 +216,7 @@ def test_a_decision_is_a_pure_function_whose_terms_add_up(
     for c in open_to:
         terms = (
             c.network_s, c.backlog_s, c.prefill_s, c.pending_s, c.externality_s, c.tpot_s,
-            c.kv_pressure_s, c.lateness_s,
+            c.kv_pressure_s, c.lateness_s, c.adapter_load_s,
         )  # fmt: skip
         assert c.total_s == pytest.approx(sum(terms) + c.replication_s)
         assert min(terms) >= 0

@@ -23,7 +23,7 @@ from penstock_core.security.tls import PLAIN, Tls
 from penstock_core.telemetry.exemplars import LatestExemplars
 from penstock_core.telemetry.exposition import ExemplarReader, Exposition
 from penstock_core.telemetry.semconv import BUCKETS
-from penstock_core.telemetry.span_export import SpanSender
+from penstock_core.telemetry.span_export import SpanExporter, SpanSender
 from penstock_core.telemetry.spans import TracerProvider
 from penstock_core.version import VERSION
 
@@ -58,11 +58,12 @@ def start(
         attributes["service.instance.id"] = instance
     resource = Resource.create(attributes)
     exports = bool(os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"))
-    tracer_provider = TracerProvider(resource, records=exports)
+    sender = SpanSender(SpanExporter()) if exports else None
+    tracer_provider = TracerProvider(resource, sender.take if sender else None)
     exposition = Exposition(REGISTRY, ExemplarReader(REGISTRY))
     readers: list[MetricReader] = [exposition.reader]
-    if exports:
-        tracer_provider.add_span_processor(SpanSender())
+    if sender is not None:
+        tracer_provider.add_span_processor(sender)
         if os.environ.get("OTEL_METRICS_EXPORTER") != "none":
             readers.append(PeriodicExportingMetricReader(OTLPMetricExporter()))
     meter_provider = MeterProvider(resource=resource, metric_readers=readers, views=_views())

@@ -1,34 +1,45 @@
-"""Spans on their way to an OTLP collector, encoded as they end.
+"""Spans on their way to an OTLP collector, many at once.
 
-The SDK's exporter builds a protobuf object for every attribute, in a thread that takes the interpreter from
-whoever answers requests. Here the fields' bytes are put together as they travel, and until a batch leaves
-nothing else of it is looked at: protobuf's own C code parses them once for the whole batch. Spans with events or
-links, which are rare, take the usual way. What comes out is the same message, which a test compares.
-Everything else is the SDK's: queue, calls, retries, credentials.
+The SDK's exporter builds a protobuf object for every attribute. Here the fields' bytes are put together as they
+travel and parsed once for a whole batch by protobuf's own C code; spans with events or links, which are rare, take
+the usual way. What comes out is the same message, which a test compares. A span that ends is only put into a
+queue: one by one among all else, encoding would take five times as long as in a row. Calls, retries and credentials
+are the SDK's.
 
 Source: opentelemetry/proto/trace/v1/trace.proto and common/v1/common.proto.
 """
 
+import logging
 import struct
-from collections.abc import Mapping, Sequence
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
-from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, StatusCode
 from opentelemetry.util.types import AttributeValue
 
-from penstock_core.telemetry.spans import Span
+logger = logging.getLogger(__name__)
 
 # Each export is a call of its own, whatever it carries; a trace may be some seconds late.
-_EXPORT_DELAY_MS = 2_000
+_LOOK_S, _LOOKS = 1.0, 2
+_BATCH, _MAX_WAITING = 512, 8192
+_LAST_SEND_S = 30.0
 # Beginnings of attributes that are kept encoded: a few dozen keys, with values of a few lengths each.
 _MAX_HEADS = 4096
-_MAX_NAMES = 256
+_MAX_NAMES, _MAX_PLACES = 256, 64
 _REMOTE_IS_KNOWN, _IS_REMOTE = 0x100, 0x200
+
+
+_Place: TypeAlias = tuple[Resource, InstrumentationScope | None, ResourceSpans]
 
 
 def _varint(number: int) -> bytes:
@@ -70,6 +81,7 @@ class SpanEncoder:
         # What comes before the value of an attribute of this key whose encoded value is so long.
         self._heads: dict[tuple[str, int], bytes] = {}
         self._names: dict[str, bytes] = {}
+        self._places: dict[tuple[int, int], _Place] = {}
 
     def encode(self, spans: Sequence[ReadableSpan]) -> ExportTraceServiceRequest:
         """The request for a batch."""
@@ -78,9 +90,9 @@ class SpanEncoder:
             groups.setdefault((id(span.resource), id(span.instrumentation_scope)), []).append(span)
         request = ExportTraceServiceRequest()
         for group in groups.values():
-            # One span of each group the usual way: it brings resource and scope.
-            first = encode_spans(group[:1]).resource_spans[0]
-            first.scope_spans[0].MergeFromString(b"".join([self._encoded(s) for s in group[1:]]))
+            first = ResourceSpans()
+            first.CopyFrom(self._place(group[0]))
+            first.scope_spans[0].MergeFromString(b"".join([self._span(span) for span in group]))
             same = (known for known in request.resource_spans if known.resource == first.resource)
             found = next(same, None)
             if found is None:
@@ -89,11 +101,20 @@ class SpanEncoder:
                 found.scope_spans.extend(first.scope_spans)
         return request
 
-    def _encoded(self, span: ReadableSpan) -> bytes:
-        known = span.encoded if isinstance(span, Span) else b""
-        return known or self.span(span)
+    def _place(self, span: ReadableSpan) -> ResourceSpans:
+        """Resource and scope of a span, without spans."""
+        key = id(span.resource), id(span.instrumentation_scope)
+        kept = self._places.get(key)
+        if kept is None:
+            place = encode_spans([span]).resource_spans[0]
+            place.scope_spans[0].ClearField("spans")
+            if len(self._places) == _MAX_PLACES:
+                self._places.clear()
+            # Kept with what it was made from, whose ids would else be given to others.
+            kept = self._places[key] = (span.resource, span.instrumentation_scope, place)
+        return kept[2]
 
-    def span(self, span: ReadableSpan) -> bytes:
+    def _span(self, span: ReadableSpan) -> bytes:
         """One span as a field of its scope."""
         if span.events or span.links or span.dropped_events or span.dropped_links:
             usual = encode_spans([span]).resource_spans[0].scope_spans[0].spans[0]
@@ -213,15 +234,55 @@ class SpanExporter(OTLPSpanExporter):
         return self._encoder.encode(data)
 
 
-class SpanSender(BatchSpanProcessor):
-    """Encodes spans as they end and sends them together, every two seconds or earlier if they are many."""
+class SpanSender(SpanProcessor):
+    """Keeps spans that have ended, and sends them together from a thread of its own.
 
-    def __init__(self) -> None:
-        super().__init__(SpanExporter(), schedule_delay_millis=_EXPORT_DELAY_MS)
-        self._encoder = SpanEncoder()
+    ``take`` is ``on_end`` for spans that are known to be sampled, and costs nothing: it is the queue's.
+    """
+
+    def __init__(self, exporter: OTLPSpanExporter) -> None:
+        self._exporter = exporter
+        self._waiting: deque[ReadableSpan] = deque(maxlen=_MAX_WAITING)
+        self.take: Callable[[ReadableSpan], None] = self._waiting.append
+        self._sending = threading.Lock()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="penstock-spans", daemon=True)
+        self._thread.start()
 
     def on_end(self, span: ReadableSpan) -> None:
-        """A span has ended."""
-        if isinstance(span, Span):
-            span.encoded = self._encoder.span(span)
-        super().on_end(span)
+        """A span of the SDK's has ended."""
+        context = span.get_span_context()
+        if context is not None and context.trace_flags.sampled:
+            self.take(span)
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Send what waits, now; each batch has the exporter's own timeout."""
+        self._send()
+        return True
+
+    def shutdown(self) -> None:
+        """Send what waits, then no more."""
+        self._stop.set()
+        self._thread.join(_LAST_SEND_S)
+        self._exporter.shutdown()
+
+    def _run(self) -> None:
+        looks = 0
+        while not self._stop.wait(_LOOK_S):
+            looks += 1
+            if looks == _LOOKS or len(self._waiting) >= _BATCH:
+                looks = 0
+                self._send()
+        self._send()
+
+    def _send(self) -> None:
+        waiting = self._waiting
+        with self._sending:
+            if len(waiting) == _MAX_WAITING:
+                logger.warning("spans were lost: %d wait and are not taken", _MAX_WAITING)
+            while waiting:
+                batch = [waiting.popleft() for _ in range(min(len(waiting), _BATCH))]
+                try:
+                    self._exporter.export(batch)
+                except Exception:  # one batch less must not end all tracing
+                    logger.exception("%d spans could not be sent", len(batch))

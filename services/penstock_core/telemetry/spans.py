@@ -1,11 +1,12 @@
-"""Spans at a third of what the SDK's cost, for a process whose own code makes all of them.
+"""Spans at a part of what the SDK's cost, for a process whose own code makes all of them.
 
 The SDK's spans are ready for any caller: each has locks, checks and copies every value, keeps bounded
-lists for events that never come, and asks the sampler again below a span that was sampled. Ours have the
-same interface, which is the API's, and whatever reads finished spans reads them as it reads the SDK's:
-its sampler, ids, resource, processors and exporters are in use. What is given up: a span belongs to one
-thread or task at a time, and values are taken as they are. So nothing is bounded here: who sets one of
-OpenTelemetry's limits gets the SDK's own spans.
+lists for events that never come, and asks the sampler again below a span that was sampled. Among all that
+answers a request such code is never in the processor's caches, where it takes five times what a loop over it
+shows; so what counts is that little is done here. Ours have the same interface, which is the API's, and
+exporters read them as they read the SDK's, whose sampler, ids and resource are in use. What is given up: a
+span belongs to one thread or task at a time, and values are taken as they are. So nothing is bounded here:
+who sets one of OpenTelemetry's limits gets the SDK's own spans.
 
 Must not know how spans are encoded or sent.
 """
@@ -16,6 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
+from typing import TypeAlias
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -39,17 +41,50 @@ _LIMITED = ("OTEL_ATTRIBUTE_", "OTEL_SPAN_", "OTEL_EVENT_", "OTEL_LINK_")
 
 
 class Span(ReadableSpan, trace.Span):
-    """A span that is recorded; how it was made is ``Tracer``'s business."""
+    """A span that is recorded; how it is made is ``Tracer``'s business."""
 
     _attributes: dict[str, AttributeValue]
-    ended: Callable[[ReadableSpan], None]
-    encoded: bytes = b""
+    # What most spans have nothing of is kept once for all. The rest is what ReadableSpan reads.
+    _events: Sequence[Event] = ()
+    _links: Sequence[Link] = ()
+    _status = Status()
+    _end_time: int | None = None
+    _instrumentation_info = None
+
+    def __init__(
+        self,
+        made_by: "Tracer",
+        name: str,
+        context: SpanContext,
+        parent: SpanContext | None,
+        kind: SpanKind,
+        start_time: int,
+        attributes: dict[str, AttributeValue],
+    ) -> None:
+        # Not what the base class does: it takes longer over what is the same for all.
+        self._made_by = made_by
+        self._name = name
+        self._context = context
+        self._parent = parent
+        self._kind = kind
+        self._start_time = start_time
+        self._attributes = attributes
+
+    @property
+    def resource(self) -> Resource:
+        """Who made it."""
+        return self._made_by.resource
+
+    @property
+    def instrumentation_scope(self) -> InstrumentationScope:
+        """Which part made it."""
+        return self._made_by.scope
 
     def end(self, end_time: int | None = None) -> None:
         """The first call counts. Time in ns since 1970, now if none is given."""
         if self._end_time is None:
             self._end_time = time.time_ns() if end_time is None else end_time
-            self.ended(self)
+            self._made_by.ended(self)
 
     def is_recording(self) -> bool:
         """Until it ends."""
@@ -126,13 +161,23 @@ class Span(ReadableSpan, trace.Span):
         self.end()
 
 
+Ended: TypeAlias = Callable[[Span], object]
+
+
 class Tracer(trace.Tracer):
     """Makes the spans of one scope, with what the SDK's own tracer of that scope was given."""
 
-    def __init__(self, given: sdk.Tracer, scope: InstrumentationScope, *, records: bool) -> None:
+    def __init__(self, given: sdk.Tracer, scope: InstrumentationScope, ended: Ended | None) -> None:
         self._given = given
-        self._scope = scope
-        self._records = records
+        self._new_id = given.id_generator.generate_span_id
+        self._is_heard = ended is not None
+        self.ended: Ended = ended or _nobody
+        self.scope = scope
+
+    @property
+    def resource(self) -> Resource:
+        """The process."""
+        return self._given.resource
 
     def start_span(
         self,
@@ -148,29 +193,22 @@ class Tracer(trace.Tracer):
         """A span under the context's; that one again if it is of here and not sampled."""
         above = trace.get_current_span(context)
         parent = above.get_span_context()
-        if not parent.is_valid or parent.is_remote:
+        trace_id, _, is_remote, flags, state, is_valid = parent
+        if is_remote or not is_valid:
             here, attributes = self._entered(parent, context, name, kind, attributes, links)
-        elif not parent.trace_flags.sampled:
+            flags = here.trace_flags
+        elif not flags & TraceFlags.SAMPLED:
             return above
         else:
             # The SDK's samplers decide for a whole trace: below a sampled span there is nothing to ask.
-            span_id = self._given.id_generator.generate_span_id()
-            flags, state = parent.trace_flags, parent.trace_state
-            here = SpanContext(parent.trace_id, span_id, False, flags, state)
-        if not (self._records and here.trace_flags.sampled):
+            here = SpanContext(trace_id, self._new_id(), False, flags, state)
+        if not (self._is_heard and flags & TraceFlags.SAMPLED):
             return NonRecordingSpan(here)
-        span = Span(
-            name=name,
-            context=here,
-            parent=parent if parent.is_valid else None,
-            resource=self._given.resource,
-            attributes=dict(attributes or ()),
-            links=tuple(links or ()),
-            kind=kind,
-            start_time=time.time_ns() if start_time is None else start_time,
-            instrumentation_scope=self._scope,
-        )
-        span.ended = self._given.span_processor.on_end
+        began = time.time_ns() if start_time is None else start_time
+        told = dict(attributes) if attributes else {}
+        span = Span(self, name, here, parent if is_valid else None, kind, began, told)
+        if links:
+            span._links = tuple(links)
         return span
 
     @contextmanager
@@ -213,8 +251,7 @@ class Tracer(trace.Tracer):
             else TraceFlags.DEFAULT
         )
         flags |= TraceFlags.RANDOM_TRACE_ID if is_random else TraceFlags.DEFAULT
-        span_id = ids.generate_span_id()
-        here = SpanContext(trace_id, span_id, False, TraceFlags(flags), said.trace_state)
+        here = SpanContext(trace_id, self._new_id(), False, TraceFlags(flags), said.trace_state)
         return here, said.attributes
 
 
@@ -222,12 +259,13 @@ class TracerProvider(sdk.TracerProvider):
     """The SDK's, whose tracers make the spans above.
 
     Args:
-        records: whether anybody hears of the spans; if not they are no more than their ids.
+        ended: takes each span that has ended, and does so at once; the processors get none of these. Without it
+            spans are no more than their ids.
     """
 
-    def __init__(self, resource: Resource, *, records: bool = True) -> None:
+    def __init__(self, resource: Resource, ended: Ended | None = None) -> None:
         super().__init__(resource=resource)
-        self._records = records
+        self._ended = ended
 
     def get_tracer(
         self,
@@ -241,9 +279,14 @@ class TracerProvider(sdk.TracerProvider):
         given = super().get_tracer(name, version, schema_url, attributes)
         if not isinstance(given, sdk.Tracer) or _is_limited():
             return given
-        scope = InstrumentationScope(name, version, schema_url, attributes)
-        return Tracer(given, scope, records=self._records)
+        return Tracer(
+            given, InstrumentationScope(name, version, schema_url, attributes), self._ended
+        )
 
 
 def _is_limited() -> bool:
     return any(name.startswith(_LIMITED) and name.endswith("_LIMIT") for name in os.environ)
+
+
+def _nobody(_span: Span) -> None:
+    """Hears of no span, since none is recorded."""

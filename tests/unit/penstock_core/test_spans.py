@@ -8,7 +8,7 @@ from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk import trace as sdk
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.id_generator import IdGenerator
@@ -44,27 +44,32 @@ class Counting(IdGenerator):
 class Recorder:
     """A provider whose spans are kept."""
 
-    def __init__(self, provider: sdk.TracerProvider) -> None:
+    def __init__(self, make: Callable[[SpanProcessor], sdk.TracerProvider]) -> None:
         self._kept = InMemorySpanExporter()
-        self.provider = provider
+        processor = SimpleSpanProcessor(self._kept)
+        self.provider = make(processor)
         self.provider.id_generator = Counting()  # type: ignore[assignment] # it is an IdGenerator
-        self.provider.add_span_processor(SimpleSpanProcessor(self._kept))
-        self.tracer = provider.get_tracer("penstock.test", "1")
+        self.provider.add_span_processor(processor)
+        self.tracer = self.provider.get_tracer("penstock.test", "1")
 
     def spans(self) -> Sequence[ReadableSpan]:
         return self._kept.get_finished_spans()
 
 
+def own_provider(processor: SpanProcessor) -> TracerProvider:
+    return TracerProvider(RESOURCE, ended=processor.on_end)
+
+
 @pytest.fixture
 def ours() -> Iterator[Recorder]:
-    made = Recorder(TracerProvider(RESOURCE))
+    made = Recorder(own_provider)
     yield made
     made.provider.shutdown()
 
 
 @pytest.fixture
 def theirs() -> Iterator[Recorder]:
-    made = Recorder(sdk.TracerProvider(resource=RESOURCE))
+    made = Recorder(lambda _: sdk.TracerProvider(resource=RESOURCE))
     yield made
     made.provider.shutdown()
 
@@ -190,7 +195,7 @@ class Asked(Sampler):
 
 
 def test_the_sampler_is_asked_once_a_trace_and_process() -> None:
-    asked, provider = Asked(), TracerProvider(RESOURCE)
+    asked, provider = Asked(), TracerProvider(RESOURCE, ended=list[Span]().append)
     provider.sampler = ParentBased(asked, remote_parent_sampled=asked)
     tracer = provider.get_tracer("penstock.test")
     for headers in ({}, ELSEWHERE):
@@ -206,7 +211,7 @@ def test_below_a_trace_that_is_not_sampled_no_span_is_made(ours: Recorder) -> No
 
 
 def test_where_nobody_listens_a_span_is_its_ids() -> None:
-    provider = TracerProvider(RESOURCE, records=False)
+    provider = TracerProvider(RESOURCE)
     span = provider.get_tracer("penstock.test").start_span("root")
     assert not span.is_recording()
     assert dict(tracing.outgoing(span=span))["traceparent"].endswith("-03")
@@ -218,7 +223,7 @@ def test_where_nobody_listens_a_span_is_its_ids() -> None:
 )
 def test_who_sets_a_limit_gets_the_sdks_spans(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "2")
-    recorder = Recorder(TracerProvider(RESOURCE))
+    recorder = Recorder(own_provider)
     recorder.tracer.start_span("root", attributes={"a": "xyz", "b": "xyz", "c": "xyz"}).end()
     (span,) = recorder.spans()
     assert not isinstance(span, Span)
@@ -229,7 +234,7 @@ def test_who_sets_a_limit_gets_the_sdks_spans(name: str, monkeypatch: pytest.Mon
 
 def test_a_disabled_sdk_makes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
-    provider = TracerProvider(RESOURCE)
+    provider = TracerProvider(RESOURCE, ended=list[Span]().append)
     tracer = provider.get_tracer("penstock.test")
     assert not isinstance(tracer, Tracer)
     assert not tracer.start_span("root").is_recording()

@@ -262,6 +262,8 @@ class SpanSender(SpanProcessor):
 
     def shutdown(self) -> None:
         """Send what waits, then no more."""
+        if self._stop.is_set():
+            return
         self._stop.set()
         self._thread.join(_LAST_SEND_S)
         self._exporter.shutdown()

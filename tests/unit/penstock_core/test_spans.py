@@ -1,7 +1,10 @@
 """Our spans tell what the SDK's tell: the same code under both providers exports the same bytes."""
 
 from collections.abc import Callable, Iterator, Sequence
+from enum import IntEnum
 from itertools import count
+from pathlib import Path
+from typing import Any
 
 import pytest
 from opentelemetry import trace
@@ -142,6 +145,25 @@ def test_the_same_is_told_by_ours_and_the_sdks(
     story(ours.tracer)
     story(theirs.tracer)
     assert encode_spans(ours.spans()) == encode_spans(theirs.spans())
+    assert SpanEncoder().encode(ours.spans()) == encode_spans(theirs.spans())
+
+
+class Colour(IntEnum):
+    RED = 3
+
+
+@pytest.mark.parametrize(
+    "value", [None, b"raw", Colour.RED, SpanKind.SERVER.name, ("a", 1, 2.5, True), [], 2**62, -1]
+)
+def test_values_of_any_kind_are_encoded_as_the_sdk_does(ours: Recorder, value: Any) -> None:
+    ours.tracer.start_span("span", attributes={"value": value}).end()
+    assert SpanEncoder().encode(ours.spans()) == encode_spans(ours.spans())
+
+
+def test_what_is_no_value_goes_as_its_text(ours: Recorder, theirs: Recorder) -> None:
+    for recorder in (ours, theirs):
+        odd: Any = Path("/a/path")
+        recorder.tracer.start_span("span", attributes={"value": odd}, start_time=1).end(2)
     assert SpanEncoder().encode(ours.spans()) == encode_spans(theirs.spans())
 
 

@@ -49,8 +49,8 @@ SERVING = ("gateway", "router-1", "worker-1")
 
 USUAL_EVERY = 100
 SHORT_TOKENS, SHORT_CONCURRENCY, WARM_REQUESTS = 2, 2, 100
-# Spans leave 2 s after they ended at the latest.
-EXPORTED_S = 2.4
+# Spans leave 5 s after they ended at the latest.
+EXPORTED_S = 5.5
 # A thread that exports does nothing while nothing is sampled: less than this for each request.
 IDLE_S = 30e-6
 

@@ -23,7 +23,7 @@ from penstock_core.security.tls import PLAIN, Tls
 from penstock_core.telemetry.exemplars import LatestExemplars
 from penstock_core.telemetry.exposition import ExemplarReader, Exposition
 from penstock_core.telemetry.semconv import BUCKETS
-from penstock_core.telemetry.span_export import SpanExporter, SpanSender
+from penstock_core.telemetry.span_export import DELAY_S, SpanExporter, SpanSender
 from penstock_core.telemetry.spans import TracerProvider
 from penstock_core.version import VERSION
 
@@ -58,7 +58,7 @@ def start(
         attributes["service.instance.id"] = instance
     resource = Resource.create(attributes)
     exports = bool(os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"))
-    sender = SpanSender(SpanExporter()) if exports else None
+    sender = SpanSender(SpanExporter(), _delay_s()) if exports else None
     tracer_provider = TracerProvider(resource, sender.take if sender else None)
     exposition = Exposition(REGISTRY, ExemplarReader(REGISTRY))
     readers: list[MetricReader] = [exposition.reader]
@@ -90,6 +90,10 @@ def start(
             server.server_close()
         tracer_provider.shutdown()
         meter_provider.shutdown()
+
+
+def _delay_s() -> float:
+    return float(os.environ.get("OTEL_BSP_SCHEDULE_DELAY") or 1e3 * DELAY_S) / 1e3
 
 
 def _views() -> list[View]:

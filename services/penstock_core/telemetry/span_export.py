@@ -29,8 +29,8 @@ from opentelemetry.util.types import AttributeValue
 
 logger = logging.getLogger(__name__)
 
-# Each export is a call of its own, whatever it carries; a trace may be some seconds late.
-_LOOK_S, _LOOKS = 1.0, 2
+# How often it is looked whether many wait. Each export is a call of its own, which costs as much as 100 spans.
+_LOOK_S, DELAY_S = 1.0, 5.0
 _BATCH, _MAX_WAITING = 512, 8192
 _LAST_SEND_S = 30.0
 # Beginnings of attributes that are kept encoded: a few dozen keys, with values of a few lengths each.
@@ -240,8 +240,10 @@ class SpanSender(SpanProcessor):
     ``take`` is ``on_end`` for spans that are known to be sampled, and costs nothing: it is the queue's.
     """
 
-    def __init__(self, exporter: OTLPSpanExporter) -> None:
+    def __init__(self, exporter: OTLPSpanExporter, delay_s: float = DELAY_S) -> None:
+        """Args: ``delay_s`` is how late a few spans may be; many leave earlier."""
         self._exporter = exporter
+        self._looks = max(round(delay_s / _LOOK_S), 1)
         self._waiting: deque[ReadableSpan] = deque(maxlen=_MAX_WAITING)
         self.take: Callable[[ReadableSpan], None] = self._waiting.append
         self._sending = threading.Lock()
@@ -272,7 +274,7 @@ class SpanSender(SpanProcessor):
         looks = 0
         while not self._stop.wait(_LOOK_S):
             looks += 1
-            if looks == _LOOKS or len(self._waiting) >= _BATCH:
+            if looks >= self._looks or len(self._waiting) >= _BATCH:
                 looks = 0
                 self._send()
         self._send()

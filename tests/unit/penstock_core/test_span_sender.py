@@ -48,10 +48,23 @@ def record(sender: SpanSender, count: int) -> list[str]:
 
 def test_spans_leave_by_themselves() -> None:
     kept = Kept()
-    sender = SpanSender(kept)
+    sender = SpanSender(kept, delay_s=0.5)
     names = record(sender, 3)
     assert kept.came.wait(10)
     assert kept.names == names
+    sender.shutdown()
+
+
+def test_many_leave_before_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(span_export, "_LOOK_S", 0.05)
+    monkeypatch.setattr(span_export, "_BATCH", 4)
+    kept = Kept()
+    sender = SpanSender(kept, delay_s=600.0)
+    record(sender, 3)
+    assert not kept.came.wait(0.3)
+    record(sender, 1)
+    assert kept.came.wait(10)
+    assert len(kept.names) == 4
     sender.shutdown()
 
 

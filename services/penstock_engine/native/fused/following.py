@@ -63,13 +63,19 @@ class Follower:
             assert told == token, "a sample goes on with another token than was drawn for it"
             self.told = None
         else:
-            state = self._following.follow(self.address, token)
+            state = self._follow(token)
         while state == _BUSY:
             self._following.wait(self.address)
-            state = self._following.follow(self.address, token)
+            state = self._follow(token)
         self.fresh = False
         if state:
             self.ended = _ENDED[state]
+
+    def _follow(self, token: int) -> int:
+        address, tokens, states = array("Q", [self.address]), array("i", [token]), array("b", [0])
+        places = [numbers.buffer_info()[0] for numbers in (address, tokens, states)]
+        self._following.follow_each(places[0], places[1], 1, places[2])
+        return states[0]
 
     def permitted(self, tokens: Sequence[int]) -> int:
         """How many of these tokens could follow, in order."""

@@ -102,7 +102,7 @@ class CGrammar(Structure):
 
     _fields_: ClassVar = [
         (name, c_void_p)
-        for name in ("mask", "consume", "validate", "rollback", "stopped", "failed")
+        for name in ("mask", "consume", "validate", "rollback", "stopped", "failed", "forced")
     ]
 
 
@@ -112,7 +112,10 @@ class CFollower(Structure):
     _fields_: ClassVar = [
         ("matcher", c_void_p),
         ("stops", c_void_p),
-        *((name, c_int32) for name in ("num_stops", "min_tokens", "followed", "vocabulary")),
+        *(
+            (name, c_int32)
+            for name in ("num_stops", "min_tokens", "followed", "vocabulary", "foresight")
+        ),
     ]
 
 
@@ -144,7 +147,8 @@ class Following:
         end_chores: forget them, once nobody else knows of them.
         create: a follower.
         end: end it, waiting for who is at its chore.
-        follow_each: tell several a token each. This and the next keep the GIL and never wait.
+        follow_each: tell several a token each. This and the next two keep the GIL and never wait.
+        foretell: the tokens that one foresees.
         permitted: how many of some tokens could follow.
         wait: for who is at its chore.
         ask: for rows of several, behind drafts too.
@@ -156,7 +160,8 @@ class Following:
     end_chores: Callable[[int], None]
     create: Callable[[int, CFollower], int]
     end: Callable[[int], None]
-    follow_each: Callable[[int, int, int, int], None]
+    follow_each: Callable[[int, int, int, int, int], None]
+    foretell: Callable[[int, int], None]
     permitted: Callable[[int, int, int], int]
     wait: Callable[[int], None]
     ask: Callable[[int, int, int, int], None]
@@ -244,7 +249,9 @@ def _following(found: ctypes.CDLL, quick: ctypes.PyDLL) -> Following:
     for either in (found, quick):
         either.penstock_answer.argtypes = [*[c_void_p] * 2, c_int32, *[c_void_p] * 2, c_int32]
     quick.penstock_follow_each.restype = None
-    quick.penstock_follow_each.argtypes = [c_void_p, c_void_p, c_int32, c_void_p]
+    quick.penstock_follow_each.argtypes = [c_void_p, c_void_p, c_int32, c_void_p, c_void_p]
+    quick.penstock_foretell.restype = None
+    quick.penstock_foretell.argtypes = [c_void_p, c_void_p]
     for nothing in (found.penstock_end_chores, found.penstock_end_follower, found.penstock_await):
         nothing.restype, nothing.argtypes = None, [c_void_p]
     found.penstock_ask.restype = None
@@ -254,6 +261,7 @@ def _following(found: ctypes.CDLL, quick: ctypes.PyDLL) -> Following:
         create=found.penstock_follower,
         end=found.penstock_end_follower,
         follow_each=quick.penstock_follow_each,
+        foretell=quick.penstock_foretell,
         permitted=quick.penstock_permitted,
         wait=found.penstock_await,
         ask=found.penstock_ask,

@@ -67,6 +67,10 @@ class Matcher(Protocol):
         """How many of these tokens could follow, in order."""
         ...
 
+    def foreseen(self, limit: int) -> Sequence[int]:
+        """The next tokens where the constraint leaves one each, in order; none where it leaves more."""
+        ...
+
 
 class Sample:
     """One sequence: prompt and output tokens, of which the first ``computed`` have their KV."""

@@ -28,6 +28,7 @@ struct PenstockGrammar {
   int32_t (*rollback)(void* matcher, size_t count);
   bool (*stopped)(const void* matcher);
   bool (*failed)(const void* matcher);
+  int32_t (*forced)(void* matcher, uint32_t* to, size_t room);
 };
 
 struct PenstockFollower {
@@ -37,6 +38,7 @@ struct PenstockFollower {
   int32_t min_tokens;  // of output before a stop token is open
   int32_t followed;    // tokens of output so far
   int32_t vocabulary;
+  int32_t foresight;  // tokens to look for that alone may follow; 0 if nobody will ask
 };
 }
 
@@ -56,7 +58,8 @@ class Follower {
         min_tokens_(from.min_tokens),
         followed_(from.followed),
         vocabulary_(from.vocabulary),
-        words_(from.vocabulary / 32 + 1) {}
+        words_(from.vocabulary / 32 + 1),
+        ahead_(from.foresight) {}
 
   int64_t words() const { return words_; }
 
@@ -68,8 +71,15 @@ class Follower {
     state_ = grammar_.consume(matcher_, token) != 0 || grammar_.failed(matcher_) ? kBroken
              : grammar_.stopped(matcher_)                                        ? kComplete
                                                                                  : kOpen;
+    foreseen_ = 0;
+    if (state_ == kOpen && !ahead_.empty())
+      foreseen_ = std::max(grammar_.forced(matcher_, ahead_.data(), ahead_.size()), 0);
     return state_;
   }
+
+  // Tokens that alone may follow, in order. Looked for at once: a mask needs to know as well.
+  int foreseen() const { return foreseen_; }
+  void foretell(uint32_t* to) const { std::copy_n(ahead_.begin(), foreseen_, to); }
 
   int permitted(const uint32_t* tokens, int count) {
     return std::max(grammar_.validate(matcher_, tokens, count), 0);
@@ -146,7 +156,8 @@ class Follower {
   int followed_;
   const int vocabulary_;
   const int64_t words_;
-  std::vector<uint32_t> drafts_, masks_;
+  std::vector<uint32_t> ahead_, drafts_, masks_;
+  int foreseen_ = 0;
   std::vector<int8_t> ends_;
   Following state_ = kOpen;
   int ready_ = 0;  // rows that are known

@@ -123,15 +123,21 @@ void penstock_end_follower(void* follower) {
   delete mine;
 }
 
-// Tell tokens, none where negative, and hear what comes of each; what may follow is found out in passing
-// if that will take long enough. Does not wait: kBusy where it had to.
+// Tell tokens, none where negative, and hear what comes of each and how many can be foreseen; what may
+// follow is found out in passing if that will take long enough. Does not wait: kBusy where it had to.
 void penstock_follow_each(void* const* followers, const int32_t* tokens, int32_t count,
-                          int8_t* states) {
+                          int8_t* states, int32_t* foreseen) {
   for (int32_t i = 0; i < count; i++) {
     auto& [chores, mine] = *static_cast<Followed*>(followers[i]);
     if (tokens[i] >= 0) states[i] = int8_t(chores->recall(mine) ? mine.take(tokens[i]) : kBusy);
+    foreseen[i] = mine.foreseen();
   }
   find_later(followers, count);
+}
+
+// As many tokens as were said to be foreseen.
+void penstock_foretell(void* follower, uint32_t* to) {
+  static_cast<Followed*>(follower)->follower.foretell(to);
 }
 
 // How many of these tokens could follow; kBusy as above.

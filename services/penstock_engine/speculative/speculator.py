@@ -108,7 +108,7 @@ class Speculator:
         if self._rests:
             return
         num_drafted = num_tokens = 0
-        if any(chunk.drafts for chunk in plan.chunks):
+        if plan.has_drafts:
             num_drafted, num_tokens = self._note_drafts(plan, result)
         if plan.num_prefill_tokens == 0:
             self._policy.note_step(len(plan.chunks), num_drafted, num_tokens, seconds)

@@ -154,8 +154,6 @@ def constraint_parts(
 def load_machine(plan: Blueprint, masks: StepMasks, shelf: AdapterShelf | None = None) -> Machine:
     """A runner, and what drafts for it. Raises InvalidRequest as ``load_runner`` does."""
     runner, settings = load_runner(plan, masks, shelf), plan.settings
-    if settings.speculation == "none":
-        return Machine(runner.run, read=runner.hidden)
     model = None
     if plan.draft is not None:
         # As many pages as the model has: any sequence that runs can be followed.
@@ -167,7 +165,7 @@ def load_machine(plan: Blueprint, masks: StepMasks, shelf: AdapterShelf | None =
         )
         limits = DraftLimits(draft.info.max_context_tokens, pages, draft.kv.block_tokens)
         model = DraftModel(load_runner(draft), limits)
-    looks_up = settings.speculation != "draft"
+    looks_up = settings.speculation in {"ngram", "auto"}
     drafting = Speculator(settings.max_draft_tokens, model, looks_up=looks_up)
     return Machine(runner.run, drafting, runner.hidden)
 

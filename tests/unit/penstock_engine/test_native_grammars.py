@@ -241,6 +241,39 @@ async def test_drafts_are_permitted_up_to_the_first_that_breaks_the_rule(
     assert follow(request.samples[0].matcher, "34x") is FinishReason.STOP  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("seed", range(10))
+async def test_tokens_are_foreseen_only_where_nothing_else_may_follow(
+    grammars: AnyGrammars, masks: StepMasks, seed: int
+) -> None:
+    spec, rng = ask(Constraint("json_schema", json.dumps(SCHEMA))), random.Random(seed)
+    (matcher,) = await grammars.matchers(spec)
+    matcher.advance(ord("{"))
+    foreseen: list[int] = []
+    while matcher.ended is None:
+        ahead = list(matcher.foreseen(3))
+        may_follow = allowed(row_masks(masks, spec, (matcher,)))
+        assert len(ahead) <= 3
+        assert matcher.permitted(ahead) == len(ahead)
+        assert not ahead or may_follow == ahead[:1]
+        foreseen += ahead[:1]
+        matcher.advance(rng.choice(may_follow))
+
+    assert len(foreseen) >= 3
+    assert not matcher.foreseen(3)
+
+
+async def test_nobody_looks_ahead_for_a_request_without_speculation(
+    parts: tuple[AnyGrammars, StepMasks],
+) -> None:
+    if isinstance(parts[1], Masks):
+        pytest.skip("the library's Python interface looks when it is asked")
+    (matcher,) = await parts[0].matchers(
+        ask(Constraint("choice", options=("abc",)), speculation=False)
+    )
+    matcher.advance(ord("a"))
+    assert not matcher.foreseen(3)
+
+
 async def test_samples_follow_a_constraint_independently(
     grammars: AnyGrammars, masks: StepMasks
 ) -> None:

@@ -94,13 +94,13 @@ class Runner:
         masking = self._masks.begin(plan.chunks) if self._masks is not None else None
         with torch.inference_mode():
             logits = self.logits(plan)
-            drawers = [drawer for chunk in plan.chunks for drawer in _drawers(chunk)]
+            drawers = _drawers(plan)
             if drawers:
                 masks = masking() if masking is not None else None
-                rows = self._sampler.draw(_rows_to_draw(logits, plan.chunks), drawers, masks)
+                rows = self._sampler.draw(_rows_to_draw(logits, plan, len(drawers)), drawers, masks)
                 if self._masks is not None and masks is not None:
                     self._masks.drew(rows)
-                drawn = _settle(rows, plan.chunks)
+                drawn = _settle(rows, plan.chunks) if plan.has_drafts else rows
         return StepResult(drawn, time.perf_counter() - began)
 
     def hidden(self, plan: StepPlan) -> Tensor:
@@ -114,19 +114,25 @@ class Runner:
         return self._decoder.logits(plan)
 
 
-def _drawers(chunk: Chunk) -> Sequence[Drawer]:
+def _drawers(plan: StepPlan) -> Sequence[Drawer]:
     """Who draws: for a chunk with drafts, its sequence behind the first none, one, ... all of them."""
-    if not chunk.drafts:
-        return chunk.draws
-    drafts = range(1, len(chunk.drafts) + 1)
-    return [chunk.sample, *(Ahead(chunk.sample, chunk.drafts[:count]) for count in drafts)]
+    if not plan.has_drafts:
+        return [sample for chunk in plan.chunks for sample in chunk.draws]
+    drawers: list[Drawer] = []
+    for chunk in plan.chunks:
+        drawers += chunk.draws
+        drafts = range(1, len(chunk.drafts) + 1)
+        drawers += [Ahead(chunk.sample, chunk.drafts[:count]) for count in drafts]
+    return drawers
 
 
-def _rows_to_draw(logits: Tensor, chunks: Sequence[Chunk]) -> Tensor:
+def _rows_to_draw(logits: Tensor, plan: StepPlan, num_drawers: int) -> Tensor:
     """The last row of each chunk that draws, once for each that draws from it; all rows of drafts."""
+    if num_drawers == logits.shape[0] and not plan.has_drafts:
+        return logits  # without drafts a chunk has one row at most, and somebody draws from it
     rows: list[int] = []
     end = 0
-    for chunk in chunks:
+    for chunk in plan.chunks:
         end += chunk.num_logits
         if chunk.drafts:
             rows += range(end - chunk.num_logits, end)

@@ -77,6 +77,18 @@ class Sampler:
         self, logits: Tensor, samples: Sequence[Drawer], masks: RowMasks | None = None
     ) -> list[Drawn]:
         """``logits`` is ``(samples, vocab)`` in float32 and is overwritten."""
+        plain = [t for s in samples if (t := s.request.plain_temperature) is not None]
+        if len(plain) == len(samples):
+            drawn = self._pick(logits, samples, [_settled(t) for t in plain], masks)
+        else:
+            drawn = self._draw_adjusted(logits, samples, masks)
+        for row, reason in masks.ends.items() if masks is not None else ():
+            drawn[row] = Drawn((), finish=reason)
+        return drawn
+
+    def _draw_adjusted(
+        self, logits: Tensor, samples: Sequence[Drawer], masks: RowMasks | None
+    ) -> list[Drawn]:
         logprobs = _raw_logprobs(logits, samples)
         _adjust(logits, samples)
         temperatures = _temperatures(samples)
@@ -87,20 +99,27 @@ class Sampler:
                 self._rows.forbid(logits, masks)
                 waiting = None
             _truncate(logits, samples, cut, temperatures)
+        drawn = self._pick(logits, samples, temperatures, waiting)
+        if logprobs is not None:
+            return _with_logprobs(
+                [token for row in drawn for token in row.token_ids], logprobs, samples
+            )
+        return drawn
+
+    def _pick(
+        self,
+        logits: Tensor,
+        samples: Sequence[Drawer],
+        temperatures: Sequence[float],
+        masks: RowMasks | None,
+    ) -> list[Drawn]:
         points = [
             uniform(sample.request.spec.sampling.seed, sample.choice_index, sample.num_output)
             if temperature
             else 0.0
             for temperature, sample in zip(temperatures, samples, strict=True)
         ]
-        ids = self._rows.pick(logits, temperatures, points, waiting)
-        if logprobs is None:
-            drawn = [Drawn((token,)) for token in ids]
-        else:
-            drawn = _with_logprobs(ids, logprobs, samples)
-        for row, reason in masks.ends.items() if masks is not None else ():
-            drawn[row] = Drawn((), finish=reason)
-        return drawn
+        return [Drawn((token,)) for token in self._rows.pick(logits, temperatures, points, masks)]
 
 
 class TorchRows:
@@ -142,10 +161,6 @@ class TorchRows:
             tokens[index] = drawn.squeeze(1).clamp_(max=logits.shape[1] - 1)
         ids: list[int] = tokens.tolist()
         return ids
-
-
-def _is_random(sample: Drawer) -> bool:
-    return sample.request.spec.sampling.temperature >= _LEAST_TEMPERATURE
 
 
 def _raw_logprobs(logits: Tensor, samples: Sequence[Drawer]) -> Tensor | None:
@@ -215,10 +230,11 @@ def _penalise(row: Tensor, sample: Drawer) -> None:
 
 
 def _temperatures(samples: Sequence[Drawer]) -> list[float]:
-    return [
-        sample.request.spec.sampling.temperature if _is_random(sample) else 0.0
-        for sample in samples
-    ]
+    return [_settled(sample.request.spec.sampling.temperature) for sample in samples]
+
+
+def _settled(temperature: float) -> float:
+    return temperature if temperature >= _LEAST_TEMPERATURE else 0.0
 
 
 def _is_cut(sample: Drawer) -> bool:

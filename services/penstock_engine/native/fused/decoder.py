@@ -156,8 +156,11 @@ def _lay_out(chunks: Sequence[Chunk], block_tokens: int) -> _Arrays:
     starts: list[int] = []
     logit_rows: list[int] = []
     for chunk in chunks:
-        end = chunk.start + chunk.count
-        tokens.extend(chunk.tokens)
+        end, known = chunk.start + chunk.count, chunk.sample.tokens
+        if chunk.count == 1:  # most chunks of most steps: without slices
+            tokens.append(known[chunk.start])
+        else:
+            tokens.extend(chunk.tokens)
         logit_rows.extend(range(len(tokens) - chunk.num_logits, len(tokens)))
         starts.append(len(tables))
         tables.extend(chunk.sample.pages[: -(-end // block_tokens)])

@@ -8,14 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from penstock_engine.api import Share
 from penstock_engine.native.scheduling.request import Drawn, Sample
 
 Drafts = Mapping[Sample, Sequence[int]]
 """Guesses of the next tokens of decoding sequences, to be checked by the next step."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(
+    slots=True
+)  # not frozen: freezing trebles what making one takes, for each sequence and step
 class Chunk:
     """Compute tokens ``[start, start + count)`` of a sequence into its pages.
 
@@ -35,8 +36,9 @@ class Chunk:
     @property
     def is_decode(self) -> bool:
         """Whether it only adds the token drawn last, and perhaps drafts behind it."""
-        known = self.count - len(self.drafts)
-        return known == 1 and self.num_logits == self.count and self.start >= self.sample.num_prompt
+        count, start = self.count, self.start
+        known = count - len(self.drafts)
+        return known == 1 and self.num_logits == count and start >= self.sample.num_prompt
 
     @property
     def tokens(self) -> Sequence[int]:
@@ -50,20 +52,27 @@ class StepPlan:
     """One step: page copies first (all read before any is written), then the chunks as one batch.
 
     ``num_tokens`` are those that it computes, ``num_prefill_tokens`` those of them that are no decode
-    steps.
+    steps. ``has_drafts`` tells whether there are any to check.
     """
 
     chunks: tuple[Chunk, ...]
     copies: tuple[tuple[int, int], ...] = ()
     num_tokens: int = field(init=False)
     num_prefill_tokens: int = field(init=False)
+    has_drafts: bool = field(init=False)
 
     def __post_init__(self) -> None:
         """Count once: it is asked several times a step, in a small model's each microsecond is seen."""
-        decoded = sum(chunk.count for chunk in self.chunks if chunk.is_decode)
-        total = sum(chunk.count for chunk in self.chunks)
+        total = prefill = 0
+        has_drafts = False
+        for chunk in self.chunks:
+            total += chunk.count
+            if not chunk.is_decode:
+                prefill += chunk.count
+            has_drafts = has_drafts or bool(chunk.drafts)
         object.__setattr__(self, "num_tokens", total)
-        object.__setattr__(self, "num_prefill_tokens", total - decoded)
+        object.__setattr__(self, "num_prefill_tokens", prefill)
+        object.__setattr__(self, "has_drafts", has_drafts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +93,11 @@ def attribute(plan: StepPlan, seconds: float) -> None:
     """
     per_token_s = seconds / plan.num_tokens
     for chunk in plan.chunks:
-        own = per_token_s * chunk.count
-        request = chunk.sample.request
-        request.share += Share(decode_s=own) if chunk.is_decode else Share(prefill_s=own)
+        request, own = chunk.sample.request, per_token_s * chunk.count
+        if chunk.is_decode:
+            request.decode_share_s += own
+        else:
+            request.prefill_share_s += own
 
 
 class Drafting(Protocol):

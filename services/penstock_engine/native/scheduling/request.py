@@ -7,19 +7,18 @@ the scheduler's. Pure Python; no torch, no asyncio.
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from penstock_core.blocks import chain, pack_tokens, reusable_blocks
 from penstock_engine.api import (
-    NO_SHARE,
     EngineOutput,
     EngineRequest,
     FinishReason,
     Logprob,
     Priority,
     RequestDone,
+    Share,
     TokenOut,
 )
 
@@ -34,8 +33,7 @@ class Phase(Enum):
     FINISHED = "finished"
 
 
-@dataclass(frozen=True, slots=True)
-class Drawn:
+class Drawn(NamedTuple):
     """What a step drew for one sample; several tokens if drafts were accepted.
 
     ``finish`` says why nothing could be drawn behind them, if so.
@@ -65,6 +63,10 @@ class Matcher(Protocol):
 
     def permitted(self, tokens: Sequence[int]) -> int:
         """How many of these tokens could follow, in order."""
+        ...
+
+    def foreseen(self, limit: int) -> Sequence[int]:
+        """The next tokens where the constraint leaves one each, in order; none where it leaves more."""
         ...
 
 
@@ -123,7 +125,8 @@ class Sample:
     @property
     def is_decoding(self) -> bool:
         """Whether only its last drawn token is uncomputed."""
-        return self.uncomputed == 1 and self.num_output > 0
+        known = len(self.tokens)
+        return known - self.computed == 1 and known > self.num_prompt
 
     @property
     def is_complete(self) -> bool:
@@ -133,9 +136,9 @@ class Sample:
     @property
     def ending(self) -> FinishReason | None:
         """Why it has all the tokens it may have, if it has."""
-        if self.matcher is not None and self.matcher.ended is not None:
-            return self.matcher.ended
-        is_full = self.num_output >= self.request.spec.max_tokens
+        if self.matcher is not None and (ended := self.matcher.ended) is not None:
+            return ended
+        is_full = len(self.tokens) - self.num_prompt >= self.request.spec.max_tokens
         return FinishReason.LENGTH if is_full else None
 
     def permitted(self, drafts: Sequence[int]) -> Sequence[int]:
@@ -167,20 +170,19 @@ class Sample:
 
     def take(self, drawn: Drawn) -> TokenOut:
         """Append drawn tokens up to a stop token or the limit; tells whether that ended it."""
-        spec = self.request.spec
-        first, finish, matched = self.num_output, drawn.finish, None
-        kept = 0
+        request, spec = self.request, self.request.spec
+        first, finish, matched, kept = self.num_output, drawn.finish, None, 0
         for token in drawn.token_ids:
-            if token in spec.stop_token_ids and self.num_output >= spec.min_tokens:
+            if token in spec.stop_token_ids and first + kept >= spec.min_tokens:
                 finish, matched = FinishReason.STOP, token
                 break
             self._append(token)
             kept += 1
-            if self.ending is not None:
-                finish = self.ending
+            if (ending := self.ending) is not None:
+                finish = ending
                 break
-        logprobs = drawn.logprobs[:kept]
-        ids, share = drawn.token_ids[:kept], self.request.share
+        ids, logprobs = drawn.token_ids[:kept], drawn.logprobs[:kept]
+        share = Share(request.prefill_share_s, request.decode_share_s)
         return TokenOut(self.choice_index, first, ids, logprobs, finish, matched, share)
 
     def _append(self, token: int) -> None:
@@ -220,12 +222,14 @@ class Request:
         "admitted_at",
         "arrived_at",
         "cached_tokens",
+        "decode_share_s",
         "drafted_tokens",
         "outputs",
+        "plain_temperature",
         "preemptions",
+        "prefill_share_s",
         "prefilled_at",
         "samples",
-        "share",
         "spec",
     )
 
@@ -237,7 +241,9 @@ class Request:
         self.admitted_at: float | None = None
         self.prefilled_at: float | None = None
         self.cached_tokens = 0
-        self.share = NO_SHARE
+        self.prefill_share_s = self.decode_share_s = 0.0
+        self.plain_temperature = spec.sampling.temperature if _is_plain(spec) else None
+        """At which its tokens are drawn if nothing else decides about them, as with most."""
         self.preemptions = 0
         self.drafted_tokens = 0
         self.accepted_draft_tokens = 0
@@ -273,8 +279,16 @@ class Request:
             computed_prompt_tokens=max(computed, 0),
             queue_s=admitted - self.arrived_at,
             prefill_s=prefilled - admitted if self.admitted_at is not None else 0.0,
-            share=self.share,
+            share=Share(self.prefill_share_s, self.decode_share_s),
             drafted_tokens=self.drafted_tokens,
             accepted_draft_tokens=self.accepted_draft_tokens,
             preemptions=self.preemptions,
         )
+
+
+def _is_plain(spec: EngineRequest) -> bool:
+    sampling = spec.sampling
+    cut = sampling.top_k or sampling.top_p < 1.0 or sampling.min_p
+    shifted = sampling.frequency_penalty or sampling.presence_penalty or sampling.logit_bias
+    changed = cut or shifted or sampling.repetition_penalty != 1.0 or spec.min_tokens
+    return not changed and spec.logprobs is None

@@ -135,17 +135,20 @@ class Scheduler:
         budget = self.limits.max_batched_tokens
         copies: Copies = []
         chunks: list[Chunk] = []
+        others = []
         for sample in self._taking_part():
-            if sample.is_decoding and self._residency.secure_next_page(sample, copies):
+            if not sample.is_decoding:
+                others.append(sample)
+            elif self._residency.secure_next_page(sample, copies):
                 chunks.append(Chunk(sample, sample.computed, 1, 1, (sample,)))
                 budget -= 1
         if drafts:
             spare = self.memory.available - len(self._running)
             budget -= add_drafts(chunks, drafts, DraftRoom(self.memory, budget // 2, spare))
-        for sample in self._taking_part():
+        for sample in others:
             if sample.is_batch:  # ranked last, so that nobody else's budget is cut
                 budget = min(budget, self.limits.batch_class_tokens)
-            if not sample.is_decoding and budget > 0:
+            if sample.phase is Phase.RUNNING and budget > 0:  # a page may have been taken from it
                 chunks.append(self._prefill_chunk(sample, min(sample.uncomputed, budget)))
                 budget -= chunks[-1].count
         assert chunks or not self._waiting, "requests wait and nothing runs"
@@ -205,8 +208,9 @@ class Scheduler:
     def _taking_part(self) -> list[Sample]:
         """Running samples that the next step computes: all, or all but BATCH while others prefill."""
         samples = self._running.snapshot()
-        if any(not s.is_decoding and not s.is_batch for s in samples):
-            return [s for s in samples if not s.is_batch]
+        if samples and samples[-1].is_batch:  # ranked last
+            prefills = any(not s.is_decoding and not s.is_batch for s in samples)
+            return [s for s in samples if not s.is_batch] if prefills else samples
         return samples
 
     def _prefill_chunk(self, sample: Sample, count: int) -> Chunk:

@@ -52,6 +52,10 @@ class GrammarMatcher:
         """How many of these tokens could follow, in order."""
         return self.raw.validate_tokens(list(tokens))
 
+    def foreseen(self, limit: int) -> Sequence[int]:
+        """See ``Matcher.foreseen``."""
+        return () if self.ended else self.raw.compute_ff_tokens()[:limit]
+
 
 class Raw(Protocol):
     """A grammar of llguidance's as far as some tokens have followed it."""

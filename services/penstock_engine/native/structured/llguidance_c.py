@@ -94,6 +94,7 @@ _SIGNATURES = {
     "llg_matcher_consume_token": (c_int32, c_void_p, c_uint32),
     "llg_matcher_validate_tokens": (c_int32, c_void_p, c_void_p, c_size_t),
     "llg_matcher_rollback": (c_int32, c_void_p, c_size_t),
+    "llg_matcher_compute_ff_tokens": (c_int32, c_void_p, c_void_p, c_size_t),
     "llg_matcher_is_stopped": (c_bool, c_void_p),
     "llg_matcher_is_error": (c_bool, c_void_p),
 }

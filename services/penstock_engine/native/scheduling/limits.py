@@ -9,9 +9,6 @@ from penstock_core.errors import InvalidRequest, NotSupported, PromptTooLong
 from penstock_engine.api import EmbedRequest, EngineInfo, EngineRequest
 from penstock_engine.native.kv.memory import KvMemory
 
-# Found by benchmarks/backfill.py: a quarter made half of all first tokens 22 % later, this 14 %.
-_BATCH_CLASS_PART = 12
-
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -35,11 +32,6 @@ class Limits:
                 f"max_batched_tokens {self.max_batched_tokens} must exceed max_batch "
                 f"{self.max_batch}: a full batch of decodes would leave nothing for prefill"
             )
-
-    @property
-    def batch_class_tokens(self) -> int:
-        """Prompt tokens of the BATCH class in one step: whoever arrives waits for the step to end."""
-        return max(self.max_batched_tokens // _BATCH_CLASS_PART, 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from penstock_engine.api import (
     TokenOut,
 )
 from penstock_engine.native.kv.memory import KvMemory
+from penstock_engine.native.scheduling.batch_share import BatchShare
 from penstock_engine.native.scheduling.drafts import NO_DRAFTS, DraftRoom, add_drafts
 from penstock_engine.native.scheduling.limits import Counts, Limits, check_fits
 from penstock_engine.native.scheduling.plan import Chunk, Drafts, StepPlan, StepResult, attribute
@@ -36,6 +37,7 @@ class Scheduler:
         self.memory = memory
         self._residency = Residency(limits.max_batch, memory)
         self._waiting, self._running = self._residency.waiting, self._residency.running
+        self._batch_share = BatchShare(limits)
         self._requests: dict[str, Request] = {}
         self._num_unadmitted = 0
         self._arrivals = 0
@@ -147,7 +149,7 @@ class Scheduler:
             budget -= add_drafts(chunks, drafts, DraftRoom(self.memory, budget // 2, spare))
         for sample in others:
             if sample.is_batch:  # ranked last, so that nobody else's budget is cut
-                budget = min(budget, self.limits.batch_class_tokens)
+                budget = min(budget, self._batch_share.tokens)
             if sample.phase is Phase.RUNNING and budget > 0:  # a page may have been taken from it
                 chunks.append(self._prefill_chunk(sample, min(sample.uncomputed, budget)))
                 budget -= chunks[-1].count
@@ -157,6 +159,7 @@ class Scheduler:
     def apply(self, plan: StepPlan, result: StepResult, now: float) -> None:
         """Take in what a step computed and drew."""
         attribute(plan, result.seconds)
+        self._batch_share.note(plan, result.seconds)
         drawn = iter(result.drawn)
         for chunk in plan.chunks:
             if chunk.drafts:

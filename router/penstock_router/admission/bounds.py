@@ -30,10 +30,11 @@ class Latest:
         # Only where replication is worth more than all it saves can a choice cost less than it takes.
         if p.replication > 1:
             return float("inf")
-        # Whoever waits for blocks under way does so for no longer than this.
+        # Whoever waits for blocks under way does so for no longer than this; then for its adapter.
         others = self._at.delayed + p.shared * worst.running
         alone_s = self._prefill_s(request.prompt_tokens)
         wait_s = p.pending * alone_s * (1 + p.externality * others)
+        wait_s += p.adapter_load * max(request.adapter_loads.values(), default=0.0)
         late = worst._replace(planned_s=worst.planned_s + self._before_s + wait_s)
         [candidate] = weigh((late,), {}, request, self._at, p)
         return candidate.total_s + max(p.tie_s, p.tie_share * candidate.total_s)

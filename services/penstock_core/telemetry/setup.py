@@ -19,6 +19,7 @@ from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, V
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased
 from prometheus_client import REGISTRY, start_http_server
 
 from penstock_core.security.tls import PLAIN, Tls
@@ -61,7 +62,9 @@ def start(
         attributes["service.instance.id"] = instance
     resource = Resource.create(attributes)
     exports = bool(os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"))
-    tracer_provider = TracerProvider(resource=resource)
+    # Spans that nobody gets are not recorded, save for callers who trace; ids for logs there are always.
+    sampler = None if exports else ParentBased(ALWAYS_OFF, remote_parent_sampled=ALWAYS_ON)
+    tracer_provider = TracerProvider(resource=resource, sampler=sampler)
     exposition = Exposition(REGISTRY, ExemplarReader(REGISTRY))
     readers: list[MetricReader] = [exposition.reader]
     if exports:

@@ -23,6 +23,11 @@ class Line:
         self._relays = relays
         self._relay: Relay | None = None
 
+    @property
+    def shared(self) -> int:
+        """Streams that share a call now."""
+        return 0 if self._relay is None else len(self._relay)
+
     def open(self, wanted: Wanted, *, relayed: bool) -> FrameStream:
         """Begin a call; ``relayed`` tells whether the worker knows relays."""
         # gRPC would let more calls wait for their turn, so those beyond a full relay do.

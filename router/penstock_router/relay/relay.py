@@ -39,6 +39,10 @@ class Relay:
         self.is_open = True
         self._tasks = [asyncio.create_task(self._write()), asyncio.create_task(self._read())]
 
+    def __len__(self) -> int:
+        """Streams that are open."""
+        return len(self._streams)
+
     @property
     def is_full(self) -> bool:
         """Whether it has as many streams as a worker takes."""

@@ -31,6 +31,7 @@ Answering: TypeAlias = Callable[
 ]
 # Routers, and processes of routers, that share a worker.
 MAX_RELAYS = 256
+_LONGEST_S = 1e8
 _SERVICE = inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"]
 GENERATE = f"/{_SERVICE.full_name}/Generate"
 
@@ -164,7 +165,7 @@ class _Relay:
         opened = stream.opened
         failure: PenstockError | None = None
         try:
-            async with asyncio.timeout(opened.timeout_s if opened.HasField("timeout_s") else None):
+            async with asyncio.timeout(_timeout_s(opened)):
                 await self._send(stream)
         except TimeoutError:
             failure = DeadlineExceeded("the deadline has passed")
@@ -188,6 +189,14 @@ class _Relay:
     def _say_end(self, stream_id: int, failure: PenstockError | None) -> None:
         self._queue.end(stream_id, to_status(failure).SerializeToString() if failure else b"")
         self._wake.set()
+
+
+def _timeout_s(opened: relay_pb2.OpenedStream) -> float | None:
+    if not opened.HasField("timeout_s"):
+        return None
+    if not opened.timeout_s <= _LONGEST_S:  # nor is NaN
+        raise InvalidRequest(f"timeout_s is at most {_LONGEST_S:g}", field="opened.timeout_s")
+    return opened.timeout_s
 
 
 def _parsed(raw: bytes) -> generate_pb2.GenerateRequest:

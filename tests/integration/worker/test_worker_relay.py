@@ -118,12 +118,14 @@ async def test_what_is_wrong_with_a_stream_is_its_own_end_with_all_details() -> 
         await relay.open(2, ask(model="another"))
         await relay.open(3, GenerateRequest(model="fake", text=""))
         await relay.open(4, ask())
-        malformed, unknown, invalid, good = await relay.until_over(1, 2, 3, 4)
+        await relay.open(5, ask(), timeout_s=float("nan"))
+        malformed, unknown, invalid, good, endless = await relay.until_over(1, 2, 3, 4, 5)
 
     assert isinstance(malformed.failure, MalformedMessage)
     assert isinstance(unknown.failure, ModelNotFound)
     assert isinstance(invalid.failure, InvalidRequest)
     assert invalid.failure.field
+    assert isinstance(endless.failure, InvalidRequest)
     assert good.failure is None
 
 

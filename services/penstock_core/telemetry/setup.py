@@ -19,7 +19,6 @@ from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, V
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased, Sampler
 from prometheus_client import REGISTRY, start_http_server
 
 from penstock_core.security.tls import PLAIN, Tls
@@ -62,7 +61,7 @@ def start(
         attributes["service.instance.id"] = instance
     resource = Resource.create(attributes)
     exports = bool(os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"))
-    tracer_provider = TracerProvider(resource=resource, sampler=_sampler(exports=exports))
+    tracer_provider = TracerProvider(resource=resource)
     exposition = Exposition(REGISTRY, ExemplarReader(REGISTRY))
     readers: list[MetricReader] = [exposition.reader]
     if exports:
@@ -95,11 +94,6 @@ def start(
             server.server_close()
         tracer_provider.shutdown()
         meter_provider.shutdown()
-
-
-def _sampler(*, exports: bool) -> Sampler | None:
-    """Spans that nobody gets are not recorded, save for callers who trace; ids for logs there are always."""
-    return None if exports else ParentBased(ALWAYS_OFF, remote_parent_sampled=ALWAYS_ON)
 
 
 def _views() -> list[View]:

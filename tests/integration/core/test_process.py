@@ -32,19 +32,6 @@ with telemetry.start("test", metrics_listen="127.0.0.1:0") as running:
 sys.exit(status)
 """
 
-TRACE = """
-from opentelemetry import trace
-from penstock_core.telemetry import setup as telemetry
-from penstock_core.telemetry.tracing import current_trace_id, incoming
-
-with telemetry.start("test"):
-    tracer = trace.get_tracer("t")
-    with tracer.start_as_current_span("ours") as span:
-        print(span.is_recording(), len(current_trace_id()))
-    theirs = incoming({"traceparent": "00-" + "7" * 32 + "-" + "9" * 16 + "-01"})
-    print(tracer.start_span("theirs", context=theirs).is_recording())
-"""
-
 FAIL = """
 import sys
 from penstock_core import lifecycle
@@ -82,20 +69,6 @@ def test_a_signal_lets_the_process_end_by_itself(number: signal.Signals) -> None
         child.send_signal(number)
 
         assert child.wait(20) == 0
-
-
-@pytest.mark.parametrize(("exports", "recorded"), [(False, "False"), (True, "True")])
-def test_spans_that_nobody_gets_are_not_recorded_unless_the_caller_traces(
-    monkeypatch: pytest.MonkeyPatch, exports: bool, recorded: str
-) -> None:
-    if exports:
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
-        monkeypatch.setenv("OTEL_METRICS_EXPORTER", "none")
-    with process(TRACE) as child:
-        told, _ = child.communicate(timeout=60)
-
-    assert told.split() == [recorded, "32", "True"], "there is an id for the logs in any case"
 
 
 def test_a_second_signal_ends_a_stuck_process_at_once() -> None:

@@ -1,7 +1,8 @@
 """What structured output costs: the same decoding free and under constraints, in turns.
 
-The constraints never end within an answer, so all ways compute the same number of steps. Ratios within
-one run are what counts; each way counts with its fastest turn, since neighbours only slow.
+The constraints never end within an answer, so all ways decode as many tokens; where a constraint leaves
+no choice, as between the fields of records, several take one step. Ratios within one run are what counts;
+each way counts with its fastest turn, since neighbours only slow.
 
     python benchmarks/constraint_overhead.py [--streams 1 16] [--model DIR] [--json]
 """
@@ -19,34 +20,42 @@ from pathlib import Path
 from penstock_engine.api import Constraint, EngineRequest, Sampling, TokenOut
 from penstock_engine.native.engine import NativeEngine
 from penstock_engine.native.settings import NativeSettings
-from penstock_engine.native.vocabulary import Vocabulary
+from penstock_engine.native.structured.vocabulary import Vocabulary
 from penstock_models import DEMO
 from penstock_text.tokenizer import Tokenizer
 
 PROMPT_TOKENS, NEW_TOKENS = 64, 96
 OWN_TEXT = Path(__file__).read_text(encoding="utf-8")
 _NUMBERS = {"type": "array", "items": {"type": "integer"}, "minItems": 500}
+_FIELDS = {
+    "identifier": {"type": "integer", "maximum": 999},
+    "description": {"type": "string", "maxLength": 8},
+    "is_available": {"type": "boolean"},
+}
+_RECORD = {"type": "object", "properties": _FIELDS, "required": list(_FIELDS)}
+_RECORDS = {"type": "array", "items": _RECORD | {"additionalProperties": False}, "minItems": 500}
 WAYS = {
     "free": None,
     "regex": Constraint("regex", r"[\s\S]{4000}"),
-    "json_schema": Constraint("json_schema", json.dumps(_NUMBERS)),
+    "numbers": Constraint("json_schema", json.dumps(_NUMBERS)),
+    "records": Constraint("json_schema", json.dumps(_RECORDS)),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Seconds of a step of so many streams, and how many times those of free decoding."""
+    """Seconds that a token of each of so many streams takes, and how many times those of free decoding."""
 
     way: str
     streams: int
-    step_s: float
+    token_s: float
     of_free: float
 
 
-async def step_s(
+async def token_s(
     engine: NativeEngine, constraint: Constraint | None, prompts: Sequence[Sequence[int]], turn: str
 ) -> float:
-    """Seconds a step once all have their first tokens."""
+    """Seconds a token once all have their first."""
 
     async def one(index: int, prompt: Sequence[int]) -> tuple[float, float]:
         request = EngineRequest(
@@ -77,7 +86,7 @@ async def run(options: argparse.Namespace) -> list[Row]:
             for turn in range(options.repeats + 1):
                 for way, constraint in WAYS.items():
                     sys.stderr.write(f"\r{streams} streams, turn {turn} of {options.repeats} ")
-                    seconds = await step_s(engine, constraint, prompts, f"{turn}-{way}")
+                    seconds = await token_s(engine, constraint, prompts, f"{turn}-{way}")
                     least[way] = min(least[way], seconds) if turn else least[way]
             rows += [Row(way, streams, s, s / least["free"]) for way, s in least.items()]
     finally:
@@ -100,7 +109,7 @@ def main() -> None:
         return
     for row in rows:
         sys.stdout.write(
-            f"{row.streams:3} streams, {row.way:12} {row.step_s * 1e6:8.0f} us a step "
+            f"{row.streams:3} streams, {row.way:12} {row.token_s * 1e6:8.0f} us a token "
             f"({row.of_free:.3f} of free)\n"
         )
 

@@ -19,10 +19,10 @@ from torch.nn import functional
 
 from penstock_core.telemetry import logs
 from penstock_engine.api import EngineRequest
+from penstock_engine.native.execution.runner import Runner
 from penstock_engine.native.loading import draw_up, load_runner
-from penstock_engine.native.plan import Chunk, StepPlan
-from penstock_engine.native.request import Request
-from penstock_engine.native.runner import Runner
+from penstock_engine.native.scheduling.plan import Chunk, StepPlan
+from penstock_engine.native.scheduling.request import Request
 from penstock_engine.native.settings import NativeSettings
 from penstock_models import DEMO
 from penstock_text.tokenizer import Tokenizer

@@ -22,10 +22,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded
 from rich.console import Console
 
 from penstock_engine.native.engine import NativeEngine
-from penstock_engine.native.limits import Limits
-from penstock_engine.native.memory import KvMemory
+from penstock_engine.native.kv.memory import KvMemory
+from penstock_engine.native.scheduling.limits import Limits
 from penstock_engine.native.settings import NativeSettings
-from penstock_engine.native.vocabulary import Vocabulary
+from penstock_engine.native.structured.vocabulary import Vocabulary
 from penstock_models import DEMO, DEMO_DRAFT
 from penstock_testing.adapters import write_adapter
 from penstock_testing.soak import CheckedScheduler, Soak, SoakPlan, SoakReport, solo_answers

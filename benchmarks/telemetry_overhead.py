@@ -4,24 +4,26 @@ One platform (gateway, router, worker) samples 100 % of what its callers sample,
 receiver that only counts bytes, and is scraped as by Prometheus. What is compared is CPU seconds of its processes,
 which other load on the machine moves less than times; where they fill the machine it is throughput.
 
-1. What tracing costs a request: rounds of short requests whose callers' ``traceparent`` says sampled or not in turn
-   (first one, then the other first); a round ends when its spans are exported. Requests have the same spans however
-   many tokens they have, so short ones show them with the least work around them, whose noise would hide them. The
-   thread of the engine, which makes no spans, is left out for the same reason.
+1. What tracing costs a request: many blocks of a few short requests each, whose callers' ``traceparent`` says sampled
+   or not in turn (first one, then the other first), so that what else the machine does falls on both alike. Requests
+   have the same spans however many tokens they have, so short ones show them with the least work around them, whose
+   noise would hide them. Two kinds of threads are left out of that difference: the engine's, which makes no spans, and
+   those that export, since what they do for a block comes seconds later; all they do is added instead.
 2. What a usual request costs: rounds of ``--tokens`` tokens, not sampled, all threads.
 
 ``tracing_share`` is the first over the second.
 
-``--pairs N`` starts a second platform with OpenTelemetry's SDK disabled and compares throughput: rounds on both
-in turn, the median of their ratios. Two sets of processes are never quite alike, so this is the coarser figure.
+``--pairs N`` starts a second platform with OpenTelemetry's SDK disabled and compares throughput and CPU: rounds on both
+in turn, the median of their ratios. Two sets of processes are never quite alike, so this is the coarser figure; it
+has in it what metrics cost.
 
-    python benchmarks/telemetry_overhead.py --sampling 16 --json
+    python benchmarks/telemetry_overhead.py --sampling 400 --json
 """
 
 import argparse
 import asyncio
 import json
-import os
+import math
 import secrets
 import statistics
 import sys
@@ -30,7 +32,7 @@ import time
 import urllib.request
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from glob import glob
 from pathlib import Path
 
@@ -45,28 +47,55 @@ OFF = {"OTEL_SDK_DISABLED": "true"}
 SERVING = ("gateway", "router-1", "worker-1")
 
 
-USUAL_EVERY = 5
-SHORT_TOKENS, SHORT_CONCURRENCY = 2, 2
-# Spans leave 2 s after they ended at the latest.
-EXPORTED_S = 2.4
+USUAL_EVERY = 100
+SHORT_TOKENS, SHORT_CONCURRENCY, WARM_REQUESTS = 2, 2, 100
+# Spans leave 5 s after they ended at the latest.
+EXPORTED_S = 5.5
+# A thread that exports does nothing while nothing is sampled: less than this for each request.
+IDLE_S = 30e-6
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One round on one platform: tokens a second; CPU seconds of its processes, all and beside the engine."""
+    """One round on one platform: tokens a second, and CPU seconds of its processes."""
 
     tokens_s: float
     cpu_s: float
-    aside_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a round consists of."""
+    """What a round or block consists of."""
 
     requests: int
     concurrency: int
     tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How many pairs of what. None is begun that would end after ``within_s`` of measuring."""
+
+    pairs: int
+    sampling: int
+    work: Work
+    short: Work
+    within_s: float
+
+
+class Budget:
+    """Whether there is time for another round, going by the longest so far."""
+
+    def __init__(self, within_s: float) -> None:
+        self._ends = time.monotonic() + within_s
+        self._began = time.monotonic()
+        self._longest = 0.0
+
+    def allows_another(self) -> bool:
+        """To be asked before each."""
+        now = time.monotonic()
+        self._longest, self._began = max(self._longest, now - self._began), now
+        return now + self._longest < self._ends
 
 
 class Sink(grpc.GenericRpcHandler):
@@ -98,26 +127,42 @@ async def sink() -> AsyncIterator[tuple[str, Sink]]:
 
 
 class Clock:
-    """CPU seconds of the processes that serve. ``engine`` is the thread that is not counted aside."""
+    """CPU seconds of the processes that serve."""
 
-    def __init__(self, platform: Deployment, engine: Path | None = None) -> None:
+    def __init__(self, platform: Deployment) -> None:
         self._pids = [platform.services[name].pid for name in SERVING]
-        self._engine = engine
+        self.engine: Path | None = None
+        self.exporters: list[Path] = []
 
-    def read(self) -> tuple[float, float]:
-        """Of all threads, and of all but the engine's."""
-        whole = sum(_process_s(pid) for pid in self._pids)
-        return whole, whole - (_thread_s(self._engine) if self._engine else 0.0)
+    def process_s(self) -> float:
+        """Of all threads."""
+        return sum(_process_s(pid) for pid in self._pids)
+
+    def export_s(self) -> float:
+        """Of the threads that export."""
+        return sum(_thread_s(task) for task in self.exporters)
+
+    def request_s(self) -> float:
+        """Of all but those and the engine's."""
+        engine_s = _thread_s(self.engine) if self.engine else 0.0
+        return self.process_s() - engine_s - self.export_s()
+
+    def threads(self) -> dict[Path, float]:
+        """Of each thread."""
+        tasks = [Path(path) for pid in self._pids for path in glob(f"/proc/{pid}/task/*")]
+        return {task: _thread_s(task) for task in tasks}
 
 
 def _process_s(pid: int) -> float:
-    # clock_getcpuclockid(3): in nanoseconds, where /proc counts in hundredths of a second.
+    # clock_getcpuclockid(3): in nanoseconds, where /proc/PID/stat counts in hundredths of a second.
     return time.clock_gettime_ns((~pid << 3) | 2) / 1e9
 
 
 def _thread_s(task: Path) -> float:
-    fields = (task / "stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    try:
+        return int((task / "schedstat").read_text().split()[0]) / 1e9
+    except FileNotFoundError:
+        return 0.0  # it has ended
 
 
 async def one(http: httpx.AsyncClient, prompt: str, tokens: int, *, sampled: bool) -> None:
@@ -134,28 +179,33 @@ async def one(http: httpx.AsyncClient, prompt: str, tokens: int, *, sampled: boo
             pass
 
 
-async def run_round(
-    platform: Deployment, work: Work, salt: int, clock: Clock, *, sampled: bool = True
-) -> Round:
+async def ask(http: httpx.AsyncClient, work: Work, salt: str, *, sampled: bool) -> None:
+    """All requests of a round or block, with prompts that no other has: else they would be cached."""
     places = asyncio.Semaphore(work.concurrency)
-    limits = httpx.Limits(max_connections=work.concurrency)
-    async with httpx.AsyncClient(base_url=platform.gateway, limits=limits) as http:
 
-        async def placed(number: int) -> None:
-            async with places:
-                await one(
-                    http,
-                    f"# {salt} {number}\n" + "def f(a, b):\n    " * 6,
-                    work.tokens,
-                    sampled=sampled,
-                )
+    async def placed(number: int) -> None:
+        async with places:
+            prompt = f"# {salt} {number}\n" + "def f(a, b):\n    " * 6
+            await one(http, prompt, work.tokens, sampled=sampled)
 
-        before, began = clock.read(), time.perf_counter()
-        await asyncio.gather(*(placed(n) for n in range(work.requests)))
+    await asyncio.gather(*(placed(n) for n in range(work.requests)))
+
+
+async def run_round(
+    platform: Deployment, work: Work, salt: str, clock: Clock, *, sampled: bool = True
+) -> Round:
+    """A round, until its spans are exported."""
+    async with caller(platform, work) as http:
+        before, began = clock.process_s(), time.perf_counter()
+        await ask(http, work, salt, sampled=sampled)
         seconds = time.perf_counter() - began
         await asyncio.sleep(EXPORTED_S)
-    spent = [after - was for after, was in zip(clock.read(), before, strict=True)]
-    return Round(work.requests * work.tokens / seconds, *spent)
+    return Round(work.requests * work.tokens / seconds, clock.process_s() - before)
+
+
+def caller(platform: Deployment, work: Work) -> httpx.AsyncClient:
+    limits = httpx.Limits(max_connections=work.concurrency)
+    return httpx.AsyncClient(base_url=platform.gateway, limits=limits)
 
 
 async def scrape_often(platform: Deployment) -> None:
@@ -172,47 +222,70 @@ async def scrape_often(platform: Deployment) -> None:
 
 @dataclass(slots=True)
 class Results:
-    """Rounds in the order of their pairs, ``off`` and ``on``."""
+    """Rounds in the order of their pairs; of blocks the CPU seconds, not sampled and sampled."""
 
-    platforms: dict[str, list[Round]]
-    traced: dict[str, list[Round]]
-    usual: list[Round]
+    blocks: list[tuple[float, float]] = field(default_factory=list)
+    export_s: float = 0.0
+    usual: list[Round] = field(default_factory=list)
+    off: list[Round] = field(default_factory=list)
+    on: list[Round] = field(default_factory=list)
     num_bytes: int = 0
 
 
-async def measure(pairs: int, sampling: int, work: Work, short: Work) -> Results:
+async def measure(plan: Plan) -> Results:
     """All rounds."""
-    results = Results({"off": [], "on": []}, {"off": [], "on": []}, [])
+    results = Results()
     async with sink() as (endpoint, sent), AsyncExitStack() as stack:
         environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_METRICS_EXPORTER": "none"}
         running = await stack.enter_async_context(started(environment))
-        clock = await warm_up(running, work)
+        clock = await warm_up(running, plan)
         scraping = asyncio.create_task(scrape_often(running))
-        for number in range(sampling):
-            for name in ("off", "on") if number % 2 else ("on", "off"):
-                # New prompts, else the second would find the first's in the cache.
-                salt = 2 * number + (name == "on")
-                done = await run_round(running, short, salt, clock, sampled=name == "on")
-                results.traced[name].append(done)
-            sys.stderr.write(f"\r{number + 1}/{sampling} pairs, sampled or not")
-            if number % USUAL_EVERY == 0:
-                usual = await run_round(running, work, -3 - number, clock, sampled=False)
-                results.usual.append(usual)
-        if pairs:
+        await compare_sampling(running, clock, plan, results)
+        if plan.pairs:
             without = await stack.enter_async_context(started(OFF))
-            sides = {
-                "off": (without, await warm_up(without, work)),
-                "on": (running, clock),
-            }
-            for pair in range(pairs):
-                for name in ("off", "on") if pair % 2 else ("on", "off"):
-                    platform, its_clock = sides[name]
-                    done = await run_round(platform, work, pair, its_clock)
-                    results.platforms[name].append(done)
-                sys.stderr.write(f"\r{pair + 1}/{pairs} pairs on two platforms")
+            await compare_platforms((running, without), clock, plan, results)
         scraping.cancel()
         results.num_bytes = sent.num_bytes
     return results
+
+
+async def compare_sampling(running: Deployment, clock: Clock, plan: Plan, results: Results) -> None:
+    """Blocks in turn; now and then a usual round."""
+    budget, exported = Budget(plan.within_s), clock.export_s()
+    async with caller(running, plan.short) as http:
+        for number in range(plan.sampling):
+            if number and not budget.allows_another():
+                break
+            spent = {}
+            for sampled in (False, True) if number % 2 else (True, False):
+                before = clock.request_s()
+                await ask(http, plan.short, f"{number} {sampled}", sampled=sampled)
+                spent[sampled] = clock.request_s() - before
+            results.blocks.append((spent[False], spent[True]))
+            if number % USUAL_EVERY == 0:
+                salt = f"usual {number}"
+                done = await run_round(running, plan.work, salt, clock, sampled=False)
+                results.usual.append(done)
+                sys.stderr.write(f"\r{number + 1}/{plan.sampling} pairs, sampled or not")
+    await asyncio.sleep(EXPORTED_S)
+    results.export_s = clock.export_s() - exported
+
+
+async def compare_platforms(
+    platforms: tuple[Deployment, Deployment], clock: Clock, plan: Plan, results: Results
+) -> None:
+    """Rounds on the one with telemetry and the one without."""
+    running, without = platforms
+    budget = Budget(plan.within_s)
+    sides = {"on": (running, clock, results.on), "off": (without, Clock(without), results.off)}
+    await run_round(without, plan.work, "warm", sides["off"][1])
+    for pair in range(plan.pairs):
+        if pair and not budget.allows_another():
+            break
+        for name in ("off", "on") if pair % 2 else ("on", "off"):
+            platform, its_clock, rounds = sides[name]
+            rounds.append(await run_round(platform, plan.work, f"pair {pair}", its_clock))
+        sys.stderr.write(f"\r{pair + 1}/{plan.pairs} pairs on two platforms")
 
 
 @asynccontextmanager
@@ -228,36 +301,44 @@ async def started(environment: dict[str, str]) -> AsyncIterator[Deployment]:
             yield running
 
 
-async def warm_up(platform: Deployment, work: Work) -> Clock:
-    """A clock that knows the engine's thread: the worker's busiest while requests are answered."""
-    worker = platform.services["worker-1"].pid
-    await run_round(platform, work, -1, Clock(platform))
-    tasks = [Path(path) for path in glob(f"/proc/{worker}/task/*")]
-    before = {task: _thread_s(task) for task in tasks}
-    await run_round(platform, work, -2, Clock(platform))
-    return Clock(platform, max(tasks, key=lambda task: _thread_s(task) - before[task]))
+async def warm_up(platform: Deployment, plan: Plan) -> Clock:
+    """A clock that knows the engine's thread, the busiest, and those that work only if spans are made."""
+    clock, few = Clock(platform), Work(WARM_REQUESTS, SHORT_CONCURRENCY, SHORT_TOKENS)
+    await run_round(platform, plan.work, "warm", clock)
+    spent = []
+    for sampled in (False, True):
+        before = clock.threads()
+        await run_round(platform, few, f"warm {sampled}", clock, sampled=sampled)
+        spent.append({task: now - before.get(task, 0.0) for task, now in clock.threads().items()})
+    off, on = spent
+    clock.engine = max(off, key=lambda task: off[task])
+    for pid in {task.parts[2] for task in on}:
+        idle = [t for t in on if t.parts[2] == pid and off.get(t, 1.0) < WARM_REQUESTS * IDLE_S]
+        clock.exporters.append(max(idle, key=lambda task: on[task]))
+    told = ", ".join(f"{1e3 * on[task]:.1f}" for task in clock.exporters)
+    sys.stderr.write(f"threads that export took {told} ms for {WARM_REQUESTS} requests\n")
+    return clock
 
 
 def report(results: Results, work: Work, short: Work) -> dict[str, object]:
     """Costs, shares and ratios."""
-    paired = list(zip(results.traced["off"], results.traced["on"], strict=True))
-    usual = [1e3 * done.cpu_s / work.requests for done in results.usual]
-    costs = [1e6 * (on.aside_s - off.aside_s) / short.requests for off, on in paired]
+    requests, usual = short.requests, [1e3 * done.cpu_s / work.requests for done in results.usual]
+    export_us = 1e6 * results.export_s / (requests * len(results.blocks))
+    costs = [1e6 * (on - off) / requests + export_us for off, on in results.blocks]
     mean_ms = statistics.mean(usual)
     told: dict[str, object] = {
-        "short_request_us": 1e6 * statistics.mean(off.cpu_s for off, _ in paired) / short.requests,
+        "pairs": len(costs),
+        "short_request_us": 1e6 * statistics.mean(off for off, _ in results.blocks) / requests,
+        "export_us": export_us,
         "tracing_us": summary(costs),
         "usual_request_ms": summary(usual),
         "tracing_share": summary([cost / 1e3 / mean_ms for cost in costs]),
     }
-    if results.platforms["on"]:
-        sides = zip(results.platforms["off"], results.platforms["on"], strict=True)
+    if results.on:
+        sides = list(zip(results.off, results.on, strict=True))
         told["throughput"] = summary([on.tokens_s / off.tokens_s for off, on in sides])
+        told["cpu"] = summary([on.cpu_s / off.cpu_s for off, on in sides])
     told["otlp_bytes"] = results.num_bytes
-    for kind in ("traced", "platforms"):
-        told[kind] = {
-            name: [asdict(r) for r in rounds] for name, rounds in getattr(results, kind).items()
-        }
     return told
 
 
@@ -281,16 +362,18 @@ def quartiles(values: Sequence[float]) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=0, help="rounds on two platforms, in turn")
-    parser.add_argument("--sampling", type=int, default=16, help="pairs of rounds, sampled or not")
+    parser.add_argument("--sampling", type=int, default=400, help="pairs of blocks, sampled or not")
     parser.add_argument("--requests", type=int, default=48, help="usual requests of a round")
-    parser.add_argument("--short", type=int, default=200, help="short requests of a round")
+    parser.add_argument("--short", type=int, default=8, help="short requests of a block")
     parser.add_argument("--concurrency", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=64, help="of each answer")
+    parser.add_argument("--within", type=float, default=math.inf, help="seconds; fewer pairs then")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     work = Work(options.requests, options.concurrency, options.tokens)
     short = Work(options.short, SHORT_CONCURRENCY, SHORT_TOKENS)
-    result = report(asyncio.run(measure(options.pairs, options.sampling, work, short)), work, short)
+    plan = Plan(options.pairs, options.sampling, work, short, options.within)
+    result = report(asyncio.run(measure(plan)), work, short)
     sys.stderr.write("\n")
     if options.json:
         print(json.dumps(result, indent=2))

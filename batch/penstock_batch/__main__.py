@@ -4,7 +4,7 @@ import asyncio
 import logging
 import sys
 
-from penstock_batch.flower import flower
+from penstock_batch.queue.flower import flower
 from penstock_batch.serve import serve
 from penstock_batch.settings import BatchSettings
 from penstock_batch.work import work

@@ -12,16 +12,16 @@ from dataclasses import dataclass, field, replace
 
 from opentelemetry import trace
 
-from penstock_batch.answers import Job
-from penstock_batch.board import Board, Progress
-from penstock_batch.facts import CancelRequested, Created, Facts
-from penstock_batch.files import PURPOSE_INPUT, FileStore
-from penstock_batch.finalizer import shard_answers
-from penstock_batch.fold import Batch, Counts, fold
-from penstock_batch.records import Answer
-from penstock_batch.steward import Steward
-from penstock_batch.store import FactStore, checked_id, timed_id
-from penstock_batch.validator import ENDPOINTS
+from penstock_batch.planning.records import Answer
+from penstock_batch.planning.validator import ENDPOINTS
+from penstock_batch.queue.steward import Steward
+from penstock_batch.running.answers import Job
+from penstock_batch.running.finalizer import shard_answers
+from penstock_batch.state.facts import CancelRequested, Created, Facts
+from penstock_batch.state.fold import Batch, Counts, fold
+from penstock_batch.stores.board import Board, Progress
+from penstock_batch.stores.files import PURPOSE_INPUT, FileStore
+from penstock_batch.stores.store import FactStore, checked_id, timed_id
 from penstock_core.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from penstock_core.telemetry import semconv as sc
 from penstock_core.telemetry.tracing import outgoing

@@ -7,18 +7,18 @@ import time
 
 from penstock.batch.v1 import batch_service_pb2
 from penstock.batch.v1.batch_service_pb2_grpc import add_BatchServiceServicer_to_server
-from penstock_batch.app import build_app
 from penstock_batch.batches import Batches
-from penstock_batch.board import Board
-from penstock_batch.dispatch import CeleryQueue
-from penstock_batch.files import FileStore
 from penstock_batch.metrics import BatchMetrics
-from penstock_batch.objects import Objects
-from penstock_batch.reconciler import Reconciler
+from penstock_batch.queue.app import build_app
+from penstock_batch.queue.dispatch import CeleryQueue
+from penstock_batch.queue.reconciler import Reconciler
+from penstock_batch.queue.steward import QueueOptions, Steward
 from penstock_batch.servicer import BatchServicer
 from penstock_batch.settings import BatchSettings
-from penstock_batch.steward import QueueOptions, Steward
-from penstock_batch.store import FactStore
+from penstock_batch.stores.board import Board
+from penstock_batch.stores.files import FileStore
+from penstock_batch.stores.objects import Objects
+from penstock_batch.stores.store import FactStore
 from penstock_core.rpc.interceptors import ServerInterceptor
 from penstock_core.rpc.server import RpcServer
 from penstock_core.security.live_keys import live_keys

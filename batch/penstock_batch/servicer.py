@@ -13,8 +13,8 @@ from penstock.batch.v1 import batch_service_pb2 as pb
 from penstock.batch.v1 import batch_service_pb2_grpc
 from penstock_batch import wire
 from penstock_batch.batches import Batches, NewBatch
-from penstock_batch.files import PURPOSE_INPUT, FileStore
-from penstock_batch.store import checked_id
+from penstock_batch.stores.files import PURPOSE_INPUT, FileStore
+from penstock_batch.stores.store import checked_id
 from penstock_core.errors import InvalidRequest, PermissionDenied
 from penstock_core.rpc.interceptors import principal
 

@@ -3,8 +3,8 @@
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from penstock_batch.files import MAX_FILE_BYTES
-from penstock_batch.planner import MAX_SHARD_LINES, MIN_SHARD_LINES
+from penstock_batch.planning.planner import MAX_SHARD_LINES, MIN_SHARD_LINES
+from penstock_batch.stores.files import MAX_FILE_BYTES
 from penstock_core.settings import TlsSettings
 
 

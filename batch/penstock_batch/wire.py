@@ -2,10 +2,10 @@
 
 from penstock.batch.v1 import batch_pb2, batch_service_pb2
 from penstock.common.v1 import usage_pb2
-from penstock_batch.facts import Costs
-from penstock_batch.files import StoredFile
-from penstock_batch.fold import Batch, Status
-from penstock_batch.records import Answer, to_json
+from penstock_batch.planning.records import Answer, to_json
+from penstock_batch.state.facts import Costs
+from penstock_batch.state.fold import Batch, Status
+from penstock_batch.stores.files import StoredFile
 from penstock_core.cost.pricing import to_micros
 
 _STATUS = {s: batch_pb2.BatchStatus.Value(f"BATCH_STATUS_{s.name}") for s in Status}

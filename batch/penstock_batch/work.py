@@ -12,24 +12,24 @@ from contextlib import AsyncExitStack
 from celery import Celery, signals
 from celery.exceptions import SecurityWarning
 
-from penstock_batch.app import build_app
-from penstock_batch.board import Board
-from penstock_batch.caller import CallOptions, LineCaller
-from penstock_batch.dispatch import CeleryQueue
-from penstock_batch.files import FileStore
-from penstock_batch.finalizer import Finalizer
-from penstock_batch.jobs import Jobs
-from penstock_batch.loop import LoopThread
 from penstock_batch.metrics import BatchMetrics
-from penstock_batch.objects import Objects
-from penstock_batch.plan_job import PlanJob
-from penstock_batch.pressure import Aimd, Gate
-from penstock_batch.runner import ShardRunner
+from penstock_batch.queue.app import build_app
+from penstock_batch.queue.dispatch import CeleryQueue
+from penstock_batch.queue.jobs import Jobs
+from penstock_batch.queue.loop import LoopThread
+from penstock_batch.queue.steward import Steward
+from penstock_batch.queue.tasks import register
+from penstock_batch.running.caller import CallOptions, LineCaller
+from penstock_batch.running.finalizer import Finalizer
+from penstock_batch.running.plan_job import PlanJob
+from penstock_batch.running.pressure import Aimd, Gate
+from penstock_batch.running.runner import ShardRunner
 from penstock_batch.serve import open_objects, queue_options
 from penstock_batch.settings import BatchSettings
-from penstock_batch.steward import Steward
-from penstock_batch.store import FactStore
-from penstock_batch.tasks import register
+from penstock_batch.stores.board import Board
+from penstock_batch.stores.files import FileStore
+from penstock_batch.stores.objects import Objects
+from penstock_batch.stores.store import FactStore
 from penstock_core import lifecycle
 from penstock_core.ids import new_id
 from penstock_core.rpc import server as rpc

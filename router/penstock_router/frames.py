@@ -56,6 +56,8 @@ class LoadReport:
     serving: bool = True
     draining: bool = False
     preemptions: int = 0
+    loaded_adapters: tuple[str, ...] = ()
+    adapter_load_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from penstock_core import blocks
+from penstock_router.fleet.adapters import usual_load_s
 from penstock_router.fleet.tracked import Picture, TrackedWorker
 from penstock_router.index.matching import Known, match
 from penstock_router.policy.demand import NOTHING_HELD, Deepest, deepest, first_divergent
@@ -33,9 +34,9 @@ class PromptLookup:
         """What each worker holds and computes of the prompt."""
         found, prepared, demand = self._look(), self._prepared, self._picture.demand
         replicas: frozenset[str] = frozenset()
+        now = self._picture.clock()
         if found.hot.key in demand:
             names = [w.worker_id for w in found.members]
-            now = self._picture.clock()
             replicas = demand.replicas(found.hot.key, found.hot.holders, names, now)
         return RoutingRequest(
             request_id=prepared.request.request_id,
@@ -47,6 +48,7 @@ class PromptLookup:
             max_tokens=prepared.max_tokens,
             excluded=excluded,
             replicas=replicas,
+            adapter_loads=_adapter_loads(prepared, now) if prepared.request.adapter else {},
         )
 
     def arrived(self) -> float:
@@ -68,6 +70,23 @@ class PromptLookup:
         if self._found is None or self._found.versions != versions:
             self._found = _look_up(self._picture, self._prepared, versions)
         return self._found
+
+
+def _adapter_loads(prepared: PreparedRequest, now: float) -> dict[str, float]:
+    """Who would have to load the request's adapter first, and for how long.
+
+    A worker that has loaded none yet takes as long as others of its engine; if nobody knows, no time.
+    """
+    engines: dict[str, list[TrackedWorker]] = {}
+    for worker in prepared.workers:
+        engines.setdefault(worker.facts.engine if worker.facts else "", []).append(worker)
+    waits: dict[str, float] = {}
+    for members in engines.values():
+        usual_s = usual_load_s(worker.load.report.adapter_load_s for worker in members)
+        for worker in members:
+            name, report = prepared.request.adapter, worker.load.report
+            waits[worker.worker_id] = worker.adapters.wait_s(name, report, now, usual_s)
+    return {worker_id: wait_s for worker_id, wait_s in waits.items() if wait_s}
 
 
 def _look_up(picture: Picture, prepared: PreparedRequest, versions: tuple[int, int]) -> _Found:

@@ -51,6 +51,8 @@ SERVICES = (
     routing_service_pb2.DESCRIPTOR.services_by_name["RoutingService"].full_name,
 )
 
+_LOOK_ROUND_S = 5.0
+
 
 @dataclass(frozen=True, slots=True)
 class RunningRouter:
@@ -96,6 +98,7 @@ async def running_router(settings: RouterSettings) -> AsyncIterator[RunningRoute
         tasks = await stack.enter_async_context(_background(*work))
         server = _server(ServerInterceptor(keys), parts.inference, parts.routing, settings)
         endpoint = _endpoint(settings.listen, server.bind(settings.listen))
+        await parts.fleet.look_round(_LOOK_ROUND_S)  # who connects meanwhile waits
         await server.start()
         await server.serve()
         try:

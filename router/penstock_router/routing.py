@@ -185,6 +185,7 @@ class Router:
         worker.load.reserve(
             request_id, int(chosen.uncached_tokens), now, attempt.ttl_s, is_batch=prepared.is_batch
         )
+        worker.adapters.asked(prepared.request.adapter, worker.load.report, now)
         facts = worker.facts
         assert facts is not None
         work = (prepared.hashes(facts), chosen.matched_tokens // facts.block_tokens)
@@ -282,7 +283,7 @@ class _Visitor:
 def _describe(span: trace.Span, record: DecisionRecord) -> None:
     if not span.is_recording():
         return
-    why, chosen = record.explain(), record.decision.chosen
+    why, chosen = record.rank(), record.decision.chosen
     # Side by side, as a trace's viewer shows them; the best first.
     shown = why.candidates[:_MAX_SHOWN]
     tracing.set_attributes(
@@ -307,5 +308,5 @@ def _describe(span: trace.Span, record: DecisionRecord) -> None:
 
 
 def _nobody(record: DecisionRecord) -> str:
-    why = "; ".join(f"{c.worker_id}: {c.excluded_because}" for c in record.explain().candidates)
+    why = "; ".join(f"{c.worker_id}: {c.excluded_because}" for c in record.rank().candidates)
     return f"no worker can take a request for {record.model!r} now ({why})"

@@ -263,6 +263,7 @@ class EngineState:
     ``busy_s`` are the seconds since the start in which it computed; requests' shares add up to them.
     ``figures_age_s`` is how old they are where they come from elsewhere; None if they are its own.
     ``cache_losses`` counts how often its picture of its cache was lost and began anew.
+    ``adapters`` are those in memory, of which loading one took ``adapter_load_s``; 0 if unknown.
     """
 
     running: int = 0
@@ -280,6 +281,8 @@ class EngineState:
     busy_s: float = 0.0
     figures_age_s: float | None = None
     cache_losses: int = 0
+    adapters: tuple[str, ...] = ()
+    adapter_load_s: float = 0.0
 
 
 class Engine(Protocol):

@@ -15,21 +15,21 @@ from pathlib import Path
 from typing import Any
 
 from penstock_batch.batches import Batches, NewBatch
-from penstock_batch.board import Board
-from penstock_batch.caller import CallOptions, LineCaller
-from penstock_batch.files import FileStore, StoredFile
-from penstock_batch.finalizer import Finalizer
-from penstock_batch.fold import Batch
-from penstock_batch.jobs import Jobs
 from penstock_batch.metrics import BatchMetrics
-from penstock_batch.objects import Objects
-from penstock_batch.plan_job import PlanJob
-from penstock_batch.pressure import Aimd, Gate
-from penstock_batch.reconciler import Reconciler
-from penstock_batch.runner import ShardRunner
-from penstock_batch.steps import Step
-from penstock_batch.steward import QueueOptions, Steward
-from penstock_batch.store import FactStore
+from penstock_batch.queue.jobs import Jobs
+from penstock_batch.queue.reconciler import Reconciler
+from penstock_batch.queue.steward import QueueOptions, Steward
+from penstock_batch.running.caller import CallOptions, LineCaller
+from penstock_batch.running.finalizer import Finalizer
+from penstock_batch.running.plan_job import PlanJob
+from penstock_batch.running.pressure import Aimd, Gate
+from penstock_batch.running.runner import ShardRunner
+from penstock_batch.state.fold import Batch
+from penstock_batch.state.steps import Step
+from penstock_batch.stores.board import Board
+from penstock_batch.stores.files import FileStore, StoredFile
+from penstock_batch.stores.objects import Objects
+from penstock_batch.stores.store import FactStore
 from penstock_core.rpc import server as rpc
 
 TENANT = "acme"

@@ -39,7 +39,7 @@ from penstock_engine.api import (
     TokenOut,
     Vector,
 )
-from penstock_engine.native.limits import check_embed
+from penstock_engine.native.scheduling.limits import check_embed
 from penstock_engine.sharing import Part, Sharing
 from penstock_testing.gate import StepGate
 from penstock_testing.models import BYTE_EOS, BYTE_VOCAB_SIZE

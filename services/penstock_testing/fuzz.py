@@ -228,7 +228,7 @@ class Fuzzer:
         )
         if stored.status_code != 200:
             raise AssertionError(f"upload {stored.status_code}: {data[:200]!r}")
-        from penstock_batch.validator import check_input  # noqa: PLC0415 - what `work` runs first
+        from penstock_batch.planning.validator import check_input  # noqa: PLC0415 - what `work` runs first
 
         check_input(data, "/v1/completions")
         file_id = stored.json()["id"]

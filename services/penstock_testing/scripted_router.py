@@ -81,7 +81,7 @@ class ScriptedRouter(inference_service_pb2_grpc.InferenceServiceServicer):
                     yield event
             for event in _ending(request, script.pieces):
                 yield event
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):  # while waiting, or while sending
             script.was_cancelled.set()
             raise
 

@@ -115,7 +115,7 @@ def _load(settings: WorkerSettings) -> tuple[Engine, Text]:
     # Imported here, behind the environment that torch reads: it takes seconds.
     from penstock_engine.native.engine import NativeEngine  # noqa: PLC0415
     from penstock_engine.native.settings import NativeSettings  # noqa: PLC0415
-    from penstock_engine.native.vocabulary import Vocabulary  # noqa: PLC0415
+    from penstock_engine.native.structured.vocabulary import Vocabulary  # noqa: PLC0415
 
     chosen = NativeSettings(
         model=path,

@@ -149,6 +149,10 @@ def token_ids(ids: Sequence[int]) -> tokens_pb2.TokenIds:
     return tokens_pb2.TokenIds(ids=pack_tokens(ids))
 
 
+# Load is told about ten times a second.
+MAX_TOLD_ADAPTERS = 256
+
+
 def load(
     state: EngineState, capacity_blocks: int, health: state_pb2.WorkerHealth.ValueType
 ) -> state_pb2.WorkerLoad:
@@ -169,6 +173,8 @@ def load(
         preemptions=state.preemptions,
         figures_age_s=state.figures_age_s,
         cache_losses=state.cache_losses,
+        loaded_adapters=state.adapters[:MAX_TOLD_ADAPTERS],
+        adapter_load_s=state.adapter_load_s,
     )
 
 

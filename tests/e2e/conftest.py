@@ -25,6 +25,7 @@ def platform(
     """Two workers, callers need a key."""
     exports = {
         "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint,
+        "OTEL_BSP_SCHEDULE_DELAY": "1000",
         "OTEL_METRIC_EXPORT_INTERVAL": "1000",
     }
     data_dir = tmp_path_factory.mktemp("platform")

@@ -90,14 +90,16 @@ async def test_secrets_that_differ_and_open_workers_are_named() -> None:
 
 async def test_dead_stopped_and_misannounced_processes_and_a_forgetful_redis_are_named() -> None:
     async with deployed(NO_CHANGES) as running:
+        async with RedisRegistry(running.redis.url) as registry:
+            await registry.announce(WorkerEntry(f"127.0.0.1:{free_port()}", "ghost"))
         await running.services["batch"].stop(signal.SIGKILL)
         await running.services["worker-2"].stop(signal.SIGKILL)
         with Redis.from_url(running.redis.url) as redis:
+            for worker_id in ("ghost", "worker-2"):  # announced for as long as the look takes
+                assert redis.persist(f"penstock:worker:{worker_id}")
             redis.config_set("maxmemory-policy", "allkeys-lru")
             redis.config_set("appendonly", "no")
-        async with RedisRegistry(running.redis.url) as registry:
-            await registry.announce(WorkerEntry(f"127.0.0.1:{free_port()}", "ghost"))
-            status, findings = await doctor(running)
+        status, findings = await doctor(running)
 
     assert status == 1
     assert "batch service does not answer: UNAVAILABLE" in wrong(findings, "reachability")

@@ -43,7 +43,10 @@ def test_secrets_stand_in_no_log_no_span_and_no_error(tmp_path: Path) -> None:
         otlp_receiver() as received,
         up(
             tmp_path / "data", "--keys", "new", "--workers", "1",
-            environment={"OTEL_EXPORTER_OTLP_ENDPOINT": received.endpoint},
+            environment={
+                "OTEL_EXPORTER_OTLP_ENDPOINT": received.endpoint,
+                "OTEL_BSP_SCHEDULE_DELAY": "1000",
+            },
         ) as platform,
     ):  # fmt: skip
         key, base = platform.api_key, f"http://{platform.gateway}/v1"

@@ -9,7 +9,7 @@ import torch
 
 from penstock_engine.api import EngineRequest, Sampling, TokenOut
 from penstock_engine.native.engine import NativeEngine
-from penstock_engine.native.paged import PagedRows, attend_paged
+from penstock_engine.native.models.paged import PagedRows, attend_paged
 from penstock_engine.native.settings import NativeSettings
 from penstock_models import DEMO
 from penstock_testing.checkpoints import write_checkpoint

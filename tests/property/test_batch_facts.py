@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock_batch.facts import (
+from penstock_batch.state.facts import (
     CancelRequested,
     Created,
     Ending,
@@ -15,8 +15,8 @@ from penstock_batch.facts import (
     decode,
     encode,
 )
-from penstock_batch.fold import FOLLOWS, Batch, fold
-from penstock_batch.steps import Leases, next_steps
+from penstock_batch.state.fold import FOLLOWS, Batch, fold
+from penstock_batch.state.steps import Leases, next_steps
 
 SHARDS, LINES_EACH = 3, 4
 TIMES = st.floats(0, 200)

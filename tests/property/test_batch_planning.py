@@ -6,9 +6,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock_batch.planner import make_plan
-from penstock_batch.records import dump_work, load_work
-from penstock_batch.validator import MAX_PROBLEMS, InputLine, check_input
+from penstock_batch.planning.planner import make_plan
+from penstock_batch.planning.records import dump_work, load_work
+from penstock_batch.planning.validator import MAX_PROBLEMS, InputLine, check_input
 
 URL = "/v1/completions"
 PROMPTS = st.text("ab \n\u2028é", max_size=4)

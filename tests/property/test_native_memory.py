@@ -6,7 +6,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from penstock_core.blocks import pack_tokens
 from penstock_engine.api import KvStored
-from penstock_engine.native.memory import KvMemory
+from penstock_engine.native.kv.memory import KvMemory
 
 CAPACITY = 7
 BLOCK = 2

@@ -16,11 +16,11 @@ from penstock_engine.api import (
     RequestDone,
     TokenOut,
 )
-from penstock_engine.native.limits import Limits
-from penstock_engine.native.memory import KvMemory
-from penstock_engine.native.plan import StepPlan, StepResult
-from penstock_engine.native.request import Drawn
-from penstock_engine.native.scheduler import Scheduler
+from penstock_engine.native.kv.memory import KvMemory
+from penstock_engine.native.scheduling.limits import Limits
+from penstock_engine.native.scheduling.plan import StepPlan, StepResult
+from penstock_engine.native.scheduling.request import Drawn
+from penstock_engine.native.scheduling.scheduler import Scheduler
 
 BLOCK = 4
 STOP = 3

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from penstock_engine.api import EngineRequest, Sampling
-from penstock_engine.native.request import Ahead, Request, Sample
-from penstock_engine.native.sampling import Drawer, Sampler
+from penstock_engine.native.execution.sampling import Drawer, Sampler
+from penstock_engine.native.scheduling.request import Ahead, Request, Sample
 from penstock_engine.speculative.accept import num_accepted
 
 VOCAB = 6

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from penstock_core.errors import Overloaded
 from penstock_router.frames import Finished, LedgerEvent, PrefillDone
 from penstock_router.policy.cost import CostParams
-from penstock_router.policy.decide import explain
-from penstock_router.policy.facts import Decision, Explanation, RoutingRequest, WorkerView
+from penstock_router.policy.decide import explain, rank
+from penstock_router.policy.facts import Decision, Explanation, Ranking, RoutingRequest, WorkerView
 
 _MAX_DECISIONS = 2048
 _MAX_WATCHER_BACKLOG = 256
@@ -63,6 +63,11 @@ class DecisionRecord:
         """Why it was decided so, from the same inputs."""
         at = self.inputs
         return explain(at.views, at.request, at.now, at.seed, at.params)
+
+    def rank(self) -> Ranking:
+        """Who stood where, and why; what ``explain`` tells without its counterfactual."""
+        at = self.inputs
+        return rank(at.views, at.request, at.now, self.decision, at.params)
 
     @property
     def predicted_cached_tokens(self) -> int:

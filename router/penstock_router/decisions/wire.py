@@ -51,7 +51,7 @@ def inputs_message(inputs: Inputs) -> decision_pb2.DecisionInputs:
     return decision_pb2.DecisionInputs(
         now_s=inputs.now,
         parameters=asdict(inputs.params),
-        workers=[_worker(v, request.matches.get(v.worker_id, NO_MATCH)) for v in inputs.views],
+        workers=[_worker(view, request) for view in inputs.views],
         divergent_hash=None if request.divergent is None else request.divergent & (2**64 - 1),
         max_tokens=request.max_tokens,
         excluded_worker_ids=sorted(request.excluded),
@@ -84,12 +84,16 @@ def inputs_of(record: decision_pb2.DecisionRecord) -> Inputs:
             max_tokens=message.max_tokens,
             excluded=frozenset(message.excluded_worker_ids),
             replicas=frozenset(message.replica_worker_ids),
+            adapter_loads={
+                w.worker_id: w.adapter_load_s for w in message.workers if w.adapter_load_s
+            },
         ),
         seed=record.seed,
     )
 
 
-def _worker(view: WorkerView, match: Match) -> decision_pb2.WorkerInputs:
+def _worker(view: WorkerView, request: RoutingRequest) -> decision_pb2.WorkerInputs:
+    match = request.matches.get(view.worker_id, NO_MATCH)
     values = {name: getattr(view, name) for name in _VIEW_FIELDS}
     return decision_pb2.WorkerInputs(
         **values,
@@ -97,6 +101,7 @@ def _worker(view: WorkerView, match: Match) -> decision_pb2.WorkerInputs:
         pending_tokens=match.pending_tokens,
         eta_s=match.eta,
         pending_request_ids=sorted(match.pending_requests),
+        adapter_load_s=request.adapter_loads.get(view.worker_id, 0.0),
     )
 
 

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 _POLL_S = 1.0
 _REMEMBER_S = 600.0
 RETRY_AFTER_S = 1.0
+_NOT_MET = {SyncState.COLD, SyncState.SYNCING}
 _GONE = (SyncState.COLD, SyncState.STALE, SyncState.DEAD)
 
 
@@ -78,6 +79,7 @@ class Fleet:
         self._known: dict[str, float] = {}
         self._catalogue: tuple[list[WorkerFacts], Catalogue] = ([], Catalogue(()))
         self._registry_answers = True
+        self._has_polled = False
         self._gone_divergences = 0
         self._subscriber_id = new_id("router")
         self.changes = changes
@@ -88,12 +90,33 @@ class Fleet:
             async with asyncio.TaskGroup() as group:
                 while True:
                     await self._poll(group)
+                    if not self._has_polled:
+                        self._has_polled = True
+                        self.changes.notify()
                     self._look(group)
                     await asyncio.sleep(_POLL_S)
         finally:
             for link in self._links.values():
                 await link.close()
             self._links.clear()
+
+    async def look_round(self, within_s: float) -> None:
+        """Wait until everybody in the registry is known or known to be dead, no longer than ``within_s``.
+
+        A router that answers before refuses what its workers would take.
+        """
+        try:
+            async with asyncio.timeout(within_s):
+                while not self._has_polled or self._states() & _NOT_MET:
+                    await self.changes.wait(within_s)
+        except TimeoutError:
+            logger.warning(
+                "not all workers answered within %.0f s: serving with the others", within_s
+            )
+
+    def _states(self) -> set[SyncState]:
+        now = self._picture.clock()
+        return {link.worker.sync.state(now) for link in self._links.values()}
 
     def workers(self) -> list[TrackedWorker]:
         """Everybody, by id."""

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from penstock_core.security.shared_quotas import SharedQuotas
 from penstock_router.decisions.book import DecisionBook
+from penstock_router.fleet.adapters import Adapters
 from penstock_router.fleet.breaker import Breaker
 from penstock_router.fleet.distance import Distance
 from penstock_router.fleet.kinds import Kinds
@@ -85,6 +86,7 @@ class TrackedWorker:
         self.endpoint = endpoint
         self.sync = WorkerSync(picture.index, self)
         self.load = WorkerLoad()
+        self.adapters = Adapters()
         self.breaker = Breaker()
         self.distance = Distance()
         self._views: dict[bool, _KeptView] = {}

@@ -20,7 +20,7 @@ _SCALAR_FACTS = (
 _LOAD_NUMBERS = (
     "running", "waiting", "queued_prefill_tokens", "queued_batch_tokens", "context_tokens", "used_blocks",
     "cached_blocks", "capacity_blocks", "step_s", "tokens_per_step", "prefill_tokens_per_s",
-    "preemptions",
+    "preemptions", "loaded_adapters", "adapter_load_s",
 )  # fmt: skip
 _SYNC_STATES = {
     SyncState.COLD: routing_service_pb2.SYNC_STATE_COLD,
@@ -130,6 +130,8 @@ def load(message: state_pb2.WorkerLoad) -> f.LoadReport:
         serving=message.health != state_pb2.WORKER_HEALTH_FAILED,
         draining=message.health == state_pb2.WORKER_HEALTH_DRAINING,
         preemptions=message.preemptions,
+        loaded_adapters=tuple(message.loaded_adapters),
+        adapter_load_s=message.adapter_load_s,
     )
 
 

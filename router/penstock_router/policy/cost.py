@@ -1,6 +1,6 @@
 """What it costs to run a request on a worker: ``J`` in seconds, least wins.
 
-    J = network + backlog + prefill(U) + pending        the request's own time to first token, T
+    J = network + backlog + prefill(U) + pending + adapter load    the request's own time to first token, T
       + lateness                                        what T costs beyond its seconds: late * T^2
       + externality                                     what its prefill costs everybody else
       + tpot + kv pressure - replication
@@ -29,8 +29,8 @@ class CostParams:
     """The policy's parameters.
 
     Attributes:
-        backlog, pending, externality, tpot, kv_pressure, replication: weights of the terms; 0
-            switches one off.
+        backlog, pending, externality, tpot, kv_pressure, replication, adapter_load: weights of the
+            terms; 0 switches one off.
         lateness: cost of a squared second to the first token; at 0.2 the 5th second costs three times the first.
         busy, queued, shared: parts of the externality, by requests to come, waiting and decoding.
         busiest: upper bound of ``1 / (1 - utilisation)``.
@@ -53,6 +53,7 @@ class CostParams:
     kv_scale_s: float = 0.05
     tie_s: float = 0.001
     tie_share: float = 0.02
+    adapter_load: float = 1.0
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -111,6 +112,7 @@ def weigh(
     # Most of a decision's time passes here, so tuples are taken apart and made as such: attributes
     # and the constructor of a named tuple would take half as long again.
     prompt, most, replicas = request.prompt_tokens, request.max_tokens, request.replicas
+    loads = request.adapter_loads
     now, best_step_s, delayed = at
     weighed: list[Candidate] = []
     for worker in workers:
@@ -132,14 +134,15 @@ def weigh(
             tpot_s = p.tpot * min(most, output_tokens) * (step_s - best_step_s)
         if capacity:
             kv_s = p.kv_pressure * _kv_pressure(worker, uncached + min(most, output_tokens), p)
-        ttft_s = network_s + ahead_s + prefill_s + pending_s
+        load_s = p.adapter_load * loads.get(worker_id, 0.0) if loads else 0.0
+        ttft_s = network_s + ahead_s + prefill_s + pending_s + load_s
         lateness_s = p.lateness * ttft_s * ttft_s
         replication_s = -p.replication * externality_s if worker_id in replicas else 0.0
         total_s = ttft_s + (lateness_s + externality_s + replication_s + tpot_s + kv_s)
         terms = (
             worker_id, epoch, seq, state, matched, trusted, uncached, network_s, ahead_s,
             prefill_s, pending_s, externality_s, tpot_s, kv_s, total_s, why_not, lateness_s,
-            replication_s,
+            replication_s, load_s,
         )  # fmt: skip
         weighed.append(tuple.__new__(Candidate, terms))
     return weighed

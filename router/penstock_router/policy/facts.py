@@ -4,7 +4,7 @@ A decision depends on these values, a clock and a seed alone, so it can be repla
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 
@@ -74,6 +74,7 @@ class RoutingRequest:
         divergent: hash of the first block that no candidate holds; None if there is none.
         max_tokens: most new tokens it may get.
         replicas: workers that should hold a copy of its hot prefix.
+        adapter_loads: seconds until its adapter is in memory, by worker; whom it does not name has it.
     """
 
     request_id: str
@@ -85,6 +86,7 @@ class RoutingRequest:
     max_tokens: int = 256
     excluded: frozenset[str] = frozenset()
     replicas: frozenset[str] = frozenset()
+    adapter_loads: Mapping[str, float] = field(default_factory=dict)
 
 
 class Candidate(NamedTuple):
@@ -112,11 +114,13 @@ class Candidate(NamedTuple):
     excluded_because: str = ""
     lateness_s: float = 0.0
     replication_s: float = 0.0
+    adapter_load_s: float = 0.0
 
     @property
     def ttft_s(self) -> float:
         """Time to first token that is expected here."""
-        return self.network_s + self.backlog_s + self.prefill_s + self.pending_s
+        known_s = self.network_s + self.backlog_s + self.prefill_s + self.pending_s
+        return known_s + self.adapter_load_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +134,14 @@ class Decision:
     chosen: Candidate | None
     quickest: Candidate | None = None
     waits_for: frozenset[str] = frozenset()
+
+
+class Ranking(NamedTuple):
+    """Who stood where in a decision. ``candidates`` are best first, excluded ones last."""
+
+    candidates: tuple[Candidate, ...]
+    reason: str
+    margin_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

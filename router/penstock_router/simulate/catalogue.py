@@ -41,6 +41,7 @@ NAMES = (OWN, *_PEERS)
 # Weights of CostParams that an ablation may set to zero.
 TERMS = (
     "backlog", "pending", "externality", "lateness", "tpot", "kv_pressure", "replication",
+    "adapter_load",
 )  # fmt: skip
 
 

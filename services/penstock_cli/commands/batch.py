@@ -26,6 +26,10 @@ app = typer.Typer(help="Run offline batches: JSONL in, JSONL out.", no_args_is_h
 BatchId = Annotated[str, typer.Argument(metavar="BATCH_ID")]
 
 
+def _client(target: str, api_key: str) -> AsyncBatchClient:
+    return AsyncBatchClient(target, api_key=api_key or None, tls=own_tls())
+
+
 @app.command(epilog="Example: penstock batch submit requests.jsonl --watch")
 def submit(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="One request a line.")],
@@ -41,7 +45,7 @@ def submit(
 
     async def work() -> None:
         wanted = endpoint or first_url(path)
-        async with AsyncBatchClient(target, api_key=api_key or None, tls=own_tls()) as client:
+        async with _client(target, api_key) as client:
             uploaded = await client.upload(path)
             batch = await client.create(
                 uploaded.id, wanted, completion_window_s=int(window_h * 3600)
@@ -64,7 +68,7 @@ def status(
     """Show where a batch is."""
 
     async def work() -> None:
-        async with AsyncBatchClient(target, api_key=api_key or None, tls=own_tls()) as client:
+        async with _client(target, api_key) as client:
             _show(await client.get(batch_id), as_json=as_json)
 
     run(work())
@@ -81,7 +85,7 @@ def watch(
     """Follow a batch until it ended."""
 
     async def work() -> None:
-        async with AsyncBatchClient(target, api_key=api_key or None, tls=own_tls()) as client:
+        async with _client(target, api_key) as client:
             _show(await followed(client, batch_id, show=not as_json), as_json=as_json)
 
     run(work())
@@ -98,7 +102,7 @@ def cancel(
     """Cancel a batch; what is done stays."""
 
     async def work() -> None:
-        async with AsyncBatchClient(target, api_key=api_key or None, tls=own_tls()) as client:
+        async with _client(target, api_key) as client:
             _show(await client.cancel(batch_id), as_json=as_json)
 
     run(work())
@@ -118,7 +122,7 @@ def results(
     """Write a batch's output file (or its error file)."""
 
     async def work() -> None:
-        async with AsyncBatchClient(target, api_key=api_key or None, tls=own_tls()) as client:
+        async with _client(target, api_key) as client:
             batch = await client.get(batch_id)
             file_id = batch.error_file_id if errors else batch.output_file_id
             if not file_id:
@@ -147,7 +151,7 @@ def list_(
     """List batches, newest first."""
 
     async def work() -> None:
-        async with AsyncBatchClient(target, api_key=api_key or None, tls=own_tls()) as client:
+        async with _client(target, api_key) as client:
             page = await client.list(after=after, limit=limit)
         if as_json:
             output.out(messages_to_json(page.batches), highlight=False)

@@ -14,7 +14,7 @@ from penstock_cli.views.amounts import duration
 
 _TERMS = (
     "network", "backlog", "prefill", "pending", "lateness", "externality", "replication", "tpot",
-    "kv_pressure",
+    "kv_pressure", "adapter_load",
 )  # fmt: skip
 
 

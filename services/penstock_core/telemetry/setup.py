@@ -13,22 +13,19 @@ from dataclasses import dataclass
 
 from opentelemetry import metrics, trace
 from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
-from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics import Counter, MeterProvider
 from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
 from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, View
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from prometheus_client import REGISTRY, start_http_server
 
 from penstock_core.security.tls import PLAIN, Tls
+from penstock_core.telemetry.exemplars import LatestExemplars
 from penstock_core.telemetry.exposition import ExemplarReader, Exposition
 from penstock_core.telemetry.semconv import BUCKETS
-from penstock_core.telemetry.span_export import SpanExporter
+from penstock_core.telemetry.span_export import DELAY_S, SpanExporter, SpanSender
+from penstock_core.telemetry.spans import TracerProvider
 from penstock_core.version import VERSION
-
-# Each export is a call of its own, whatever it carries; a trace may be some seconds late.
-_EXPORT_DELAY_MS = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +58,12 @@ def start(
         attributes["service.instance.id"] = instance
     resource = Resource.create(attributes)
     exports = bool(os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"))
-    tracer_provider = TracerProvider(resource=resource)
+    sender = SpanSender(SpanExporter(), _delay_s()) if exports else None
+    tracer_provider = TracerProvider(resource, sender.take if sender else None)
     exposition = Exposition(REGISTRY, ExemplarReader(REGISTRY))
     readers: list[MetricReader] = [exposition.reader]
-    if exports:
-        tracer_provider.add_span_processor(
-            BatchSpanProcessor(SpanExporter(), schedule_delay_millis=_EXPORT_DELAY_MS)
-        )
+    if sender is not None:
+        tracer_provider.add_span_processor(sender)
         if os.environ.get("OTEL_METRICS_EXPORTER") != "none":
             readers.append(PeriodicExportingMetricReader(OTLPMetricExporter()))
     meter_provider = MeterProvider(resource=resource, metric_readers=readers, views=_views())
@@ -96,8 +92,21 @@ def start(
         meter_provider.shutdown()
 
 
+def _delay_s() -> float:
+    return float(os.environ.get("OTEL_BSP_SCHEDULE_DELAY") or 1e3 * DELAY_S) / 1e3
+
+
 def _views() -> list[View]:
-    return [
-        View(instrument_name=name, aggregation=ExplicitBucketHistogramAggregation(boundaries))
+    histograms = [
+        View(
+            instrument_name=name,
+            aggregation=ExplicitBucketHistogramAggregation(boundaries),
+            exemplar_reservoir_factory=_exemplars,
+        )
         for name, boundaries in BUCKETS.items()
     ]
+    return [*histograms, View(instrument_type=Counter, exemplar_reservoir_factory=_exemplars)]
+
+
+def _exemplars(_aggregation: object) -> type[LatestExemplars]:
+    return LatestExemplars

@@ -8,7 +8,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -26,9 +26,10 @@ from penstock_engine.api import (
     RequestDone,
     TokenOut,
 )
-from penstock_engine.native.embedding import Embeddings
-from penstock_engine.native.events import KvEventLog
-from penstock_engine.native.limits import Limits, check_embed, check_fits
+from penstock_engine.cache_log import KvEventLog
+from penstock_engine.native.execution.embedding import Embeddings
+from penstock_engine.native.execution.step_loop import Abort, Machine, Report, StepLoop, Submit
+from penstock_engine.native.kv.memory import KvMemory
 from penstock_engine.native.loading import (
     AdapterShelf,
     Blueprint,
@@ -39,15 +40,14 @@ from penstock_engine.native.loading import (
 )
 from penstock_engine.native.lora.pool import AdapterPool, PoolLimits
 from penstock_engine.native.lora.reading import LoraWeights, read_adapter
-from penstock_engine.native.mailbox import Mailbox
-from penstock_engine.native.masks import StepMasks
-from penstock_engine.native.memory import KvMemory
+from penstock_engine.native.mailbox import Mailbox, Outlet
 from penstock_engine.native.models import read_pooling
-from penstock_engine.native.request import Matcher
-from penstock_engine.native.scheduler import Scheduler
+from penstock_engine.native.scheduling.limits import Limits, check_embed, check_fits
+from penstock_engine.native.scheduling.request import Matcher
+from penstock_engine.native.scheduling.scheduler import Scheduler
 from penstock_engine.native.settings import NativeSettings
-from penstock_engine.native.step_loop import Abort, Machine, Report, StepLoop, Submit
-from penstock_engine.native.vocabulary import Vocabulary
+from penstock_engine.native.structured.masks import StepMasks
+from penstock_engine.native.structured.vocabulary import Vocabulary
 
 T = TypeVar("T")
 
@@ -58,7 +58,7 @@ class _Stream:
 
     key: str
     open_choices: set[int]
-    items: asyncio.Queue[EngineOutput | PenstockError] = field(default_factory=asyncio.Queue)
+    items: Outlet[EngineOutput | PenstockError]
 
 
 class NativeEngine:
@@ -115,7 +115,10 @@ class NativeEngine:
 
     def state(self) -> EngineState:
         """What it does now, as of its last step."""
-        return self._steps.state
+        state, pool = self._steps.state, self._adapters
+        if not pool.residents:
+            return state
+        return replace(state, adapters=pool.loaded, adapter_load_s=pool.load_s)
 
     async def start(self) -> None:
         """Load the model in the step thread and begin to serve. Raises EngineFailed if it cannot."""
@@ -150,7 +153,7 @@ class NativeEngine:
         finished = False
         try:
             while not finished:
-                item = await stream.items.get()
+                item = await stream.items.take()
                 finished = isinstance(item, RequestDone | PenstockError)
                 if isinstance(item, PenstockError):
                     raise item
@@ -281,7 +284,9 @@ class NativeEngine:
         self._num_requests += 1
         key = f"{request.request_id}#{self._num_requests}"
         self._keys[request.request_id] = key
-        stream = self._streams[key] = _Stream(key, set(range(request.n)))
+        stream = self._streams[key] = _Stream(
+            key, set(range(request.n)), Outlet(asyncio.get_running_loop())
+        )
         return stream
 
     # From the step thread to the event loop.
@@ -295,7 +300,7 @@ class NativeEngine:
         for key, output in report.outputs:
             stream = self._streams.get(key)
             if stream is not None:
-                stream.items.put_nowait(output)
+                stream.items.put(output)
                 if isinstance(output, TokenOut) and output.finish is not None:
                     stream.open_choices.discard(output.choice_index)
             if isinstance(output, RequestDone | PenstockError):
@@ -310,7 +315,7 @@ class NativeEngine:
         if self._ended is None:
             self._ended = reason
             for stream in self._streams.values():
-                stream.items.put_nowait(EngineFailed(reason.message))
+                stream.items.put(EngineFailed(reason.message))
             for answer in self._embedding:
                 _settle(answer, EngineFailed(reason.message))
             self._events_changed.set()

@@ -10,30 +10,35 @@ from llguidance import LLMatcher
 
 from penstock_core.errors import InvalidRequest, NotSupported
 from penstock_engine.api import EngineInfo
-from penstock_engine.native.batching import BatchShape
 from penstock_engine.native.compute import Compute, choose
-from penstock_engine.native.embedding import EmbedLimits
+from penstock_engine.native.execution.batching import BatchShape
+from penstock_engine.native.execution.embedding import EmbedLimits
+from penstock_engine.native.execution.runner import EagerDecoder, PlanDecoder, Runner
+from penstock_engine.native.execution.step_loop import Machine
 from penstock_engine.native.fused.adapters import PackedShelf
 from penstock_engine.native.fused.decoder import FusedDecoder, FusedOptions
 from penstock_engine.native.fused.draw import KernelRows
 from penstock_engine.native.fused.following import FollowedMasks
-from penstock_engine.native.grammars import Grammars, LibraryCompiler
-from penstock_engine.native.kv_tensors import KvShape, KvTensors
-from penstock_engine.native.layers import RopeTable
-from penstock_engine.native.llguidance_c import CMatcher, open_grammar_library
 from penstock_engine.native.lora.eager import EagerShelf
 from penstock_engine.native.lora.reading import find_adapters
-from penstock_engine.native.masks import Masks, StepMasks
 from penstock_engine.native.models import read_config, read_eos
 from penstock_engine.native.models.config import ModelConfig
 from penstock_engine.native.models.decoder import Decoder
-from penstock_engine.native.quantization import preparation
-from penstock_engine.native.revision import model_revision
-from penstock_engine.native.runner import EagerDecoder, PlanDecoder, Runner
+from penstock_engine.native.models.kv_tensors import KvShape, KvTensors
+from penstock_engine.native.models.layers import RopeTable
+from penstock_engine.native.models.quantization import preparation
+from penstock_engine.native.models.weights import (
+    Checkpoint,
+    WeightSource,
+    load_weights,
+    shard_paths,
+)
 from penstock_engine.native.settings import NativeSettings
-from penstock_engine.native.step_loop import Machine
-from penstock_engine.native.vocabulary import Vocabulary
-from penstock_engine.native.weights import Checkpoint, WeightSource, load_weights, shard_paths
+from penstock_engine.native.structured.grammars import Grammars, LibraryCompiler
+from penstock_engine.native.structured.llguidance_c import CMatcher, open_grammar_library
+from penstock_engine.native.structured.masks import Masks, StepMasks
+from penstock_engine.native.structured.vocabulary import Vocabulary
+from penstock_engine.revision import model_revision
 from penstock_engine.speculative.draft import DraftLimits, DraftModel
 from penstock_engine.speculative.pairing import check_pair
 from penstock_engine.speculative.speculator import Speculator
@@ -149,8 +154,6 @@ def constraint_parts(
 def load_machine(plan: Blueprint, masks: StepMasks, shelf: AdapterShelf | None = None) -> Machine:
     """A runner, and what drafts for it. Raises InvalidRequest as ``load_runner`` does."""
     runner, settings = load_runner(plan, masks, shelf), plan.settings
-    if settings.speculation == "none":
-        return Machine(runner.run, read=runner.hidden)
     model = None
     if plan.draft is not None:
         # As many pages as the model has: any sequence that runs can be followed.
@@ -162,7 +165,7 @@ def load_machine(plan: Blueprint, masks: StepMasks, shelf: AdapterShelf | None =
         )
         limits = DraftLimits(draft.info.max_context_tokens, pages, draft.kv.block_tokens)
         model = DraftModel(load_runner(draft), limits)
-    looks_up = settings.speculation != "draft"
+    looks_up = settings.speculation in {"ngram", "auto"}
     drafting = Speculator(settings.max_draft_tokens, model, looks_up=looks_up)
     return Machine(runner.run, drafting, runner.hidden)
 

@@ -1,6 +1,6 @@
-"""From the step thread to the event loop without a hand-over of the interpreter.
+"""From the step thread to the event loop, and on to whoever waits there, as cheaply as can be.
 
-Owns the wake-up. ``call_soon_threadsafe`` writes to a socket, which gives up the interpreter's lock:
+Owns the wake-ups: ``Mailbox`` between the threads, ``Outlet`` on the loop. ``call_soon_threadsafe`` writes to a socket, which gives up the interpreter's lock:
 the loop takes it at once and the step thread, which has a step to start, waits until all consumers have
 been served. Here the lock is kept during the write, so the loop runs when the kernel does.
 """
@@ -56,3 +56,25 @@ class Mailbox(Generic[Item]):
         self._rung = False  # before looking: what comes later rings again
         while self._items:
             self._hear(self._items.popleft())
+
+
+class Outlet(Generic[Item]):
+    """Items for the one coroutine that takes them. ``asyncio.Queue`` asks for the loop, a call of the system's, each time."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._items: deque[Item] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put(self, item: Item) -> None:
+        """On the loop."""
+        self._items.append(item)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def take(self) -> Item:
+        """The next item, in order; waits for it."""
+        while not self._items:
+            self._waiter = self._loop.create_future()
+            await self._waiter
+        return self._items.popleft()

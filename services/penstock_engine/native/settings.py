@@ -30,6 +30,7 @@ class NativeSettings:
         threads: of one torch operation; None leaves torch's own choice.
         speculation: none, ngram (prompt lookup), draft (needs ``draft_model``) or auto: the better of
             what there is. Any kind is used as far as it is measured to help, and changes no output.
+            What a constraint leaves no choice about is drafted with any, none included.
         draft_model: directory of a small model with the same tokenizer; its KV shares the budget.
         max_draft_tokens: most tokens drafted for one sequence in one step.
         threads: that compute; None for all CPUs, less one for the event loop if there are over two.

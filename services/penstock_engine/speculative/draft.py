@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 import torch
 
-from penstock_engine.native.pages import PageAllocator
-from penstock_engine.native.plan import Chunk, StepPlan
-from penstock_engine.native.request import Phase, Sample
-from penstock_engine.native.runner import Runner
-from penstock_engine.native.sampling import Sampler
+from penstock_engine.native.execution.runner import Runner
+from penstock_engine.native.execution.sampling import Sampler
+from penstock_engine.native.kv.pages import PageAllocator
+from penstock_engine.native.scheduling.plan import Chunk, StepPlan
+from penstock_engine.native.scheduling.request import Phase, Sample
 
 _CATCH_UP_TOKENS = 512
 """Known tokens computed in one call; a long prompt is caught up with over several steps."""

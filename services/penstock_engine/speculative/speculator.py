@@ -1,24 +1,25 @@
 """Who guesses, for whom and how much: brings drafters, acceptance rates and the policy together.
 
 Owns what is remembered of each sequence between steps. Runs in the step thread, before a step
-(``propose``) and after it (``note``). A sequence's drafts come from its own text where it repeats
-itself and, if there is one, from the draft model where that does better.
+(``propose``) and after it (``note``). Where a constraint leaves no choice its tokens are drafts that
+cannot fail, whether there is other speculation or not. Else a sequence's drafts come from its own text
+where it repeats itself and, if there is one, from the draft model where that does better.
 """
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from penstock_engine.native.drafts import NO_DRAFTS, most_drafts
-from penstock_engine.native.plan import Drafts, StepPlan, StepResult
-from penstock_engine.native.request import Phase, Sample
+from penstock_engine.native.scheduling.drafts import NO_DRAFTS, most_drafts
+from penstock_engine.native.scheduling.plan import Drafts, StepPlan, StepResult
+from penstock_engine.native.scheduling.request import Phase, Sample
 from penstock_engine.speculative.draft import DraftModel, Wanted
 from penstock_engine.speculative.ngram import Match, NgramIndex, continuation
 from penstock_engine.speculative.policy import DraftPolicy, Option
 from penstock_engine.speculative.rates import Rates
 
-_MODEL = 0
-"""Kind of the draft model's drafts; those of a match are called by its size."""
+_MODEL, _CONSTRAINT = 0, 1
+"""Kinds of the draft model's drafts and of a constraint's; those of a match are called by its size."""
 
 
 @dataclass(slots=True)
@@ -32,10 +33,16 @@ class _Track:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """Where drafts of a sequence come from: a match in its own text, or None for the model."""
+    """Where drafts of a sequence come from: its constraint, a match in its own text, or the model."""
 
-    match: Match | None
+    kind: int
     rate: float
+    match: Match | None = None
+    tokens: Sequence[int] = ()
+
+    def draft(self, sample: Sample, count: int) -> Sequence[int]:
+        """Up to ``count`` tokens; not the model's."""
+        return continuation(sample.tokens, self.match, count) if self.match else self.tokens[:count]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +54,7 @@ class _Candidate:
     better: _Source | None
 
     @property
-    def is_forced(self) -> bool:
+    def insists(self) -> bool:
         """Whether its request asked for drafts whatever they cost."""
         return self.sample.request.spec.speculation is True
 
@@ -56,32 +63,52 @@ class Speculator:
     """Drafts for the sequences of an engine; see ``plan.Drafting``."""
 
     def __init__(self, max_tokens: int, model: DraftModel | None, *, looks_up: bool) -> None:
-        """Draft up to ``max_tokens`` at once, by prompt lookup, by a model, or by the better of both."""
+        """Draft up to ``max_tokens`` at once, by prompt lookup, by a model, or by the better of both.
+
+        With neither, drafts are what constraints leave no choice about.
+        """
         self._policy = DraftPolicy(max_tokens)
         self._max_tokens = max_tokens
         self._model = model
         self._looks_up = looks_up
+        self._guesses = looks_up or model is not None
+        self._rests = False
         self._rates = Rates()
         self._tracks: dict[Sample, _Track] = {}
 
     def propose(self, samples: Sequence[Sample]) -> Drafts:
         """Guesses for those of the decoding sequences where they pay."""
         batch = len(samples)
-        forced = any(sample.request.spec.speculation for sample in samples)
-        needs_model = not self._looks_up
-        if not batch or not (forced or self._policy.may_pay(batch, needs_model=needs_model)):
-            return NO_DRAFTS  # most steps of a batch end here, so nothing was done for each sample
-        allowed = [s for s in samples if s.request.spec.speculation is not False and most_drafts(s)]
+        self._rests = not (self._guesses or any(s.matcher is not None for s in samples))
+        if self._rests or not batch:
+            return NO_DRAFTS
+        foreseen = self._foreseen(samples)
+        if not (self._guesses or foreseen):
+            return NO_DRAFTS
+        insist = any(sample.request.spec.speculation for sample in samples)
+        needs_model = not (self._looks_up or foreseen)
+        if not (insist or self._policy.may_pay(batch, needs_model=needs_model)):
+            return NO_DRAFTS  # most steps of a batch end here, so little was done for each sample
         self._drop_ended()
-        candidates = [c for sample in allowed if (c := self._candidate(sample)) is not None]
+        allowed = [s for s in samples if s.request.spec.speculation is not False and most_drafts(s)]
+        found = (self._candidate(sample, foreseen.get(sample, ())) for sample in allowed)
+        candidates = [candidate for candidate in found if candidate is not None]
         if not candidates:
             return NO_DRAFTS
         return self._draft(batch, self._wanted(batch, candidates))
 
+    def _foreseen(self, samples: Sequence[Sample]) -> Drafts:
+        """What constraints leave no choice about."""
+        constrained = [(s, s.matcher) for s in samples if s.matcher is not None]
+        ahead = ((sample, matcher.foreseen(self._max_tokens)) for sample, matcher in constrained)
+        return {sample: tokens for sample, tokens in ahead if tokens}
+
     def note(self, plan: StepPlan, result: StepResult, seconds: float) -> None:
         """Learn from a step: what stood, and what it cost if it did nothing but decode."""
+        if self._rests:
+            return
         num_drafted = num_tokens = 0
-        if any(chunk.drafts for chunk in plan.chunks):
+        if plan.has_drafts:
             num_drafted, num_tokens = self._note_drafts(plan, result)
         if plan.num_prefill_tokens == 0:
             self._policy.note_step(len(plan.chunks), num_drafted, num_tokens, seconds)
@@ -99,15 +126,18 @@ class Speculator:
                 track.rates.note(track.kind, len(chunk.drafts), outcomes[0].num_accepted)
         return num_drafted, num_tokens
 
-    def _candidate(self, sample: Sample) -> _Candidate | None:
+    def _candidate(self, sample: Sample, foreseen: Sequence[int]) -> _Candidate | None:
         track = self._tracks.get(sample)
         if track is None:
             track = self._tracks[sample] = _Track(Rates(self._rates))
+        if foreseen:
+            certain = _Source(_CONSTRAINT, 1.0, tokens=foreseen)
+            return _Candidate(sample, certain, certain)
         match = track.index.find(sample.tokens) if self._looks_up else None
-        cheap = None if match is None else _Source(match, track.rates.of(match.size))
+        cheap = None if match is None else _Source(match.size, track.rates.of(match.size), match)
         better = cheap
         if self._model is not None:
-            guessed = _Source(None, track.rates.of(_MODEL))
+            guessed = _Source(_MODEL, track.rates.of(_MODEL))
             better = cheap if cheap is not None and cheap.rate >= guessed.rate else guessed
         return _Candidate(sample, cheap, better) if better is not None else None
 
@@ -120,7 +150,7 @@ class Speculator:
         wanted = []
         for candidate, source in zip(candidates, ways[verdict.option], strict=True):
             chosen, depth = source, verdict.depth
-            if candidate.is_forced:
+            if candidate.insists:
                 chosen, depth = candidate.better, self._max_tokens
             elif source is None or source.rate < verdict.least_rate:
                 continue
@@ -133,12 +163,11 @@ class Speculator:
         drafts: dict[Sample, Sequence[int]] = {}
         guesses: list[Wanted] = []
         for sample, source, count in wanted:
-            match = source.match
-            self._tracks[sample].kind = _MODEL if match is None else match.size
-            if match is None:
+            self._tracks[sample].kind = source.kind
+            if source.kind == _MODEL:
                 guesses.append(Wanted(sample, count))
             else:
-                drafts[sample] = continuation(sample.tokens, match, count)
+                drafts[sample] = source.draft(sample, count)
         if guesses:
             drafts |= self._guess(batch, guesses)
         return drafts
@@ -159,5 +188,5 @@ class Speculator:
 
 def _option(sources: Sequence[_Source | None]) -> Option:
     found = [source for source in sources if source is not None]
-    uses_model = any(source.match is None for source in found)
+    uses_model = any(source.kind == _MODEL for source in found)
     return Option([source.rate for source in found], uses_model)

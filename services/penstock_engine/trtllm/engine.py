@@ -21,7 +21,7 @@ from penstock_engine.api import (
     KvEvent,
     RequestDone,
 )
-from penstock_engine.native.revision import model_revision
+from penstock_engine.revision import model_revision
 from penstock_engine.trtllm import sampling
 from penstock_engine.trtllm.admission import Admission
 from penstock_engine.trtllm.checkpoint import Checkpoint, context

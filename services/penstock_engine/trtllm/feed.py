@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from penstock_core.blocks import chain, pack_tokens, reusable_blocks
 from penstock_core.errors import EngineFailed
 from penstock_engine.api import KvEvent
-from penstock_engine.native.events import KvEventLog
+from penstock_engine.cache_log import KvEventLog
 from penstock_engine.trtllm.cache_events import parse_events
 from penstock_engine.trtllm.mirror import KvMirror, Tainted
 from penstock_engine.trtllm.roots import Claim, Known, Roots

@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from penstock.inference.v1 import generate_pb2
 from penstock_batch.batches import NewBatch
-from penstock_batch.fold import Status
+from penstock_batch.state.fold import Status
 from penstock_core import errors as e
 from penstock_core.telemetry import semconv as sc
 from penstock_testing.batch import COMPLETIONS, TENANT, BatchBench, chunks, jsonl

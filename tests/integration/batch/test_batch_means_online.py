@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from penstock_batch.batches import NewBatch
-from penstock_batch.fold import Status
+from penstock_batch.state.fold import Status
 from penstock_openai.embeddings import EMBEDDINGS
 from penstock_openai.generations import CHAT, COMPLETIONS
 from penstock_testing.batch import TENANT, batch_bench

@@ -8,9 +8,9 @@ import pytest
 
 from penstock.inference.v1 import generate_pb2
 from penstock_batch.batches import NewBatch
-from penstock_batch.facts import Costs
-from penstock_batch.fold import Status
-from penstock_batch.steps import shard_step
+from penstock_batch.state.facts import Costs
+from penstock_batch.state.fold import Status
+from penstock_batch.state.steps import shard_step
 from penstock_core import errors as e
 from penstock_testing.batch import COMPLETIONS, TENANT, BatchBench, jsonl
 from penstock_testing.echo_router import DECODE_S, PREFILL_S, EchoRouter

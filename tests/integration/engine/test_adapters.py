@@ -16,7 +16,7 @@ from penstock_core.errors import InvalidRequest, NotFound, PromptTooLong
 from penstock_engine.api import Admitted, Constraint, EngineRequest, Sampling, TokenOut
 from penstock_engine.native.engine import NativeEngine
 from penstock_engine.native.settings import NativeSettings
-from penstock_engine.native.vocabulary import Vocabulary
+from penstock_engine.native.structured.vocabulary import Vocabulary
 from penstock_testing.adapters import merge_adapter, write_adapter
 from penstock_testing.checkpoints import write_checkpoint
 from penstock_testing.models import write_byte_tokenizer

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from penstock_engine.api import (
 )
 from penstock_engine.native.engine import NativeEngine
 from penstock_engine.native.settings import NativeSettings
-from penstock_engine.native.vocabulary import Vocabulary
+from penstock_engine.native.structured.vocabulary import Vocabulary
 from penstock_models import DEMO
 from penstock_testing.checkpoints import write_checkpoint
 from penstock_text.tokenizer import Tokenizer
@@ -269,7 +269,7 @@ async def test_a_complete_answer_resumed_ends_at_once(model: Path) -> None:
     assert said.ends == {0: FinishReason.STOP}
 
 
-@pytest.mark.parametrize("kind", ["ngram", "draft"])
+@pytest.mark.parametrize("kind", ["none", "ngram", "draft"])
 @pytest.mark.parametrize("shape", list(SHAPES))
 async def test_drafts_change_no_constrained_token(model: Path, shape: str, kind: str) -> None:
     wanted = [
@@ -277,7 +277,7 @@ async def test_drafts_change_no_constrained_token(model: Path, shape: str, kind:
         for i, sampling in enumerate((GREEDY, WARM))
     ]
     async with serving(model) as engine:
-        plain = await together(engine, wanted)
+        plain = await together(engine, [replace(each, speculation=False) for each in wanted])
     draft = model if kind == "draft" else None
     async with serving(model, speculation=kind, draft_model=draft) as engine:
         drafted = await together(engine, wanted)
@@ -294,6 +294,22 @@ async def test_drafts_within_the_constraint_are_accepted(model: Path) -> None:
     assert said.text() == "ab" * 30
     assert said.last is not None
     assert said.last.accepted_draft_tokens > 10
+
+
+@pytest.mark.parametrize("kernel", ["fused", "eager"])
+async def test_where_a_constraint_leaves_no_choice_its_tokens_are_drafts_that_stand(
+    model: Path, kernel: str
+) -> None:
+    wanted = ask("a", "person", 200, sampling=WARM, speculation=True)
+    async with serving(model, kernel=kernel) as engine:
+        said = await run(engine, wanted)
+        plain = await run(engine, replace(wanted, request_id="b", speculation=False))
+
+    assert said.tokens == plain.tokens
+    assert said.last is not None
+    assert plain.last is not None
+    assert said.last.accepted_draft_tokens == said.last.drafted_tokens > 5
+    assert plain.last.drafted_tokens == 0
 
 
 async def test_penalties_and_truncation_see_only_what_is_allowed(model: Path) -> None:

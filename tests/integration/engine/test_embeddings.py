@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from penstock_core.errors import EngineFailed, InvalidRequest, NotSupported, PromptTooLong
 from penstock_engine.api import EmbedRequest, EngineRequest, Pooling, Sampling, TokenOut
 from penstock_engine.native.engine import NativeEngine
-from penstock_engine.native.runner import Runner
+from penstock_engine.native.execution.runner import Runner
 from penstock_engine.native.settings import NativeSettings
 from penstock_models import DEMO
 from penstock_testing.checkpoints import write_checkpoint

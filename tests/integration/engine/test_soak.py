@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from penstock_engine.native.engine import NativeEngine
-from penstock_engine.native.limits import Limits
-from penstock_engine.native.memory import KvMemory
+from penstock_engine.native.kv.memory import KvMemory
+from penstock_engine.native.scheduling.limits import Limits
 from penstock_engine.native.settings import NativeSettings
-from penstock_engine.native.vocabulary import Vocabulary
+from penstock_engine.native.structured.vocabulary import Vocabulary
 from penstock_models import DEMO, DEMO_DRAFT
 from penstock_testing.adapters import write_adapter
 from penstock_testing.soak import CheckedScheduler, Soak, SoakPlan, solo_answers

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 
 from penstock_engine.native.engine import NativeEngine
 from penstock_engine.native.settings import NativeSettings
-from penstock_engine.native.vocabulary import Vocabulary
+from penstock_engine.native.structured.vocabulary import Vocabulary
 from penstock_testing.checkpoints import write_checkpoint
 from penstock_testing.cluster import running_cluster
 from penstock_testing.gateway import running_gateway

@@ -1,5 +1,8 @@
 """Adapters through router and worker: how they are named, and whose blocks they reuse."""
 
+from dataclasses import replace
+from functools import partial
+
 import grpc
 import pytest
 
@@ -10,6 +13,8 @@ from penstock_core.errors import InvalidRequest, LeaseInvalid, NotFound, Penstoc
 from penstock_core.rpc import server as rpc
 from penstock_core.rpc.status import from_rpc_error
 from penstock_core.security.leases import internal_metadata
+from penstock_engine.api import EngineState
+from penstock_router.frames import LoadReport
 from penstock_testing.cluster import Cluster, ask, collect, running_cluster
 from penstock_testing.engine import FakeConfig, FakeEngine
 
@@ -57,6 +62,43 @@ async def test_adapters_of_one_model_share_no_blocks() -> None:
 
     assert [hits[n] for n in range(3)] == [0, 0, 0]
     assert [hits[n] for n in range(3, 6)] == [480] * 3
+
+
+class Loading(FakeEngine):
+    """Says that it has those adapters in memory which it was asked for, and that loading takes long."""
+
+    def state(self) -> EngineState:
+        used = {request.adapter for request in self.requests if request.adapter}
+        return replace(super().state(), adapters=tuple(sorted(used)), adapter_load_s=3.0)
+
+
+def reports(cluster: Cluster) -> list[LoadReport]:
+    return [worker.load.report for worker in cluster.router.fleet.workers()]
+
+
+def is_loaded(cluster: Cluster, name: str) -> bool:
+    return any(name in report.loaded_adapters for report in reports(cluster))
+
+
+async def test_requests_for_an_adapter_go_where_it_is_in_memory_already() -> None:
+    engines = [Loading(FakeConfig(adapters=("poet", "sql"))) for _ in range(2)]
+    async with running_cluster(*engines) as cluster:
+        await cluster.until(lambda: all(r.adapter_load_s for r in reports(cluster)))
+        chosen: dict[str, set[str]] = {"poet": set(), "sql": set()}
+        for number in range(12):
+            name = ("poet", "sql")[number % 2]
+            request = ask(f"{number} has nothing in common", f"req-{number}", model=name)
+            chosen[name].add((await cluster.generate(request)).started.worker_id)
+            await cluster.until(partial(is_loaded, cluster, name))
+        decision = (await cluster.explain("req-11")).decision
+        await cluster.generate(ask("no adapter at all", "req-12", model="fake"))
+        plain = (await cluster.explain("req-12")).decision
+
+    assert [len(workers) for workers in chosen.values()] == [1, 1]
+    here, there = decision.candidates
+    assert here.adapter_load_s == 0.0
+    assert there.adapter_load_s == pytest.approx(3.0)
+    assert [c.adapter_load_s for c in plain.candidates] == [0.0, 0.0]
 
 
 async def test_only_workers_that_have_the_adapter_are_asked() -> None:

@@ -143,7 +143,7 @@ async def test_an_explanation_shows_every_candidate_and_terms_that_add_up() -> N
     for c in decision.candidates:
         parts = (
             c.network_s, c.backlog_s, c.prefill_s, c.pending_s, c.externality_s, c.tpot_s,
-            c.kv_pressure_s, c.lateness_s, c.replication_s,
+            c.kv_pressure_s, c.lateness_s, c.replication_s, c.adapter_load_s,
         )  # fmt: skip
         assert c.total_s == pytest.approx(sum(parts))
     assert decision.margin_s == pytest.approx(other.total_s - best.total_s)

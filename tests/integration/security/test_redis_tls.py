@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from penstock_batch.app import build_app
-from penstock_batch.board import Board
+from penstock_batch.queue.app import build_app
 from penstock_batch.settings import BatchSettings
+from penstock_batch.stores.board import Board
 from penstock_core.errors import Unavailable
 from penstock_core.registry import RedisRegistry, WorkerEntry
 from penstock_core.security.redis_keys import RedisKeys

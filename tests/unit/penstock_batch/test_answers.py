@@ -4,10 +4,10 @@ import pytest
 
 from penstock.common.v1 import tokens_pb2, usage_pb2
 from penstock.inference.v1 import generate_pb2
-from penstock_batch.answers import Generated, Job, answered, failed, not_run
-from penstock_batch.facts import Ending, Tokens
-from penstock_batch.runner import tokens_of
-from penstock_batch.validator import InputLine
+from penstock_batch.planning.validator import InputLine
+from penstock_batch.running.answers import Generated, Job, answered, failed, not_run
+from penstock_batch.running.runner import tokens_of
+from penstock_batch.state.facts import Ending, Tokens
 from penstock_core import errors as e
 from penstock_openai.errors import FACES
 from penstock_openai.generations import CHAT, COMPLETIONS, generation_of

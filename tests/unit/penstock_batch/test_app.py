@@ -1,6 +1,6 @@
 import pytest
 
-from penstock_batch.app import broker_url, build_app, key_prefix
+from penstock_batch.queue.app import broker_url, build_app, key_prefix
 from penstock_batch.settings import BatchSettings
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from penstock.inference.v1 import generate_pb2
-from penstock_batch.caller import check_whole
+from penstock_batch.running.caller import check_whole
 from penstock_core.errors import Evicted, WorkerLost
 
 Event = generate_pb2.GenerateResponse

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from penstock_batch.facts import (
+from penstock_batch.state.facts import (
     CancelRequested,
     Costs,
     Created,

@@ -1,6 +1,6 @@
 import pytest
 
-from penstock_batch.facts import (
+from penstock_batch.state.facts import (
     CancelRequested,
     Costs,
     Created,
@@ -11,7 +11,7 @@ from penstock_batch.facts import (
     ShardDone,
     Tokens,
 )
-from penstock_batch.fold import Batch, Counts, Status, ending_due, fold
+from penstock_batch.state.fold import Batch, Counts, Status, ending_due, fold
 from penstock_batch.wire import batch_message
 
 CREATED = Created(100.0, "acme", "file_1", "/v1/completions", 1000, {"team": "x"})

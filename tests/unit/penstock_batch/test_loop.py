@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from penstock_batch.loop import LoopThread
+from penstock_batch.queue.loop import LoopThread
 from penstock_core.errors import Draining
 
 

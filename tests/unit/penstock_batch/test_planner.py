@@ -2,9 +2,9 @@ from typing import Any
 
 import pytest
 
-from penstock_batch.planner import is_deterministic, make_plan
-from penstock_batch.records import Answer, dump_answers, dump_work, load_answers, load_work
-from penstock_batch.validator import InputLine
+from penstock_batch.planning.planner import is_deterministic, make_plan
+from penstock_batch.planning.records import Answer, dump_answers, dump_work, load_answers, load_work
+from penstock_batch.planning.validator import InputLine
 
 
 def lines(*bodies: dict[str, Any]) -> list[InputLine]:

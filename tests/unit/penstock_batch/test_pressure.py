@@ -1,6 +1,6 @@
 import asyncio
 
-from penstock_batch.pressure import Aimd, Gate
+from penstock_batch.running.pressure import Aimd, Gate
 
 
 def test_a_window_of_successes_adds_one() -> None:

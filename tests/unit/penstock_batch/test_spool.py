@@ -3,9 +3,9 @@ from typing import Any
 
 import pytest
 
-from penstock_batch import finalizer
-from penstock_batch.finalizer import Spool
-from penstock_batch.records import Answer
+from penstock_batch.planning.records import Answer
+from penstock_batch.running import finalizer
+from penstock_batch.running.finalizer import Spool
 from penstock_core.errors import InternalError
 from penstock_testing.batch import parsed
 

@@ -1,6 +1,6 @@
 import pytest
 
-from penstock_batch.facts import (
+from penstock_batch.state.facts import (
     CancelRequested,
     Created,
     Ending,
@@ -9,7 +9,7 @@ from penstock_batch.facts import (
     Planned,
     ShardDone,
 )
-from penstock_batch.steps import (
+from penstock_batch.state.steps import (
     FINALIZE,
     LEAST_URGENT,
     PLAN,

@@ -3,8 +3,8 @@ from typing import Any
 
 import pytest
 
-from penstock_batch import validator
-from penstock_batch.validator import MAX_PROBLEMS, check_input
+from penstock_batch.planning import validator
+from penstock_batch.planning.validator import MAX_PROBLEMS, check_input
 
 URL = "/v1/completions"
 

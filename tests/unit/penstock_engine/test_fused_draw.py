@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from penstock_core.errors import NotSupported
+from penstock_engine.native.execution.sampling import Rows, TorchRows
 from penstock_engine.native.fused.draw import KernelRows
 from penstock_engine.native.fused.library import open_library
-from penstock_engine.native.masks import RowMasks
-from penstock_engine.native.sampling import Rows, TorchRows
+from penstock_engine.native.structured.masks import RowMasks
 
 
 @pytest.fixture(scope="module")

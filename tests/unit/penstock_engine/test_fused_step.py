@@ -10,11 +10,11 @@ from torch import Tensor
 
 from penstock_core.errors import NotSupported
 from penstock_engine.api import EngineRequest
+from penstock_engine.native.execution.runner import Runner
 from penstock_engine.native.fused.library import open_library
 from penstock_engine.native.loading import draw_up, load_runner
-from penstock_engine.native.plan import Chunk, StepPlan
-from penstock_engine.native.request import Request, Sample
-from penstock_engine.native.runner import Runner
+from penstock_engine.native.scheduling.plan import Chunk, StepPlan
+from penstock_engine.native.scheduling.request import Request, Sample
 from penstock_engine.native.settings import NativeSettings
 from penstock_testing.checkpoints import write_checkpoint
 

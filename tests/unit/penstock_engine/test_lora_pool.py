@@ -86,6 +86,34 @@ async def test_the_one_that_is_idle_for_longest_makes_room(disk: Disk) -> None:
     await pool.close()
 
 
+async def test_what_is_in_memory_is_told_once_it_is_there_with_the_time_that_it_took(
+    disk: Disk,
+) -> None:
+    pool = pool_of(disk)
+    assert (pool.loaded, pool.load_s) == ((), 0.0)
+    disk.open.clear()
+    loading = asyncio.create_task(pool.acquire("a"))
+    assert not await settled(loading)
+    assert (pool.residents, pool.loaded) == (("a",), ())
+    disk.now = 2.0
+    disk.open.set()
+    await loading
+    assert (pool.loaded, pool.load_s) == (("a",), 2.0)
+    await pool.acquire("b")  # takes no time, by this clock
+    assert pool.loaded == ("a", "b")
+    assert 0.0 < pool.load_s < 2.0
+    await pool.close()
+
+
+async def test_a_load_that_failed_is_no_adapter_in_memory(disk: Disk) -> None:
+    pool = pool_of(disk)
+    disk.broken.add("a")
+    with pytest.raises(NotFound):
+        await pool.acquire("a")
+    assert (pool.loaded, pool.load_s) == ((), 0.0)
+    await pool.close()
+
+
 async def test_who_needs_room_waits_until_some_adapter_is_idle(disk: Disk) -> None:
     pool = pool_of(disk, resident=1)
     await pool.acquire("a")

@@ -1,6 +1,12 @@
 """The BATCH class has what the others leave: what a step computes of it, and when it sits out."""
 
-from penstock_engine.api import Priority
+import pytest
+
+from penstock_engine.api import EngineRequest, Priority
+from penstock_engine.native.scheduling.batch_share import BatchShare
+from penstock_engine.native.scheduling.limits import Limits
+from penstock_engine.native.scheduling.plan import Chunk, StepPlan
+from penstock_engine.native.scheduling.request import Request
 from penstock_testing.scheduler_driver import Driver
 
 
@@ -42,6 +48,21 @@ def test_a_batch_prompt_half_computed_sits_out_too() -> None:
 
     assert driver.step() == {"online": 8}
     assert driver.step() == {"online": 1, "offline": 1}
+
+
+@pytest.mark.parametrize(
+    ("tokens_per_s", "allowed"), [(100.0, 32), (4_000.0, 60), (20_000.0, 300), (1e6, 1024)]
+)
+def test_a_batch_prompt_fills_no_more_of_a_step_than_takes_15_ms(
+    tokens_per_s: float, allowed: int
+) -> None:
+    limits = Limits(max_batch=8, max_batched_tokens=4096, max_waiting=8, max_context=8192)
+    share = BatchShare(limits)
+    prompt = EngineRequest("r", range(2048), 1)
+    plan = StepPlan((Chunk(Request(prompt, 0, 0.0).samples[0], 0, 2048),))
+    for _ in range(50):
+        share.note(plan, 2048 / tokens_per_s)
+    assert share.tokens == allowed
 
 
 def test_queued_tokens_of_batch_are_told_apart() -> None:

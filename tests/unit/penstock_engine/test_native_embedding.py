@@ -10,8 +10,8 @@ from torch import Tensor
 
 from penstock_core.errors import Overloaded
 from penstock_engine.api import Embedded, EmbedRequest, Pooling, Priority, Vector
-from penstock_engine.native.embedding import Embeddings, EmbedLimits
-from penstock_engine.native.plan import StepPlan
+from penstock_engine.native.execution.embedding import Embeddings, EmbedLimits
+from penstock_engine.native.scheduling.plan import StepPlan
 
 PAGES = range(100, 108)
 LIMITS = EmbedLimits(PAGES, block_tokens=4, max_step_tokens=16, max_waiting_tokens=200)

@@ -10,8 +10,8 @@ import pytest
 from penstock_core.errors import Conflict, EngineFailed, InvalidRequest, NotFound, NotSupported
 from penstock_engine.api import Constraint, EngineRequest, RequestDone, Sampling, TokenOut
 from penstock_engine.native.engine import NativeEngine
-from penstock_engine.native.plan import StepPlan
-from penstock_engine.native.runner import Runner
+from penstock_engine.native.execution.runner import Runner
+from penstock_engine.native.scheduling.plan import StepPlan
 from penstock_engine.native.settings import NativeSettings
 from penstock_testing.checkpoints import write_checkpoint
 

@@ -12,12 +12,12 @@ from penstock_core.errors import InvalidRequest, NotSupported, Overloaded
 from penstock_engine.api import Constraint, EngineRequest, FinishReason
 from penstock_engine.native.fused.following import FollowedMasks
 from penstock_engine.native.fused.library import open_library
-from penstock_engine.native.grammars import Grammars, LibraryCompiler
-from penstock_engine.native.llguidance_c import CMatcher, open_grammar_library
-from penstock_engine.native.masks import Masks, RowMasks, StepMasks
-from penstock_engine.native.plan import Chunk
-from penstock_engine.native.request import Drawn, Matcher, Request
-from penstock_engine.native.vocabulary import Cutter, Vocabulary
+from penstock_engine.native.scheduling.plan import Chunk
+from penstock_engine.native.scheduling.request import Drawn, Matcher, Request
+from penstock_engine.native.structured.grammars import Grammars, LibraryCompiler
+from penstock_engine.native.structured.llguidance_c import CMatcher, open_grammar_library
+from penstock_engine.native.structured.masks import Masks, RowMasks, StepMasks
+from penstock_engine.native.structured.vocabulary import Cutter, Vocabulary
 
 WORDS = [b"ab", b"abc", b"true", b'{"', b'":']
 TOKENS = [*(bytes([value]) for value in range(256)), *WORDS, b""]
@@ -239,6 +239,39 @@ async def test_drafts_are_permitted_up_to_the_first_that_breaks_the_rule(
 
     assert list(request.samples[0].permitted(tuple(b"12y"))) == list(b"12")
     assert follow(request.samples[0].matcher, "34x") is FinishReason.STOP  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", range(10))
+async def test_tokens_are_foreseen_only_where_nothing_else_may_follow(
+    grammars: AnyGrammars, masks: StepMasks, seed: int
+) -> None:
+    spec, rng = ask(Constraint("json_schema", json.dumps(SCHEMA))), random.Random(seed)
+    (matcher,) = await grammars.matchers(spec)
+    matcher.advance(ord("{"))
+    foreseen: list[int] = []
+    while matcher.ended is None:
+        ahead = list(matcher.foreseen(3))
+        may_follow = allowed(row_masks(masks, spec, (matcher,)))
+        assert len(ahead) <= 3
+        assert matcher.permitted(ahead) == len(ahead)
+        assert not ahead or may_follow == ahead[:1]
+        foreseen += ahead[:1]
+        matcher.advance(rng.choice(may_follow))
+
+    assert len(foreseen) >= 3
+    assert not matcher.foreseen(3)
+
+
+async def test_nobody_looks_ahead_for_a_request_without_speculation(
+    parts: tuple[AnyGrammars, StepMasks],
+) -> None:
+    if isinstance(parts[1], Masks):
+        pytest.skip("the library's Python interface looks when it is asked")
+    (matcher,) = await parts[0].matchers(
+        ask(Constraint("choice", options=("abc",)), speculation=False)
+    )
+    matcher.advance(ord("a"))
+    assert not matcher.foreseen(3)
 
 
 async def test_samples_follow_a_constraint_independently(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from penstock_engine.native.quantization import (
+from penstock_engine.native.models.quantization import (
     PackedMatrix,
     add_linear,
     can_pack,

@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 
 from penstock_engine.api import EngineRequest
-from penstock_engine.native.batching import BatchShape
 from penstock_engine.native.cuda.graphs import GraphedDecoder, GraphRoom
-from penstock_engine.native.kv_tensors import KvShape, KvTensors
-from penstock_engine.native.layers import RopeTable
+from penstock_engine.native.execution.batching import BatchShape
+from penstock_engine.native.execution.runner import EagerDecoder
 from penstock_engine.native.models import read_config
 from penstock_engine.native.models.decoder import Decoder
-from penstock_engine.native.paged import PagedKernel, PagedRows, attend_paged
-from penstock_engine.native.plan import Chunk, StepPlan
-from penstock_engine.native.quantization import preparation
-from penstock_engine.native.request import Request, Sample
-from penstock_engine.native.runner import EagerDecoder
-from penstock_engine.native.weights import Checkpoint, WeightSource, load_weights
+from penstock_engine.native.models.kv_tensors import KvShape, KvTensors
+from penstock_engine.native.models.layers import RopeTable
+from penstock_engine.native.models.paged import PagedKernel, PagedRows, attend_paged
+from penstock_engine.native.models.quantization import preparation
+from penstock_engine.native.models.weights import Checkpoint, WeightSource, load_weights
+from penstock_engine.native.scheduling.plan import Chunk, StepPlan
+from penstock_engine.native.scheduling.request import Request, Sample
 from penstock_testing.checkpoints import write_checkpoint
 
 BLOCK, PAGES = 4, 60

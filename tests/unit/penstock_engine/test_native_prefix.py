@@ -4,9 +4,9 @@ import pytest
 
 from penstock_core.blocks import pack_tokens
 from penstock_engine.api import KvEvent, KvRemoved, KvStored
-from penstock_engine.native.events import KvEventLog, net_effect
-from penstock_engine.native.memory import KvMemory
-from penstock_engine.native.pages import PageAllocator
+from penstock_engine.cache_log import KvEventLog, net_effect
+from penstock_engine.native.kv.memory import KvMemory
+from penstock_engine.native.kv.pages import PageAllocator
 
 START = 77
 A, B, C = (pack_tokens([i, i]) for i in range(3))

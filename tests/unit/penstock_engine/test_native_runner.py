@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from penstock_engine.api import EngineRequest
+from penstock_engine.native.execution.runner import Runner
 from penstock_engine.native.loading import draw_up, load_runner
-from penstock_engine.native.plan import Chunk, StepPlan
-from penstock_engine.native.request import Request, Sample
-from penstock_engine.native.runner import Runner
+from penstock_engine.native.scheduling.plan import Chunk, StepPlan
+from penstock_engine.native.scheduling.request import Request, Sample
 from penstock_engine.native.settings import NativeSettings
 from penstock_testing.checkpoints import write_checkpoint
 

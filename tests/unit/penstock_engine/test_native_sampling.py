@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from penstock_engine.api import EngineRequest, Sampling
-from penstock_engine.native.request import Request, Sample
-from penstock_engine.native.sampling import Sampler, uniform
-from penstock_engine.native.truncation import truncate
+from penstock_engine.native.execution.sampling import Sampler, uniform
+from penstock_engine.native.execution.truncation import truncate
+from penstock_engine.native.scheduling.request import Request, Sample
 
 GREEDY = Sampling(temperature=0.0)
 VOCAB = 8

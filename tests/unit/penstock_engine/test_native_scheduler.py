@@ -10,9 +10,9 @@ from penstock_engine.api import (
     RequestDone,
     TokenOut,
 )
-from penstock_engine.native.limits import Limits
-from penstock_engine.native.plan import StepPlan, StepResult
-from penstock_engine.native.request import Drawn
+from penstock_engine.native.scheduling.limits import Limits
+from penstock_engine.native.scheduling.plan import StepPlan, StepResult
+from penstock_engine.native.scheduling.request import Drawn
 from penstock_testing.scheduler_driver import Driver
 
 

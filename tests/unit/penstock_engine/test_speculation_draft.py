@@ -10,10 +10,10 @@ import pytest
 from penstock_core.errors import InvalidRequest
 from penstock_engine.api import EngineRequest, Sampling
 from penstock_engine.native.engine import NativeEngine
+from penstock_engine.native.execution.runner import Runner
 from penstock_engine.native.loading import draw_up, load_runner
-from penstock_engine.native.plan import Chunk, StepPlan
-from penstock_engine.native.request import Phase, Request, Sample
-from penstock_engine.native.runner import Runner
+from penstock_engine.native.scheduling.plan import Chunk, StepPlan
+from penstock_engine.native.scheduling.request import Phase, Request, Sample
 from penstock_engine.native.settings import NativeSettings
 from penstock_engine.speculative.draft import DraftLimits, DraftModel, Guesses, Wanted
 from penstock_testing.checkpoints import write_checkpoint

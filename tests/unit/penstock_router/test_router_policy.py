@@ -1,5 +1,6 @@
 """The decision: cheap, fair, the same for every router, and able to say why."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock_router.policy.cost import CostParams
-from penstock_router.policy.decide import decide, explain
+from penstock_router.policy.decide import decide, explain, rank
 from penstock_router.policy.demand import deepest, first_divergent
 from penstock_router.policy.facts import Explanation, Match, RoutingRequest, WorkerView
 
@@ -29,7 +30,16 @@ def choose(
 ) -> Explanation:
     why = explain(workers, asked, now, seed, PARAMS)
     assert why.decision == decide(workers, asked, now, seed, PARAMS)
+    check_ranking(why, workers, asked, now)
     return why
+
+
+def check_ranking(
+    why: Explanation, workers: Sequence[WorkerView], asked: RoutingRequest, now: float
+) -> None:
+    """A trace tells of a decision what its explanation tells."""
+    ranking = rank(workers, asked, now, why.decision, PARAMS)
+    assert ranking == (why.candidates, why.reason, why.margin_s)
 
 
 def winner(why: Explanation) -> str:
@@ -195,6 +205,7 @@ def test_a_decision_is_a_pure_function_whose_terms_add_up(
     }
     asked = replace(request(), matches=matches)
     why = explain(workers, asked, now, 1, PARAMS)
+    check_ranking(why, workers, asked, now)
     assert why.decision == decide(workers, asked, now, 1, PARAMS)
     assert why == explain(workers[::-1], asked, now, 1, PARAMS) or len(
         {c.total_s for c in why.candidates}
@@ -205,7 +216,7 @@ def test_a_decision_is_a_pure_function_whose_terms_add_up(
     for c in open_to:
         terms = (
             c.network_s, c.backlog_s, c.prefill_s, c.pending_s, c.externality_s, c.tpot_s,
-            c.kv_pressure_s, c.lateness_s,
+            c.kv_pressure_s, c.lateness_s, c.adapter_load_s,
         )  # fmt: skip
         assert c.total_s == pytest.approx(sum(terms) + c.replication_s)
         assert min(terms) >= 0

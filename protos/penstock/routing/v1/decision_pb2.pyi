@@ -222,6 +222,7 @@ class WorkerInputs(google.protobuf.message.Message):
     PENDING_TOKENS_FIELD_NUMBER: builtins.int
     ETA_S_FIELD_NUMBER: builtins.int
     PENDING_REQUEST_IDS_FIELD_NUMBER: builtins.int
+    ADAPTER_LOAD_S_FIELD_NUMBER: builtins.int
     worker_id: builtins.str
     """The worker."""
     epoch: builtins.str
@@ -274,6 +275,8 @@ class WorkerInputs(google.protobuf.message.Message):
     """Prompt tokens that are being computed there."""
     eta_s: builtins.float
     """When they will be there."""
+    adapter_load_s: builtins.float
+    """Seconds until the request's LoRA adapter would be in memory there; 0 if it is, or if that is not known."""
     @property
     def pending_request_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """The requests that compute them."""
@@ -308,8 +311,9 @@ class WorkerInputs(google.protobuf.message.Message):
         pending_tokens: builtins.int = ...,
         eta_s: builtins.float = ...,
         pending_request_ids: collections.abc.Iterable[builtins.str] | None = ...,
+        adapter_load_s: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["backlog_tokens", b"backlog_tokens", "base_s", b"base_s", "block_tokens", b"block_tokens", "capacity_blocks", b"capacity_blocks", "confidence", b"confidence", "epoch", b"epoch", "eta_s", b"eta_s", "excluded_because", b"excluded_because", "matched_tokens", b"matched_tokens", "max_batch", b"max_batch", "network_s", b"network_s", "output_tokens", b"output_tokens", "pair_s", b"pair_s", "pending_request_ids", b"pending_request_ids", "pending_tokens", b"pending_tokens", "planned", b"planned", "planned_s", b"planned_s", "running", b"running", "seq", b"seq", "slope_s", b"slope_s", "step_s", b"step_s", "sync_state", b"sync_state", "trust", b"trust", "used_blocks", b"used_blocks", "utilisation", b"utilisation", "waiting", b"waiting", "worker_id", b"worker_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["adapter_load_s", b"adapter_load_s", "backlog_tokens", b"backlog_tokens", "base_s", b"base_s", "block_tokens", b"block_tokens", "capacity_blocks", b"capacity_blocks", "confidence", b"confidence", "epoch", b"epoch", "eta_s", b"eta_s", "excluded_because", b"excluded_because", "matched_tokens", b"matched_tokens", "max_batch", b"max_batch", "network_s", b"network_s", "output_tokens", b"output_tokens", "pair_s", b"pair_s", "pending_request_ids", b"pending_request_ids", "pending_tokens", b"pending_tokens", "planned", b"planned", "planned_s", b"planned_s", "running", b"running", "seq", b"seq", "slope_s", b"slope_s", "step_s", b"step_s", "sync_state", b"sync_state", "trust", b"trust", "used_blocks", b"used_blocks", "utilisation", b"utilisation", "waiting", b"waiting", "worker_id", b"worker_id"]) -> None: ...
 
 Global___WorkerInputs: typing_extensions.TypeAlias = WorkerInputs
 
@@ -337,6 +341,7 @@ class Candidate(google.protobuf.message.Message):
     EXCLUDED_BECAUSE_FIELD_NUMBER: builtins.int
     LATENESS_S_FIELD_NUMBER: builtins.int
     REPLICATION_S_FIELD_NUMBER: builtins.int
+    ADAPTER_LOAD_S_FIELD_NUMBER: builtins.int
     worker_id: builtins.str
     """The worker."""
     epoch: builtins.str
@@ -373,6 +378,8 @@ class Candidate(google.protobuf.message.Message):
     """What a late first token costs beyond its seconds."""
     replication_s: builtins.float
     """What a copy of a hot prefix there is worth, as a negative cost."""
+    adapter_load_s: builtins.float
+    """Bringing the request's LoRA adapter into memory there."""
     def __init__(
         self,
         *,
@@ -394,8 +401,9 @@ class Candidate(google.protobuf.message.Message):
         excluded_because: builtins.str = ...,
         lateness_s: builtins.float = ...,
         replication_s: builtins.float = ...,
+        adapter_load_s: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["backlog_s", b"backlog_s", "epoch", b"epoch", "excluded_because", b"excluded_because", "externality_s", b"externality_s", "kv_pressure_s", b"kv_pressure_s", "lateness_s", b"lateness_s", "matched_tokens", b"matched_tokens", "network_s", b"network_s", "pending_s", b"pending_s", "prefill_s", b"prefill_s", "replication_s", b"replication_s", "seq", b"seq", "sync_state", b"sync_state", "total_s", b"total_s", "tpot_s", b"tpot_s", "trusted_tokens", b"trusted_tokens", "uncached_tokens", b"uncached_tokens", "worker_id", b"worker_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["adapter_load_s", b"adapter_load_s", "backlog_s", b"backlog_s", "epoch", b"epoch", "excluded_because", b"excluded_because", "externality_s", b"externality_s", "kv_pressure_s", b"kv_pressure_s", "lateness_s", b"lateness_s", "matched_tokens", b"matched_tokens", "network_s", b"network_s", "pending_s", b"pending_s", "prefill_s", b"prefill_s", "replication_s", b"replication_s", "seq", b"seq", "sync_state", b"sync_state", "total_s", b"total_s", "tpot_s", b"tpot_s", "trusted_tokens", b"trusted_tokens", "uncached_tokens", b"uncached_tokens", "worker_id", b"worker_id"]) -> None: ...
 
 Global___Candidate: typing_extensions.TypeAlias = Candidate
 

@@ -223,6 +223,8 @@ class WorkerLoad(google.protobuf.message.Message):
     FIGURES_AGE_S_FIELD_NUMBER: builtins.int
     CACHE_LOSSES_FIELD_NUMBER: builtins.int
     QUEUED_BATCH_TOKENS_FIELD_NUMBER: builtins.int
+    LOADED_ADAPTERS_FIELD_NUMBER: builtins.int
+    ADAPTER_LOAD_S_FIELD_NUMBER: builtins.int
     running: builtins.int
     """Requests in the running batch."""
     waiting: builtins.int
@@ -253,6 +255,12 @@ class WorkerLoad(google.protobuf.message.Message):
     """How often the picture of its cache was lost and began anew."""
     queued_batch_tokens: builtins.int
     """Those of the queued prefill tokens that are of class BATCH: they give way to all others."""
+    adapter_load_s: builtins.float
+    """Smoothed seconds that bringing one into memory takes; 0 if it is not known."""
+    @property
+    def loaded_adapters(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """LoRA adapters in memory; at most 256 of them."""
+
     def __init__(
         self,
         *,
@@ -271,9 +279,11 @@ class WorkerLoad(google.protobuf.message.Message):
         figures_age_s: builtins.float | None = ...,
         cache_losses: builtins.int = ...,
         queued_batch_tokens: builtins.int = ...,
+        loaded_adapters: collections.abc.Iterable[builtins.str] | None = ...,
+        adapter_load_s: builtins.float = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_figures_age_s", b"_figures_age_s", "figures_age_s", b"figures_age_s"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_figures_age_s", b"_figures_age_s", "cache_losses", b"cache_losses", "cached_blocks", b"cached_blocks", "capacity_blocks", b"capacity_blocks", "context_tokens", b"context_tokens", "figures_age_s", b"figures_age_s", "health", b"health", "preemptions", b"preemptions", "prefill_tokens_per_s", b"prefill_tokens_per_s", "queued_batch_tokens", b"queued_batch_tokens", "queued_prefill_tokens", b"queued_prefill_tokens", "running", b"running", "step_s", b"step_s", "tokens_per_step", b"tokens_per_step", "used_blocks", b"used_blocks", "waiting", b"waiting"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_figures_age_s", b"_figures_age_s", "adapter_load_s", b"adapter_load_s", "cache_losses", b"cache_losses", "cached_blocks", b"cached_blocks", "capacity_blocks", b"capacity_blocks", "context_tokens", b"context_tokens", "figures_age_s", b"figures_age_s", "health", b"health", "loaded_adapters", b"loaded_adapters", "preemptions", b"preemptions", "prefill_tokens_per_s", b"prefill_tokens_per_s", "queued_batch_tokens", b"queued_batch_tokens", "queued_prefill_tokens", b"queued_prefill_tokens", "running", b"running", "step_s", b"step_s", "tokens_per_step", b"tokens_per_step", "used_blocks", b"used_blocks", "waiting", b"waiting"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_figures_age_s", b"_figures_age_s"]) -> typing.Literal["figures_age_s"] | None: ...
 
 Global___WorkerLoad: typing_extensions.TypeAlias = WorkerLoad

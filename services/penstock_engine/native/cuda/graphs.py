@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from penstock_engine.native.attention import AttentionGroup
-from penstock_engine.native.batching import BatchShape
+from penstock_engine.native.execution.batching import BatchShape
+from penstock_engine.native.execution.runner import EagerDecoder
+from penstock_engine.native.models.attention import AttentionGroup
 from penstock_engine.native.models.decoder import Batch, Decoder
-from penstock_engine.native.paged import PagedRows
-from penstock_engine.native.plan import Chunk, StepPlan
-from penstock_engine.native.runner import EagerDecoder
+from penstock_engine.native.models.paged import PagedRows
+from penstock_engine.native.scheduling.plan import Chunk, StepPlan
 
 Replay = Callable[[], None]
 Capture = Callable[[Callable[[], Tensor]], tuple[Replay, Tensor]]

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from penstock_engine.native.paged import PagedRows
+from penstock_engine.native.models.paged import PagedRows
 
 SPLITS = 8
 LEAST_BLOCK = 16

@@ -28,11 +28,11 @@ from penstock_engine.native.fused.packing import (
     pack_matrix,
     pad_vector,
 )
-from penstock_engine.native.kv_tensors import KvTensors
-from penstock_engine.native.layers import rope_frequencies
 from penstock_engine.native.models.config import ModelConfig
-from penstock_engine.native.plan import Chunk, StepPlan
-from penstock_engine.native.weights import WeightSource
+from penstock_engine.native.models.kv_tensors import KvTensors
+from penstock_engine.native.models.layers import rope_frequencies
+from penstock_engine.native.models.weights import WeightSource
+from penstock_engine.native.scheduling.plan import Chunk, StepPlan
 
 _ELEMENTS = {torch.float32: Element.FLOAT, torch.bfloat16: Element.BFLOAT}
 
@@ -156,8 +156,11 @@ def _lay_out(chunks: Sequence[Chunk], block_tokens: int) -> _Arrays:
     starts: list[int] = []
     logit_rows: list[int] = []
     for chunk in chunks:
-        end = chunk.start + chunk.count
-        tokens.extend(chunk.tokens)
+        end, known = chunk.start + chunk.count, chunk.sample.tokens
+        if chunk.count == 1:  # most chunks of most steps: without slices
+            tokens.append(known[chunk.start])
+        else:
+            tokens.extend(chunk.tokens)
         logit_rows.extend(range(len(tokens) - chunk.num_logits, len(tokens)))
         starts.append(len(tables))
         tables.extend(chunk.sample.pages[: -(-end // block_tokens)])

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from penstock_engine.native.fused.library import Library
-from penstock_engine.native.masks import RowMasks
+from penstock_engine.native.structured.masks import RowMasks
 
 
 class KernelRows:

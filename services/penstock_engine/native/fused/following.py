@@ -15,17 +15,19 @@ import numpy as np
 
 from penstock_engine.api import FinishReason
 from penstock_engine.native.fused.library import CFollower, CGrammar, Following, Library
-from penstock_engine.native.grammars import Followed
-from penstock_engine.native.llguidance_c import CMatcher, CTokenizer, GrammarLibrary
-from penstock_engine.native.masks import RowMasks, Run, runs_of
-from penstock_engine.native.plan import Chunk
-from penstock_engine.native.request import Drawn
-from penstock_engine.native.vocabulary import Cutter
+from penstock_engine.native.scheduling.plan import Chunk
+from penstock_engine.native.scheduling.request import Drawn
+from penstock_engine.native.structured.grammars import Followed
+from penstock_engine.native.structured.llguidance_c import CMatcher, CTokenizer, GrammarLibrary
+from penstock_engine.native.structured.masks import RowMasks, Run, runs_of
+from penstock_engine.native.structured.vocabulary import Cutter
 
 _BUSY = -1
 _ENDED = {1: FinishReason.STOP, 2: FinishReason.CONSTRAINT}
 """By what the kernel calls complete and broken; 0 is open."""
 _WORD_BITS = 32
+_FORESIGHT = 16
+"""Tokens that are looked for where a constraint leaves no choice; no step checks more."""
 
 _GRAMMAR = {
     "mask": "llg_matcher_compute_mask_into",
@@ -34,13 +36,16 @@ _GRAMMAR = {
     "rollback": "llg_matcher_rollback",
     "stopped": "llg_matcher_is_stopped",
     "failed": "llg_matcher_is_error",
+    "forced": "llg_matcher_compute_ff_tokens",
 }
 
 
 class Follower:
     """A constraint as far as one sample has followed it. Owned by the step thread once made."""
 
-    __slots__ = ("__weakref__", "_following", "_raw", "address", "ended", "fresh", "told")
+    __slots__ = (
+        "__weakref__", "_following", "_raw", "address", "ended", "fresh", "num_foreseen", "told",
+    )  # fmt: skip
 
     def __init__(
         self, following: Following, raw: CMatcher, address: int, ended: FinishReason | None
@@ -54,6 +59,8 @@ class Follower:
         """Whether nobody was asked yet what may follow."""
         self.told: tuple[int, int] | None = None
         """The token that was drawn, if it was told already, and what came of that."""
+        self.num_foreseen = 0
+        """Tokens behind the last one told that alone may follow."""
         weakref.finalize(self, _end, following, address, raw)
 
     def advance(self, token: int) -> None:
@@ -63,13 +70,21 @@ class Follower:
             assert told == token, "a sample goes on with another token than was drawn for it"
             self.told = None
         else:
-            state = self._following.follow(self.address, token)
+            state = self._follow(token)
         while state == _BUSY:
             self._following.wait(self.address)
-            state = self._following.follow(self.address, token)
+            state = self._follow(token)
         self.fresh = False
         if state:
             self.ended = _ENDED[state]
+
+    def _follow(self, token: int) -> int:
+        told = array("Q", [self.address]), array("i", [token])
+        state, foreseen = array("b", [0]), array("i", [0])
+        address, tokens, to, count = (a.buffer_info()[0] for a in (*told, state, foreseen))
+        self._following.follow_each(address, tokens, 1, to, count)
+        self.num_foreseen = foreseen[0]
+        return state[0]
 
     def permitted(self, tokens: Sequence[int]) -> int:
         """How many of these tokens could follow, in order."""
@@ -79,6 +94,14 @@ class Follower:
             self._following.wait(self.address)
             found = self._following.permitted(self.address, ids.buffer_info()[0], len(ids))
         return found
+
+    def foreseen(self, limit: int) -> Sequence[int]:
+        """See ``Matcher.foreseen``."""
+        if not self.num_foreseen:
+            return ()
+        tokens = array("I", bytes(4 * _FORESIGHT))
+        self._following.foretell(self.address, tokens.buffer_info()[0])
+        return tokens[: min(self.num_foreseen, limit)]
 
 
 def _end(following: Following, address: int, _raw: CMatcher) -> None:
@@ -125,6 +148,7 @@ class FollowedMasks:
             min_tokens=request.min_tokens,
             followed=followed.num_tokens,
             vocabulary=self._vocab_size,
+            foresight=0 if request.speculation is False else _FORESIGHT,
         )
         address = self._following.create(self.chores, told)
         return Follower(self._following, raw, address, followed.ended)
@@ -162,12 +186,15 @@ class FollowedMasks:
         tokens = array(
             "i", [drawn[row].token_ids[0] if drawn[row].token_ids else -1 for row in asked.rows]
         )
-        states = array("b", bytes(count))
+        states, foreseen = array("b", bytes(count)), array("i", bytes(4 * count))
         place, size = asked.addresses.buffer_info()
-        self._following.follow_each(place, tokens.buffer_info()[0], size, states.buffer_info()[0])
-        for follower, token, state in zip(asked.followers, tokens, states, strict=True):
+        told = tokens.buffer_info()[0], size, states.buffer_info()[0], foreseen.buffer_info()[0]
+        self._following.follow_each(place, *told)
+        for follower, token, state, ahead in zip(
+            asked.followers, tokens, states, foreseen, strict=True
+        ):
             if token >= 0:
-                follower.told = token, state
+                follower.told, follower.num_foreseen = (token, state), ahead
 
     def _ask(self, runs: Sequence[Run[Follower]]) -> _Asked:
         """Of some nothing is known, or not what may follow their drafts."""

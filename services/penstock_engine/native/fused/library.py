@@ -6,7 +6,7 @@ no tensors. A call releases the GIL for its whole length.
 
 import ctypes
 from collections.abc import Callable
-from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_int64, c_uint32, c_void_p
+from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -102,7 +102,7 @@ class CGrammar(Structure):
 
     _fields_: ClassVar = [
         (name, c_void_p)
-        for name in ("mask", "consume", "validate", "rollback", "stopped", "failed")
+        for name in ("mask", "consume", "validate", "rollback", "stopped", "failed", "forced")
     ]
 
 
@@ -112,7 +112,10 @@ class CFollower(Structure):
     _fields_: ClassVar = [
         ("matcher", c_void_p),
         ("stops", c_void_p),
-        *((name, c_int32) for name in ("num_stops", "min_tokens", "followed", "vocabulary")),
+        *(
+            (name, c_int32)
+            for name in ("num_stops", "min_tokens", "followed", "vocabulary", "foresight")
+        ),
     ]
 
 
@@ -144,12 +147,12 @@ class Following:
         end_chores: forget them, once nobody else knows of them.
         create: a follower.
         end: end it, waiting for who is at its chore.
-        follow: tell it a token. This and the next two keep the GIL and never wait.
-        follow_each: tell several a token each.
+        follow_each: tell several a token each. This and the next two keep the GIL and never wait.
+        foretell: the tokens that one foresees.
         permitted: how many of some tokens could follow.
         wait: for who is at its chore.
         ask: for rows of several, behind drafts too.
-        known: those rows if they are known already; keeps the GIL and never waits.
+        known: those rows if they are known already or quickly found; keeps the GIL and never waits.
         answer: those rows; how many end their sample.
     """
 
@@ -157,8 +160,8 @@ class Following:
     end_chores: Callable[[int], None]
     create: Callable[[int, CFollower], int]
     end: Callable[[int], None]
-    follow: Callable[[int, int], int]
-    follow_each: Callable[[int, int, int, int], None]
+    follow_each: Callable[[int, int, int, int, int], None]
+    foretell: Callable[[int, int], None]
     permitted: Callable[[int, int, int], int]
     wait: Callable[[int], None]
     ask: Callable[[int, int, int, int], None]
@@ -241,13 +244,14 @@ def _following(found: ctypes.CDLL, quick: ctypes.PyDLL) -> Following:
     found.penstock_chores.argtypes = [POINTER(CGrammar)]
     found.penstock_follower.restype = c_void_p
     found.penstock_follower.argtypes = [c_void_p, POINTER(CFollower)]
-    quick.penstock_follow.argtypes = [c_void_p, c_uint32]
     quick.penstock_permitted.argtypes = [c_void_p, c_void_p, c_int32]
     found.penstock_ask.argtypes = [c_void_p, c_void_p, c_void_p, c_int32]
     for either in (found, quick):
         either.penstock_answer.argtypes = [*[c_void_p] * 2, c_int32, *[c_void_p] * 2, c_int32]
     quick.penstock_follow_each.restype = None
-    quick.penstock_follow_each.argtypes = [c_void_p, c_void_p, c_int32, c_void_p]
+    quick.penstock_follow_each.argtypes = [c_void_p, c_void_p, c_int32, c_void_p, c_void_p]
+    quick.penstock_foretell.restype = None
+    quick.penstock_foretell.argtypes = [c_void_p, c_void_p]
     for nothing in (found.penstock_end_chores, found.penstock_end_follower, found.penstock_await):
         nothing.restype, nothing.argtypes = None, [c_void_p]
     found.penstock_ask.restype = None
@@ -256,8 +260,8 @@ def _following(found: ctypes.CDLL, quick: ctypes.PyDLL) -> Following:
         end_chores=found.penstock_end_chores,
         create=found.penstock_follower,
         end=found.penstock_end_follower,
-        follow=quick.penstock_follow,
         follow_each=quick.penstock_follow_each,
+        foretell=quick.penstock_foretell,
         permitted=quick.penstock_permitted,
         wait=found.penstock_await,
         ask=found.penstock_ask,

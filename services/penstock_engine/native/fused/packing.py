@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from penstock_engine.native import hugepages
 from penstock_engine.native.fused.library import CLayer, CMatrix, Element
-from penstock_engine.native.quantization import quantize
-from penstock_engine.native.weights import LayerWeights
+from penstock_engine.native.models import hugepages
+from penstock_engine.native.models.quantization import quantize
+from penstock_engine.native.models.weights import LayerWeights
 
 PANEL = 64
 _HALF = PANEL // 2

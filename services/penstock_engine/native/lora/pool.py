@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 _PATIENCE_S = 1.0
 _MIB = 1 << 20
+_SMOOTHING = 0.3
 
 
 class Shelf(Protocol):
@@ -78,11 +79,22 @@ class AdapterPool:
         self._digests: dict[str, str] = {}
         self._queue: deque[_Ticket] = deque()
         self._releases = 0
+        self._load_s = 0.0
 
     @property
     def residents(self) -> tuple[str, ...]:
         """Names of what is in memory or on its way there, sorted."""
         return tuple(sorted(self._residents))
+
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        """Names of what is in memory, sorted."""
+        return tuple(sorted(n for n, r in self._residents.items() if _succeeded(r.loading)))
+
+    @property
+    def load_s(self) -> float:
+        """Smoothed seconds that bringing one into memory takes; 0 before the first."""
+        return self._load_s
 
     async def acquire(self, name: str) -> None:
         """Have an adapter in memory until ``release``.
@@ -194,13 +206,20 @@ class AdapterPool:
                 f"adapter {name!r} changed on disk; restart the worker to use the new one"
             )
         num_bytes = self._shelf.put(name, weights)
+        seconds = self._clock() - began
+        # The first one tells of a cold disk too; what comes after outweighs it soon.
+        self._load_s += (seconds - self._load_s) * (_SMOOTHING if self._load_s else 1.0)
         logger.info(
             "adapter %s loaded in %.2f s: rank %d, %.1f MiB",
             name,
-            self._clock() - began,
+            seconds,
             weights.max_rank,
             num_bytes / _MIB,
         )
+
+
+def _succeeded(loading: asyncio.Task[None]) -> bool:
+    return loading.done() and not _failed(loading)
 
 
 def _failed(loading: asyncio.Task[None]) -> bool:

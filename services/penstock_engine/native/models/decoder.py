@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from penstock_engine.native.attention import AttentionGroup, PagedAttention
-from penstock_engine.native.kv_tensors import KvTensors
-from penstock_engine.native.layers import RopeTable, gated, rotate
 from penstock_engine.native.lora.eager import AdaptedRows, adapt
 from penstock_engine.native.lora.targets import Product
+from penstock_engine.native.models.attention import AttentionGroup, PagedAttention
 from penstock_engine.native.models.config import ModelConfig
-from penstock_engine.native.paged import PagedKernel, attend_paged
-from penstock_engine.native.quantization import Matrix, add_linear, linear
-from penstock_engine.native.weights import DecoderWeights, LayerWeights
+from penstock_engine.native.models.kv_tensors import KvTensors
+from penstock_engine.native.models.layers import RopeTable, gated, rotate
+from penstock_engine.native.models.paged import PagedKernel, attend_paged
+from penstock_engine.native.models.quantization import Matrix, add_linear, linear
+from penstock_engine.native.models.weights import DecoderWeights, LayerWeights
 
 
 @dataclass(frozen=True, slots=True)

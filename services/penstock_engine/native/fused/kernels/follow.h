@@ -3,10 +3,12 @@
 //
 // The grammars are another library's, behind its C interface, so none of this needs Python's lock. A
 // follower is one sample's: it is told each token, and asked before the next draw. Whoever comes first
-// does its chore: a thread of the team, or the one that asks.
+// does its chore: a thread of the team, or the one that asks. Waking a thread takes longer than most
+// masks, so threads are only called when what there is to find out promises to take longer than that.
 #pragma once
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -26,6 +28,7 @@ struct PenstockGrammar {
   int32_t (*rollback)(void* matcher, size_t count);
   bool (*stopped)(const void* matcher);
   bool (*failed)(const void* matcher);
+  int32_t (*forced)(void* matcher, uint32_t* to, size_t room);
 };
 
 struct PenstockFollower {
@@ -35,10 +38,13 @@ struct PenstockFollower {
   int32_t min_tokens;  // of output before a stop token is open
   int32_t followed;    // tokens of output so far
   int32_t vocabulary;
+  int32_t foresight;  // tokens to look for that alone may follow; 0 if nobody will ask
 };
 }
 
 namespace penstock {
+
+constexpr int64_t kWorthHelpNs = 15'000;  // what waking a thread and waiting for it takes
 
 enum Following : int32_t { kBusy = -1, kOpen = 0, kComplete = 1, kBroken = 2 };
 
@@ -52,7 +58,8 @@ class Follower {
         min_tokens_(from.min_tokens),
         followed_(from.followed),
         vocabulary_(from.vocabulary),
-        words_(from.vocabulary / 32 + 1) {}
+        words_(from.vocabulary / 32 + 1),
+        ahead_(from.foresight) {}
 
   int64_t words() const { return words_; }
 
@@ -61,9 +68,18 @@ class Follower {
     ready_ = 0;
     drafts_.clear();
     followed_++;
-    if (grammar_.consume(matcher_, token) != 0 || grammar_.failed(matcher_)) return kBroken;
-    return grammar_.stopped(matcher_) ? kComplete : kOpen;
+    state_ = grammar_.consume(matcher_, token) != 0 || grammar_.failed(matcher_) ? kBroken
+             : grammar_.stopped(matcher_)                                        ? kComplete
+                                                                                 : kOpen;
+    foreseen_ = 0;
+    if (state_ == kOpen && !ahead_.empty())
+      foreseen_ = std::max(grammar_.forced(matcher_, ahead_.data(), ahead_.size()), 0);
+    return state_;
   }
+
+  // Tokens that alone may follow, in order. Looked for at once: a mask needs to know as well.
+  int foreseen() const { return foreseen_; }
+  void foretell(uint32_t* to) const { std::copy_n(ahead_.begin(), foreseen_, to); }
 
   int permitted(const uint32_t* tokens, int count) {
     return std::max(grammar_.validate(matcher_, tokens, count), 0);
@@ -76,9 +92,15 @@ class Follower {
 
   bool ready() const { return ready_ > int(drafts_.size()); }
 
+  // What the rows that are not known yet will probably take to find; the last ones tell.
+  int64_t expected_ns() const {
+    return ready() || state_ != kOpen ? 0 : row_ns_ * (1 + int64_t(drafts_.size()) - ready_);
+  }
+
   // Find the rows that are not known yet: behind the sample's tokens, and behind each draft.
   void find() {
-    const int rows = 1 + int(drafts_.size());
+    const auto began = std::chrono::steady_clock::now();
+    const int rows = 1 + int(drafts_.size()), unknown = rows - ready_;
     masks_.resize(rows * words_);
     ends_.resize(rows);
     if (ready_ == 0) find_row(0, true);
@@ -93,6 +115,8 @@ class Follower {
     }
     if (taken && grammar_.rollback(matcher_, taken) != 0) ends_[0] = kBroken;
     ready_ = rows;
+    const std::chrono::nanoseconds taken_ns = std::chrono::steady_clock::now() - began;
+    row_ns_ += (taken_ns.count() / std::max(unknown, 1) - row_ns_) / 4;
   }
 
   // So many rows, no more than were asked for: behind the sample's tokens, and behind each draft.
@@ -132,9 +156,12 @@ class Follower {
   int followed_;
   const int vocabulary_;
   const int64_t words_;
-  std::vector<uint32_t> drafts_, masks_;
+  std::vector<uint32_t> ahead_, drafts_, masks_;
+  int foreseen_ = 0;
   std::vector<int8_t> ends_;
+  Following state_ = kOpen;
   int ready_ = 0;  // rows that are known
+  int64_t row_ns_ = kWorthHelpNs;
 };
 
 // Followers that wait for somebody with time. Those who ask for one's rows do its chore themselves if
@@ -144,6 +171,10 @@ class Chores {
   explicit Chores(const PenstockGrammar& grammar) : grammar(grammar) {}
 
   const PenstockGrammar grammar;
+
+  bool idle(const Follower& follower) const {
+    return follower.chore.load(std::memory_order_acquire) == kIdle;
+  }
 
   bool any() const { return waiting_.load(std::memory_order_relaxed) != 0; }
 
@@ -180,10 +211,10 @@ class Chores {
 
   // Make a follower idle without waiting; false if somebody is at it.
   bool recall(Follower& follower) {
-    if (follower.chore.load(std::memory_order_acquire) == kIdle) return true;
+    if (idle(follower)) return true;
     std::lock_guard lock(mutex_);
     auto found = std::find(queue_.begin(), queue_.end(), &follower);
-    if (found == queue_.end()) return follower.chore.load(std::memory_order_acquire) == kIdle;
+    if (found == queue_.end()) return idle(follower);
     queue_.erase(found);
     waiting_.store(int(queue_.size()), std::memory_order_release);
     follower.chore.store(kIdle, std::memory_order_relaxed);

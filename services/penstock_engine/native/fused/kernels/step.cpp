@@ -27,6 +27,27 @@ std::shared_ptr<Chores>* as_chores(void* handle) {
   return static_cast<std::shared_ptr<Chores>*>(handle);
 }
 
+// Whether their rows can be had at once: nobody is at them, and what is left of them is found sooner
+// than somebody would be called.
+bool quick(void* const* followers, int32_t count) {
+  int64_t expected_ns = 0;
+  for (int32_t i = 0; i < count; i++) {
+    auto& [chores, mine] = *static_cast<Followed*>(followers[i]);
+    if (!chores->idle(mine)) return false;
+    expected_ns += mine.expected_ns();
+  }
+  return expected_ns < kWorthHelpNs;
+}
+
+// Have rows found in passing if that will take long enough to call somebody.
+void find_later(void* const* followers, int32_t count) {
+  if (quick(followers, count)) return;
+  for (int32_t i = 0; i < count; i++) {
+    auto& [chores, mine] = *static_cast<Followed*>(followers[i]);
+    if (chores->idle(mine) && mine.expected_ns() > 0) chores->post(mine);
+  }
+}
+
 }  // namespace
 
 extern "C" {
@@ -102,26 +123,27 @@ void penstock_end_follower(void* follower) {
   delete mine;
 }
 
-// Tell a token; what may follow is then found out in passing. Does not wait: kBusy if it had to.
-int32_t penstock_follow(void* follower, uint32_t token) {
-  auto& [chores, mine] = *static_cast<Followed*>(follower);
-  if (!chores->recall(mine)) return penstock::kBusy;
-  auto found = mine.take(token);
-  if (found == penstock::kOpen) chores->post(mine);
-  return found;
+// Tell tokens, none where negative, and hear what comes of each and how many can be foreseen; what may
+// follow is found out in passing if that will take long enough. Does not wait: kBusy where it had to.
+void penstock_follow_each(void* const* followers, const int32_t* tokens, int32_t count,
+                          int8_t* states, int32_t* foreseen) {
+  for (int32_t i = 0; i < count; i++) {
+    auto& [chores, mine] = *static_cast<Followed*>(followers[i]);
+    if (tokens[i] >= 0) states[i] = int8_t(chores->recall(mine) ? mine.take(tokens[i]) : kBusy);
+    foreseen[i] = mine.foreseen();
+  }
+  find_later(followers, count);
 }
 
-// The same for several, none where the token is negative.
-void penstock_follow_each(void* const* followers, const int32_t* tokens, int32_t count,
-                          int8_t* states) {
-  for (int32_t i = 0; i < count; i++)
-    if (tokens[i] >= 0) states[i] = int8_t(penstock_follow(followers[i], tokens[i]));
+// As many tokens as were said to be foreseen.
+void penstock_foretell(void* follower, uint32_t* to) {
+  static_cast<Followed*>(follower)->follower.foretell(to);
 }
 
 // How many of these tokens could follow; kBusy as above.
 int32_t penstock_permitted(void* follower, const uint32_t* tokens, int32_t count) {
   auto& [chores, mine] = *static_cast<Followed*>(follower);
-  if (!chores->recall(mine)) return penstock::kBusy;
+  if (!chores->recall(mine)) return kBusy;
   return mine.permitted(tokens, count);
 }
 
@@ -137,22 +159,22 @@ void penstock_ask(void* const* followers, const int32_t* counts, const uint32_t*
     auto& [chores, mine] = *static_cast<Followed*>(followers[i]);
     chores->await(mine);
     mine.draft(drafts, counts[i]);
-    if (!mine.ready()) chores->post(mine);
   }
+  find_later(followers, count);
 }
 
 // Their rows, `counts[i]` behind each one's tokens and none if counts is null: masks, and why a sample
-// ends there. How many end; kBusy if some are not known yet and `waits` is 0.
+// ends there. How many end; if `waits` is 0, kBusy where some are being found or will take long to find.
 int32_t penstock_answer(void* const* followers, const int32_t* counts, int32_t count,
                         uint32_t* masks, int8_t* ends, int32_t waits) {
+  if (!waits && !quick(followers, count)) return kBusy;
   int32_t ended = 0;
   for (int32_t i = 0; i < count; i++) {
     auto& [chores, mine] = *static_cast<Followed*>(followers[i]);
     const int rows = 1 + (counts ? counts[i] : 0);
     if (waits) chores->await(mine);
-    else if (!chores->recall(mine) || !mine.ready()) return penstock::kBusy;
     mine.give(rows, masks, ends);
-    for (int row = 0; row < rows; row++) ended += ends[row] != penstock::kOpen;
+    for (int row = 0; row < rows; row++) ended += ends[row] != kOpen;
     masks += rows * mine.words();
     ends += rows;
   }

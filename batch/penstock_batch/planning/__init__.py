@@ -1,0 +1,1 @@
+"""From a file of lines to shards of work: checked, cut, recorded. Pure."""

@@ -1,0 +1,1 @@
+"""Celery: its app, its tasks, what is enqueued and by whom."""

@@ -1,0 +1,1 @@
+"""One step after another: the batch's tensors, the forward pass, drawing tokens."""

@@ -1,0 +1,1 @@
+"""Constraints: a vocabulary, grammars over it, the masks they give."""

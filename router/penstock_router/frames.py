@@ -35,6 +35,7 @@ class WorkerFacts:
     stores_per_chunk: bool = True
     embedding_dimensions: int = 0
     max_embed_tokens: int = 0
+    relays: bool = False
 
 
 @dataclass(frozen=True, slots=True)

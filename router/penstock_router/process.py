@@ -142,7 +142,7 @@ def _assembled(settings: RouterSettings, given: _Given) -> _Parts:
     lease_secret = settings.lease_secret.encode()
     picture, reports = given.picture, given.reports
     texts = TextLibrary()
-    way_in = WayIn(settings.tls(), internal_metadata(lease_secret))
+    way_in = WayIn(settings.tls(), internal_metadata(lease_secret), settings.relay)
     fleet = Fleet(given.registry, picture, texts, Changes(), way_in)
     picture.metrics.watch_fleet(fleet.states, lambda: len(picture.index), fleet.divergences)
     places = Places(given.catalog, fleet, picture.clock)

@@ -82,6 +82,9 @@ class RouterSettings(TlsSettings):
     max_delay_ms: int = Field(
         200, ge=10, le=1000, description="longest that a forwarded token waits to share a message"
     )
+    relay: bool = Field(
+        True, description="whether all streams from a worker share one call, which costs less"
+    )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 
     def policies(self) -> Policies:

@@ -20,7 +20,9 @@ import psutil
 from penstock.batch.v1 import batch_service_pb2 as batch_pb
 from penstock.inference.v1 import generate_pb2
 from penstock.inference.v1 import inference_service_pb2 as inference_pb
+from penstock.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
 from penstock.routing.v1 import routing_service_pb2 as routing_pb
+from penstock.worker.v1 import relay_pb2
 from penstock.worker.v1 import worker_service_pb2 as worker_pb
 from penstock_core.rpc.channels import channel
 from penstock_core.security.leases import internal_key
@@ -73,6 +75,7 @@ class Fuzzer:
         for target in targets:
             self._methods += [(target, m) for m in await methods_of(target)]
         report, tenth = self._report, max(count // 10, 1)
+        await self._warm()
         await self._send(tenth)
         before = after = await self._measured()
         report.memory_by_tenth.append(before[2])
@@ -85,6 +88,15 @@ class Fuzzer:
         report.open_requests = engine.running + engine.waiting
         report.used_blocks = engine.used_blocks
         return report
+
+    async def _warm(self) -> None:
+        """What begins with the first good request and stays is no leak."""
+        async with channel(self._platform.router) as to:
+            request = generate_pb2.GenerateRequest(model=_MODEL, text="warm")
+            request.stop.max_tokens = 1
+            key = (("authorization", "Bearer pk-acme"),)
+            async for _ in InferenceServiceStub(to).Generate(request, metadata=key, timeout=10):
+                pass
 
     async def _send(self, count: int) -> None:
         kinds: list[Callable[[httpx.AsyncClient], Awaitable[str]]] = [
@@ -333,6 +345,15 @@ def _valid(name: str, r: random.Random) -> bytes:
         "Route": routing_pb.RouteRequest(request=generate, excluded_worker_ids=["w"]),
         "ExplainDecision": routing_pb.ExplainDecisionRequest(request_id="r"),
         "WatchState": worker_pb.WatchStateRequest(subscriber_id="s", epoch="e", resume_after_seq=3),
+        "Relay": relay_pb2.RelayRequest(
+            opened=[
+                relay_pb2.OpenedStream(
+                    stream_id=1, request=generate.SerializeToString(), timeout_s=3, credit_bytes=9
+                )
+            ],
+            credits=[relay_pb2.StreamCredit(stream_id=1, bytes=100)],
+            cancelled=[2],
+        ),
         "Abort": worker_pb.AbortRequest(request_id="r"),
         "CreateBatch": batch_pb.CreateBatchRequest(
             input_file_id="file_1", endpoint="/v1/completions"

@@ -60,7 +60,7 @@ class Generation:
         self._plan = plan
         self._services = services
         self._progress = progress
-        self._outbox = Outbox(services.paces.of(plan.request))
+        self._outbox = Outbox(services.paces.of(plan.request), services.paces.ticks)
         self._events: list[_Response] = []
         self._done: RequestDone | None = None
         self._share = NO_SHARE

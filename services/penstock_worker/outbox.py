@@ -2,11 +2,12 @@
 
 A message costs a Python hop 70-140 us whatever it carries, so tokens that come within 10 ms of the
 last message share the next one. A token is never more than 10 ms or 8 tokens behind, unless the request
-allows more: a router that forwards many streams pays for each message as well.
+allows more: a router that forwards many streams pays for each message as well. Streams that may wait
+send at the ticks of one clock, all of them together: waking up is most of what a message costs.
 """
 
 import asyncio
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
@@ -16,7 +17,9 @@ COALESCE_S = 0.010
 COALESCE_TOKENS = 8
 _MOST_DELAY_S = 1.0
 _MOST_TOKENS = 64
-_GRID_S = 0.020
+TICK_S = 0.020
+# A tick may be this part of one late: loops count in milliseconds.
+_LATENESS = 0.1
 
 
 @dataclass(slots=True, weakref_slot=True)
@@ -27,12 +30,31 @@ class Bounds:
     tokens: int = COALESCE_TOKENS
 
 
+class Ticks:
+    """One timer for all who wait for the same tick, on a clock that every process here has in common."""
+
+    def __init__(self) -> None:
+        self._due: dict[int, list[Callable[[], None]]] = {}
+
+    def call_at(self, tick: int, call: Callable[[], None]) -> None:
+        """Call this at a tick: so many times ``TICK_S`` on the event loop's clock."""
+        if tick not in self._due:
+            self._due[tick] = []
+            asyncio.get_running_loop().call_at(tick * TICK_S, self._fire, tick)
+        self._due[tick].append(call)
+
+    def _fire(self, tick: int) -> None:
+        for call in self._due.pop(tick):
+            call()
+
+
 class Paces:
     """The bounds of streams; those of a group share one, as long as any of them runs."""
 
     def __init__(self, coalesce_s: float = COALESCE_S) -> None:
         self._coalesce_s = coalesce_s
         self._groups: WeakValueDictionary[str, Bounds] = WeakValueDictionary()
+        self.ticks = Ticks()
 
     @property
     def num_groups(self) -> int:
@@ -56,8 +78,10 @@ class Paces:
 class Outbox:
     """When one request's responses are due. The responses themselves lie with their samples."""
 
-    def __init__(self, bounds: Bounds) -> None:
+    def __init__(self, bounds: Bounds, ticks: Ticks) -> None:
         self._bounds = bounds
+        self._ticks = ticks
+        self._tick = 0  # that is waited for; 0 for none
         self._waiting = asyncio.Event()
         self._due = asyncio.Event()
         self._has_tokens = False
@@ -75,26 +99,33 @@ class Outbox:
         self._waiting.set()
         self._due.set()
 
-    def _due_at(self) -> float:
-        at = self._sent_at + self._bounds.delay_s
-        if self._bounds.delay_s < _GRID_S or math.isinf(at):
-            return at
-        # Streams that may wait anyway send together: waking up is most of what a message costs.
-        return math.ceil(at / _GRID_S) * _GRID_S
-
     async def ready(self) -> None:
         """Wait until there is something to send and it is time to send all there is."""
         await self._waiting.wait()
         loop = asyncio.get_running_loop()
-        due_at = self._due_at()
+        due_at = self._sent_at + self._bounds.delay_s
         if not self._due.is_set() and loop.time() < due_at:
-            try:
-                async with asyncio.timeout_at(due_at):
-                    await self._due.wait()
-            except TimeoutError:
-                pass
+            await self._wait_until(due_at)
         if self._has_tokens:
             self._sent_at = loop.time()
         self._has_tokens = False
         self._waiting.clear()
         self._due.clear()
+
+    async def _wait_until(self, due_at: float) -> None:
+        """Wait until it is due, and no longer than until then."""
+        if self._bounds.delay_s >= TICK_S:
+            tick = self._tick = int(due_at / TICK_S + _LATENESS)
+            self._ticks.call_at(tick, lambda: self._ticked(tick))
+            await self._due.wait()
+            self._tick = 0
+            return
+        try:
+            async with asyncio.timeout_at(due_at):
+                await self._due.wait()
+        except TimeoutError:
+            pass
+
+    def _ticked(self, tick: int) -> None:
+        if self._tick == tick:  # else it was due before
+            self._due.set()

@@ -45,10 +45,16 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         self._memory = memory
         self._services = services
 
-    async def Generate(  # noqa: N802 - the names of RPCs are the protocol's
+    def Generate(  # noqa: N802 - the names of RPCs are the protocol's
         self, request: generate_pb2.GenerateRequest, context: _Context
     ) -> AsyncGenerator[generate_pb2.GenerateResponse, None]:
         """Stream tokens as they are decoded."""
+        return self.answer(request)
+
+    async def answer(
+        self, request: generate_pb2.GenerateRequest
+    ) -> AsyncGenerator[generate_pb2.GenerateResponse, None]:
+        """What ``Generate`` streams, however the request came."""
         self._requests.check_open()
         progress = Progress()
         plan = await self._intake.plan(request)

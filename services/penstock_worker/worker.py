@@ -38,6 +38,7 @@ from penstock_worker.memory import Memory
 from penstock_worker.metrics import EngineGauges, RequestMetrics
 from penstock_worker.outbox import COALESCE_S, Paces
 from penstock_worker.registration import Registration
+from penstock_worker.relay import Relays
 from penstock_worker.report import Reporter
 from penstock_worker.requests import DrainResult, RequestTable
 from penstock_worker.response_cache import ResponseCache
@@ -115,9 +116,13 @@ class Worker:
         kept = ResponseCache(options.response_cache_bytes, options.response_cache_ttl_s)
         memory = Memory(kept, model, reporter)
         inference = InferenceServicer(intake, self._requests, services, embedder, memory)
-        control = WorkerServicer(self.info, engine, self._feed, self._requests, self.drain)
+        interceptor = ServerInterceptor(WorkerAccess(options.lease_secret))
+        self._relays = Relays(interceptor, inference.answer)
+        control = WorkerServicer(
+            self.info, engine, self._feed, self._requests, self._relays, self.drain
+        )
         self._rpc = RpcServer(
-            ServerInterceptor(WorkerAccess(options.lease_secret)),
+            interceptor,
             [lambda s: add_inference(inference, s), lambda s: add_worker(control, s)],
             [
                 inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
@@ -197,6 +202,7 @@ class Worker:
         result = await self.drain(grace_s)
         logger.info("drained: %d finished, %d ended", result.finished, result.aborted)
         self._feed.close()
+        self._relays.close()
         await self._rpc.stop(_LAST_WORDS_S)
         await self._release()
 
@@ -233,6 +239,7 @@ def _describe(engine: Engine, text: Text, options: Options) -> state_pb2.WorkerI
     info.price_per_hour = options.price.per_hour
     info.currency = options.price.currency if options.price.is_set else ""
     info.version = VERSION
+    info.relays = True
     info.started_unix_s = int(time.time())
     return info
 

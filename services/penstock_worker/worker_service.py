@@ -2,14 +2,20 @@
 
 import contextlib
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from typing import Any
 
 import grpc
 
-from penstock.worker.v1 import state_pb2, worker_service_pb2, worker_service_pb2_grpc
+from penstock.worker.v1 import (
+    relay_pb2,
+    state_pb2,
+    worker_service_pb2,
+    worker_service_pb2_grpc,
+)
 from penstock_core.errors import Aborted, InvalidRequest
 from penstock_engine.api import Engine
+from penstock_worker.relay import Relays
 from penstock_worker.requests import DrainResult, RequestTable
 from penstock_worker.state_feed import StateFeed
 
@@ -26,12 +32,14 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         engine: Engine,
         feed: StateFeed,
         requests: RequestTable,
+        relays: Relays,
         drain: Callable[[float], Awaitable[DrainResult]],
     ) -> None:
         self._info = info
         self._engine = engine
         self._feed = feed
         self._requests = requests
+        self._relays = relays
         self._drain = drain
 
     async def WatchState(  # type: ignore[override]  # noqa: N802 - frames are serialized already
@@ -69,3 +77,9 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
             raise InvalidRequest(f"grace_s lies in [0, {MAX_GRACE_S:g}]", field="grace_s")
         result = await self._drain(grace_s)
         return worker_service_pb2.DrainResponse(finished=result.finished, aborted=result.aborted)
+
+    def Relay(  # type: ignore[override]  # noqa: N802 - messages are serialized already
+        self, requests: AsyncIterable[relay_pb2.RelayRequest], context: _Context
+    ) -> AsyncGenerator[bytes, None]:
+        """Serve many calls of ``Generate`` on one stream."""
+        return self._relays.responses(requests)

@@ -15,7 +15,6 @@ _T_co = TypeVar("_T_co", covariant=True)
 _T = TypeVar("_T")
 
 _POLL_S = 0.05
-_IDLE_S = 3600.0
 _LEAST_S = 0.001
 _LONGEST_WAIT_S = 1e8
 # A look at a crowd that took longer is followed by as long a rest, for whoever shares the loop.
@@ -56,6 +55,7 @@ class WaitingRoom(Generic[_T]):
         self._clock = clock
         self._seats: dict[str, _Seat[_T]] = {}
         self._rests_until = 0.0
+        self._waits = asyncio.Event()
 
     async def place(self, ticket: Ticket, visitor: Visitor[_T], undo: Callable[[_T], None]) -> _T:
         """Wait for a placement; ``undo`` takes one back that came too late for its caller.
@@ -75,6 +75,7 @@ class WaitingRoom(Generic[_T]):
             if seat.result.done():
                 placed: _T = seat.result.result()
                 return placed
+            self._waits.set()
             self._changes.notify()
             async with asyncio.timeout(min(left, _LONGEST_WAIT_S)):
                 return await asyncio.shield(seat.result)
@@ -91,9 +92,11 @@ class WaitingRoom(Generic[_T]):
     async def run(self) -> None:
         """Look again whenever the picture changes or a worker is foreseen to open."""
         while True:
+            if not len(self.queue):  # most changes are nobody's concern then
+                self._waits.clear()
+                await self._waits.wait()
             wake_s = self.queue.wake_at() - self._clock()
-            longest_s = _POLL_S if len(self.queue) else _IDLE_S
-            await self._changes.wait(max(min(wake_s, longest_s), _LEAST_S))
+            await self._changes.wait(max(min(wake_s, _POLL_S), _LEAST_S))
             rest_s = self._rests_until - self._clock()
             if rest_s > 0:
                 await asyncio.sleep(rest_s)

@@ -20,6 +20,7 @@ from penstock_router.fleet.follower import Follower, Subscription
 from penstock_router.fleet.sync import SyncState
 from penstock_router.fleet.tracked import Picture, TrackedWorker
 from penstock_router.frames import WorkerFacts
+from penstock_router.relay.line import Line
 from penstock_router.texts import TextLibrary
 
 logger = logging.getLogger(__name__)
@@ -33,10 +34,14 @@ _GONE = (SyncState.COLD, SyncState.STALE, SyncState.DEAD)
 
 @dataclass(frozen=True, slots=True)
 class WayIn:
-    """How workers are called: over which TLS, and with which credentials on their own service."""
+    """How workers are called: over which TLS, and with which credentials on their own service.
+
+    ``relays`` tells whether the streams of a worker share one call.
+    """
 
     tls: Tls = PLAIN
     credentials: Metadata = ()
+    relays: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +50,13 @@ class Link:
 
     worker: TrackedWorker
     channel: grpc.aio.Channel
+    line: Line
     task: asyncio.Task[None]
+
+    async def close(self) -> None:
+        """Let go of the connection."""
+        await self.line.close()
+        await self.channel.close()
 
 
 class Fleet:
@@ -86,7 +97,7 @@ class Fleet:
                     await asyncio.sleep(_POLL_S)
         finally:
             for link in self._links.values():
-                await link.channel.close()
+                await link.close()
             self._links.clear()
 
     async def look_round(self, within_s: float) -> None:
@@ -114,10 +125,11 @@ class Fleet:
 
     def channel(self, worker: TrackedWorker) -> grpc.aio.Channel:
         """The connection to a worker. Raises NoWorker if it has just gone."""
-        link = self._links.get(worker.endpoint)
-        if link is None or link.worker is not worker:
-            raise NoWorker(f"worker {worker.worker_id} is gone", retry_after_s=RETRY_AFTER_S)
-        return link.channel
+        return self._link(worker).channel
+
+    def line(self, worker: TrackedWorker) -> Line:
+        """What carries generations to a worker. Raises NoWorker if it has just gone."""
+        return self._link(worker).line
 
     def serving(self, model: str) -> list[TrackedWorker]:
         """Who serves a model, in whatever state; one for each worker id.
@@ -177,6 +189,12 @@ class Fleet:
         """Times that the index was found to be wrong, over all workers there were."""
         return self._gone_divergences + sum(w.sync.divergences for w in self.workers())
 
+    def _link(self, worker: TrackedWorker) -> Link:
+        link = self._links.get(worker.endpoint)
+        if link is None or link.worker is not worker:
+            raise NoWorker(f"worker {worker.worker_id} is gone", retry_after_s=RETRY_AFTER_S)
+        return link
+
     async def _poll(self, group: asyncio.TaskGroup) -> None:
         try:
             named = {entry.endpoint for entry in await self._registry.workers()}
@@ -191,7 +209,8 @@ class Fleet:
             to = channel(endpoint, self._way_in.tls)
             subscription = Subscription(to, self._subscriber_id, self._way_in.credentials)
             follower = Follower(worker, subscription, self._picture, self.changes)
-            self._links[endpoint] = Link(worker, to, group.create_task(follower.run()))
+            line = Line(to, self._way_in.credentials, relays=self._way_in.relays)
+            self._links[endpoint] = Link(worker, to, line, group.create_task(follower.run()))
             logger.info("following the worker at %s", endpoint)
         for endpoint in self._links.keys() - named:
             # Out of the registry is no proof of death; a broken stream as well is.
@@ -202,7 +221,7 @@ class Fleet:
         link = self._links.pop(endpoint)
         link.task.cancel()
         await asyncio.wait([link.task])
-        await link.channel.close()
+        await link.close()
         self._gone_divergences += link.worker.sync.divergences
         logger.info("the worker at %s is gone", endpoint)
 

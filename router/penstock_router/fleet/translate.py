@@ -15,7 +15,7 @@ _SCALAR_FACTS = (
     "worker_id", "epoch", "endpoint", "model_revision", "tokenizer_digest", "tokenizer_source",
     "engine", "device", "block_tokens", "capacity_blocks", "max_context_tokens", "max_batch",
     "vocab_size", "zone", "pool", "speculation", "version", "started_unix_s", "stores_per_chunk",
-    "embedding_dimensions", "max_embed_tokens",
+    "embedding_dimensions", "max_embed_tokens", "relays",
 )  # fmt: skip
 _LOAD_NUMBERS = (
     "running", "waiting", "queued_prefill_tokens", "queued_batch_tokens", "context_tokens", "used_blocks",

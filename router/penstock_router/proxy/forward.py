@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from opentelemetry import trace
 
 from penstock.common.v1 import usage_pb2
-from penstock.inference.v1 import generate_pb2, inference_service_pb2
 from penstock_core.errors import NoWorker, PenstockError, Rejected, WorkerLost
 from penstock_core.rpc.attempts import PATIENCE_S, Attempts
 from penstock_core.rpc.stalls import STALL_FLOOR_S
@@ -21,12 +20,11 @@ from penstock_router.fleet.fleet import Fleet
 from penstock_router.metrics import RouterMetrics
 from penstock_router.prompts import PreparedRequest, Preparer
 from penstock_router.proxy.emitted import STARTED_TAG, Emitted
-from penstock_router.proxy.leg import Call, Leg, Moves, RawCall
+from penstock_router.proxy.leg import Call, Leg, Moves
 from penstock_router.proxy.pace import Pace
+from penstock_router.relay.frames import FrameStream, Wanted
 from penstock_router.routing import Attempt, Routed, Router
 
-_SERVICE = inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"]
-GENERATE = f"/{_SERVICE.full_name}/Generate"
 _RESERVED_S = 3600.0
 _NO_DEADLINE_S = 1e9
 _LOOK_AGAIN_S = 0.25
@@ -215,7 +213,7 @@ class _Stream:
             },
         )
 
-    def _call(self, prepared: PreparedRequest, routed: Routed, metadata: Metadata) -> RawCall:
+    def _call(self, prepared: PreparedRequest, routed: Routed, metadata: Metadata) -> FrameStream:
         request = prepared.request
         request.tokens.ids = prepared.prompt
         request.lease.CopyFrom(routed.lease)
@@ -225,13 +223,7 @@ class _Stream:
             request.sampling.seed = routed.record.inputs.seed
         left = self._deadline - self._with.clock()
         timeout = None if left > _NO_DEADLINE_S / 2 else max(left, 0.0)
-        call: RawCall = self._with.fleet.channel(routed.worker).unary_stream(
-            GENERATE,
-            request_serializer=generate_pb2.GenerateRequest.SerializeToString,
-            response_deserializer=_unparsed,
-        )(request, timeout=timeout, metadata=metadata)
-        return call
-
-
-def _unparsed(raw: bytes) -> bytes:
-    return raw
+        worker = routed.worker
+        wanted = Wanted(f"worker {worker.worker_id}", request, metadata, timeout)
+        knows_relays = worker.facts is not None and worker.facts.relays
+        return self._with.fleet.line(worker).open(wanted, relayed=knows_relays)

@@ -3,22 +3,17 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
 
-import grpc
-from google.protobuf.message import Message
 from opentelemetry import trace
 from opentelemetry.trace import Status, StatusCode
 
 from penstock_core.errors import PenstockError, Unavailable, WorkerLost
-from penstock_core.rpc.attempts import call_failure
 from penstock_core.rpc.stalls import STALL_FLOOR_S, StallWatch
 from penstock_core.telemetry import semconv
 from penstock_router.fleet.sync import SyncState
 from penstock_router.proxy.emitted import STARTED_TAG
+from penstock_router.relay.frames import FrameStream
 from penstock_router.routing import Routed, Router
-
-RawCall: TypeAlias = "grpc.aio.UnaryStreamCall[Message, bytes]"
 
 # The worker reports blocks up to one flush after the tokens they belong to.
 _SETTLE_S = 0.25
@@ -39,7 +34,7 @@ class Moves:
 class Call:
     """A call that has begun, and the span that lasts as long."""
 
-    stream: RawCall
+    stream: FrameStream
     span: trace.Span
 
 
@@ -92,18 +87,17 @@ class Leg:
         """
         self._watch.waits()
         try:
-            raw = await self._call.read()
-        except grpc.aio.AioRpcError as error:
-            failure = call_failure(error, f"worker {self.worker_id}", has_begun=self._has_begun)
-            raise self._failed(failure) from error
+            raw = await self._call.read(has_begun=self._has_begun)
+        except PenstockError as error:
+            self._failed(error)
+            raise
         except asyncio.CancelledError:
             if not self._gave_up:
                 raise
             raise self._failed(WorkerLost(self._gave_up)) from None
-        if isinstance(raw, bytes):
+        if raw is not None:
             self._watch.got()
-            return raw
-        return None
+        return raw
 
     def ended_well(self) -> None:
         """All of it came."""

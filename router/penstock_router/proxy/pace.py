@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from penstock.inference.v1 import generate_pb2
 
 _LEAST_DELAY_MS = 10
+# Workers send at ticks of this length, so that what they send arrives together.
+_TICK_MS = 20
 _FEW_TOKENS = 8
 _MANY_TOKENS = 32
 
@@ -34,6 +36,8 @@ class Pace:
     def coalescing(self) -> generate_pb2.Coalescing:
         """What to ask a worker for when a stream begins, for this one and all others."""
         share_ms = int(1000 * self.open / self.messages_per_s)
+        if share_ms > _TICK_MS:
+            share_ms = -(-share_ms // _TICK_MS) * _TICK_MS
         delay_ms = max(min(share_ms, self.max_delay_ms), _LEAST_DELAY_MS)
         tokens = _FEW_TOKENS if delay_ms == _LEAST_DELAY_MS else _MANY_TOKENS
         return generate_pb2.Coalescing(max_delay_ms=delay_ms, max_tokens=tokens, group=self.group)

@@ -82,7 +82,13 @@ def call_failure(error: grpc.aio.AioRpcError, who: str, *, has_begun: bool) -> P
     is_transport = "grpc-status-details-bin" not in keys
     # A worker that is being stopped cancels its calls; one's own cancel never comes as an error.
     if is_transport and isinstance(failure, Unavailable | Aborted | InternalError):
-        if has_begun or not isinstance(failure, Unavailable):
-            return WorkerLost(f"{who} was lost: {failure.message}", metadata=_BY_CONNECTION)
-        return Unavailable(f"{who} cannot be reached: {failure.message}", metadata=_BY_CONNECTION)
+        is_lost = has_begun or not isinstance(failure, Unavailable)
+        return lost_connection(failure.message, who, is_lost=is_lost)
     return failure
+
+
+def lost_connection(why: str, who: str, *, is_lost: bool) -> PenstockError:
+    """The connection to ``who`` broke: it was lost, or was never reached."""
+    if is_lost:
+        return WorkerLost(f"{who} was lost: {why}", metadata=_BY_CONNECTION)
+    return Unavailable(f"{who} cannot be reached: {why}", metadata=_BY_CONNECTION)

@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 _ANYBODY = Principal(DEFAULT_TENANT)
 principal: ContextVar[Principal] = ContextVar("penstock_principal", default=_ANYBODY)
 
+# These live for hours, and get no span.
+_LONG_LIVED = ("Watch", "Relay")
 _OPEN_SERVICES = ("/grpc.health.v1.", "/grpc.reflection.")
 # grpc's handlers are typed by their messages only in stubs; at this seam they are opaque.
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -81,11 +83,22 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         return self._callers.authenticate(headers, method)
 
     @contextmanager
+    def handling(self, method: str, headers: dict[str, str]) -> Iterator[None]:
+        """What every call goes through, however it came; needs a task of its own.
+
+        Raises:
+            PenstockError: what was raised within, or Unauthenticated, PermissionDenied.
+        """
+        with self.observe(method, headers), _translated():
+            principal.set(self.authenticate(method, headers))
+            yield
+
+    @contextmanager
     def observe(self, method: str, headers: dict[str, str]) -> Iterator[None]:
-        """Span and duration of one call. Watch streams live for hours and get no span."""
+        """Span and duration of one call."""
         started = time.perf_counter()
         span: trace.Span = trace.INVALID_SPAN
-        if not method.rpartition("/")[2].startswith("Watch"):
+        if not method.rpartition("/")[2].startswith(_LONG_LIVED):
             span = self._tracer.start_span(
                 method.lstrip("/"),
                 context=incoming(headers),
@@ -146,8 +159,8 @@ class _Call:
     def _unary(self, behave: Any) -> Any:
         async def call(request: Any, context: _Context) -> Any:
             try:
-                with self._owner.observe(self._method, self._headers), _translated():
-                    return await behave(self._admit(request), context)
+                with self._owner.handling(self._method, self._headers):
+                    return await behave(_parsed(request), context)
             except PenstockError as error:
                 await _refuse(context, error)
 
@@ -156,8 +169,8 @@ class _Call:
     def _streaming(self, behave: Any) -> Any:
         async def call(request: Any, context: _Context) -> AsyncIterator[Any]:
             try:
-                with self._owner.observe(self._method, self._headers), _translated():
-                    responses = behave(self._admit(request), context)
+                with self._owner.handling(self._method, self._headers):
+                    responses = behave(_parsed(request), context)
                     try:
                         async for response in responses:
                             yield response
@@ -168,10 +181,6 @@ class _Call:
                 await _refuse(context, error)
 
         return call
-
-    def _admit(self, request: Any) -> Any:
-        principal.set(self._owner.authenticate(self._method, self._headers))
-        return _parsed(request)
 
 
 def _open(handler: _Handler) -> _Handler:

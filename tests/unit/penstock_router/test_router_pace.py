@@ -6,7 +6,9 @@ from penstock_router.fleet.breaker import FAILURES_TO_OPEN, STALLS_TO_OPEN, Brea
 from penstock_router.proxy.pace import Pace
 
 
-@pytest.mark.parametrize(("streams", "delay_ms"), [(0, 10), (5, 10), (50, 100), (5000, 200)])
+@pytest.mark.parametrize(
+    ("streams", "delay_ms"), [(0, 10), (5, 10), (13, 40), (50, 100), (51, 120), (5000, 200)]
+)
 def test_the_more_streams_the_more_tokens_share_a_message(streams: int, delay_ms: int) -> None:
     assert Pace(500, 200, streams).coalescing().max_delay_ms == delay_ms
 

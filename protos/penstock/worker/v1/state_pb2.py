@@ -25,45 +25,45 @@ _sym_db = _symbol_database.Default()
 from penstock.common.v1 import sampling_pb2 as penstock_dot_common_dot_v1_dot_sampling__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1epenstock/worker/v1/state.proto\x12\x12penstock.worker.v1\x1a!penstock/common/v1/sampling.proto\"\xaa\x04\n\nWorkerInfo\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x03 \x01(\t\x12\x0e\n\x06models\x18\x04 \x03(\t\x12\x16\n\x0emodel_revision\x18\x05 \x01(\t\x12\x18\n\x10tokenizer_digest\x18\x06 \x01(\t\x12\x18\n\x10tokenizer_source\x18\x07 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x08 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\t \x01(\t\x12\x14\n\x0c\x62lock_tokens\x18\n \x01(\r\x12\x17\n\x0f\x63\x61pacity_blocks\x18\x0b \x01(\r\x12\x1a\n\x12max_context_tokens\x18\x0c \x01(\r\x12\x11\n\tmax_batch\x18\r \x01(\r\x12\x12\n\nvocab_size\x18\x0e \x01(\r\x12\x10\n\x08\x61\x64\x61pters\x18\x0f \x03(\t\x12\x0c\n\x04zone\x18\x10 \x01(\t\x12\x0c\n\x04pool\x18\x11 \x01(\t\x12\x13\n\x0bspeculation\x18\x12 \x01(\t\x12\x0f\n\x07version\x18\x13 \x01(\t\x12\x16\n\x0estarted_unix_s\x18\x14 \x01(\x04\x12\x18\n\x10stores_per_chunk\x18\x15 \x01(\x08\x12\x1c\n\x14\x65mbedding_dimensions\x18< \x01(\r\x12\x18\n\x10max_embed_tokens\x18= \x01(\r\x12\x12\n\ncost_class\x18\x46 \x01(\t\x12\x16\n\x0eprice_per_hour\x18G \x01(\x01\x12\x10\n\x08\x63urrency\x18H \x01(\t\"\xca\x03\n\nWorkerLoad\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12\x1d\n\x15queued_prefill_tokens\x18\x03 \x01(\x04\x12\x16\n\x0e\x63ontext_tokens\x18\x04 \x01(\x04\x12\x13\n\x0bused_blocks\x18\x05 \x01(\r\x12\x15\n\rcached_blocks\x18\x06 \x01(\r\x12\x17\n\x0f\x63\x61pacity_blocks\x18\x07 \x01(\r\x12\x0e\n\x06step_s\x18\x08 \x01(\x01\x12\x17\n\x0ftokens_per_step\x18\t \x01(\x01\x12\x1c\n\x14prefill_tokens_per_s\x18\n \x01(\x01\x12\x30\n\x06health\x18\x0b \x01(\x0e\x32 .penstock.worker.v1.WorkerHealth\x12\x13\n\x0bpreemptions\x18\x0c \x01(\x04\x12\x1a\n\rfigures_age_s\x18\x14 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x0c\x63\x61\x63he_losses\x18\x15 \x01(\x04\x12\x1b\n\x13queued_batch_tokens\x18\x16 \x01(\x04\x12\x17\n\x0floaded_adapters\x18\x17 \x03(\t\x12\x16\n\x0e\x61\x64\x61pter_load_s\x18\x18 \x01(\x01\x42\x10\n\x0e_figures_age_s\"d\n\rSnapshotBegin\x12\x11\n\tas_of_seq\x18\x01 \x01(\x04\x12\x12\n\nnum_blocks\x18\x02 \x01(\x04\x12,\n\x04info\x18\x03 \x01(\x0b\x32\x1e.penstock.worker.v1.WorkerInfo\"\x94\x01\n\rSnapshotChunk\x12\x14\n\x0c\x62lock_hashes\x18\x01 \x01(\x0c\x12\x18\n\x10parent_distances\x18\x02 \x03(\r\x12\x14\n\x0croot_parents\x18\x03 \x03(\x06\x12(\n\x04tier\x18\x04 \x01(\x0e\x32\x1a.penstock.worker.v1.KvTier\x12\x13\n\x0b\x66irst_index\x18\x05 \x01(\x04\"R\n\x0bSnapshotEnd\x12\x12\n\nxor_digest\x18\x01 \x01(\x06\x12/\n\x06ledger\x18\x02 \x03(\x0b\x32\x1f.penstock.worker.v1.LedgerEvent\"\xce\x01\n\x05\x44\x65lta\x12\x32\n\x07removed\x18\x01 \x03(\x0b\x32!.penstock.worker.v1.BlocksRemoved\x12\x30\n\x06stored\x18\x02 \x03(\x0b\x32 .penstock.worker.v1.BlocksStored\x12.\n\x05moved\x18\x03 \x03(\x0b\x32\x1f.penstock.worker.v1.BlocksMoved\x12/\n\x06ledger\x18\x04 \x03(\x0b\x32\x1f.penstock.worker.v1.LedgerEvent\"c\n\x0c\x42locksStored\x12\x13\n\x0bparent_hash\x18\x01 \x01(\x06\x12\x14\n\x0c\x62lock_hashes\x18\x02 \x01(\x0c\x12(\n\x04tier\x18\x03 \x01(\x0e\x32\x1a.penstock.worker.v1.KvTier\"O\n\rBlocksRemoved\x12\x14\n\x0c\x62lock_hashes\x18\x01 \x01(\x0c\x12(\n\x04tier\x18\x02 \x01(\x0e\x32\x1a.penstock.worker.v1.KvTier\"\x7f\n\x0b\x42locksMoved\x12\x14\n\x0c\x62lock_hashes\x18\x01 \x01(\x0c\x12-\n\tfrom_tier\x18\x02 \x01(\x0e\x32\x1a.penstock.worker.v1.KvTier\x12+\n\x07to_tier\x18\x03 \x01(\x0e\x32\x1a.penstock.worker.v1.KvTier\"\xec\x01\n\x0bLedgerEvent\x12\x30\n\x08\x61\x64mitted\x18\x01 \x01(\x0b\x32\x1c.penstock.worker.v1.AdmittedH\x00\x12\x37\n\x0cprefill_done\x18\x02 \x01(\x0b\x32\x1f.penstock.worker.v1.PrefillDoneH\x00\x12\x30\n\x08progress\x18\x03 \x01(\x0b\x32\x1c.penstock.worker.v1.ProgressH\x00\x12\x37\n\x08\x66inished\x18\x04 \x01(\x0b\x32#.penstock.worker.v1.RequestFinishedH\x00\x42\x07\n\x05\x65vent\"\x81\x01\n\x08\x41\x64mitted\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\x12\x33\n\x08priority\x18\x04 \x01(\x0e\x32!.penstock.common.v1.PriorityClass\"\x85\x01\n\x0bPrefillDone\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\x12\x17\n\x0f\x63omputed_tokens\x18\x03 \x01(\r\x12\x0f\n\x07queue_s\x18\x04 \x01(\x01\x12\x11\n\tprefill_s\x18\x05 \x01(\x01\x12\x0e\n\x06ttft_s\x18\x06 \x01(\x01\"8\n\x08Progress\x12,\n\x04load\x18\x01 \x01(\x0b\x32\x1e.penstock.worker.v1.WorkerLoad\"\x84\x01\n\x0fRequestFinished\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x15\n\routput_tokens\x18\x02 \x01(\r\x12\x16\n\x0e\x64rafted_tokens\x18\x03 \x01(\r\x12\x1d\n\x15\x61\x63\x63\x65pted_draft_tokens\x18\x04 \x01(\r\x12\x0f\n\x07\x61\x62orted\x18\x05 \x01(\x08\"a\n\tHeartbeat\x12\x12\n\nnum_blocks\x18\x01 \x01(\x04\x12\x12\n\nxor_digest\x18\x02 \x01(\x06\x12,\n\x04load\x18\x03 \x01(\x0b\x32\x1e.penstock.worker.v1.WorkerLoad*~\n\x0cWorkerHealth\x12\x1d\n\x19WORKER_HEALTH_UNSPECIFIED\x10\x00\x12\x19\n\x15WORKER_HEALTH_SERVING\x10\x01\x12\x1a\n\x16WORKER_HEALTH_DRAINING\x10\x02\x12\x18\n\x14WORKER_HEALTH_FAILED\x10\x03*\\\n\x06KvTier\x12\x17\n\x13KV_TIER_UNSPECIFIED\x10\x00\x12\x12\n\x0eKV_TIER_DEVICE\x10\x01\x12\x10\n\x0cKV_TIER_HOST\x10\x02\x12\x13\n\x0fKV_TIER_STORAGE\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1epenstock/worker/v1/state.proto\x12\x12penstock.worker.v1\x1a!penstock/common/v1/sampling.proto\"\xba\x04\n\nWorkerInfo\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x03 \x01(\t\x12\x0e\n\x06models\x18\x04 \x03(\t\x12\x16\n\x0emodel_revision\x18\x05 \x01(\t\x12\x18\n\x10tokenizer_digest\x18\x06 \x01(\t\x12\x18\n\x10tokenizer_source\x18\x07 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x08 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\t \x01(\t\x12\x14\n\x0c\x62lock_tokens\x18\n \x01(\r\x12\x17\n\x0f\x63\x61pacity_blocks\x18\x0b \x01(\r\x12\x1a\n\x12max_context_tokens\x18\x0c \x01(\r\x12\x11\n\tmax_batch\x18\r \x01(\r\x12\x12\n\nvocab_size\x18\x0e \x01(\r\x12\x10\n\x08\x61\x64\x61pters\x18\x0f \x03(\t\x12\x0c\n\x04zone\x18\x10 \x01(\t\x12\x0c\n\x04pool\x18\x11 \x01(\t\x12\x13\n\x0bspeculation\x18\x12 \x01(\t\x12\x0f\n\x07version\x18\x13 \x01(\t\x12\x16\n\x0estarted_unix_s\x18\x14 \x01(\x04\x12\x18\n\x10stores_per_chunk\x18\x15 \x01(\x08\x12\x1c\n\x14\x65mbedding_dimensions\x18< \x01(\r\x12\x18\n\x10max_embed_tokens\x18= \x01(\r\x12\x12\n\ncost_class\x18\x46 \x01(\t\x12\x16\n\x0eprice_per_hour\x18G \x01(\x01\x12\x10\n\x08\x63urrency\x18H \x01(\t\x12\x0e\n\x06relays\x18P \x01(\x08\"\xca\x03\n\nWorkerLoad\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12\x1d\n\x15queued_prefill_tokens\x18\x03 \x01(\x04\x12\x16\n\x0e\x63ontext_tokens\x18\x04 \x01(\x04\x12\x13\n\x0bused_blocks\x18\x05 \x01(\r\x12\x15\n\rcached_blocks\x18\x06 \x01(\r\x12\x17\n\x0f\x63\x61pacity_blocks\x18\x07 \x01(\r\x12\x0e\n\x06step_s\x18\x08 \x01(\x01\x12\x17\n\x0ftokens_per_step\x18\t \x01(\x01\x12\x1c\n\x14prefill_tokens_per_s\x18\n \x01(\x01\x12\x30\n\x06health\x18\x0b \x01(\x0e\x32 .penstock.worker.v1.WorkerHealth\x12\x13\n\x0bpreemptions\x18\x0c \x01(\x04\x12\x1a\n\rfigures_age_s\x18\x14 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x0c\x63\x61\x63he_losses\x18\x15 \x01(\x04\x12\x1b\n\x13queued_batch_tokens\x18\x16 \x01(\x04\x12\x17\n\x0floaded_adapters\x18\x17 \x03(\t\x12\x16\n\x0e\x61\x64\x61pter_load_s\x18\x18 \x01(\x01\x42\x10\n\x0e_figures_age_s\"d\n\rSnapshotBegin\x12\x11\n\tas_of_seq\x18\x01 \x01(\x04\x12\x12\n\nnum_blocks\x18\x02 \x01(\x04\x12,\n\x04info\x18\x03 \x01(\x0b\x32\x1e.penstock.worker.v1.WorkerInfo\"\x94\x01\n\rSnapshotChunk\x12\x14\n\x0c\x62lock_hashes\x18\x01 \x01(\x0c\x12\x18\n\x10parent_distances\x18\x02 \x03(\r\x12\x14\n\x0croot_parents\x18\x03 \x03(\x06\x12(\n\x04tier\x18\x04 \x01(\x0e\x32\x1a.penstock.worker.v1.KvTier\x12\x13\n\x0b\x66irst_index\x18\x05 \x01(\x04\"R\n\x0bSnapshotEnd\x12\x12\n\nxor_digest\x18\x01 \x01(\x06\x12/\n\x06ledger\x18\x02 \x03(\x0b\x32\x1f.penstock.worker.v1.LedgerEvent\"\xce\x01\n\x05\x44\x65lta\x12\x32\n\x07removed\x18\x01 \x03(\x0b\x32!.penstock.worker.v1.BlocksRemoved\x12\x30\n\x06stored\x18\x02 \x03(\x0b\x32 .penstock.worker.v1.BlocksStored\x12.\n\x05moved\x18\x03 \x03(\x0b\x32\x1f.penstock.worker.v1.BlocksMoved\x12/\n\x06ledger\x18\x04 \x03(\x0b\x32\x1f.penstock.worker.v1.LedgerEvent\"c\n\x0c\x42locksStored\x12\x13\n\x0bparent_hash\x18\x01 \x01(\x06\x12\x14\n\x0c\x62lock_hashes\x18\x02 \x01(\x0c\x12(\n\x04tier\x18\x03 \x01(\x0e\x32\x1a.penstock.worker.v1.KvTier\"O\n\rBlocksRemoved\x12\x14\n\x0c\x62lock_hashes\x18\x01 \x01(\x0c\x12(\n\x04tier\x18\x02 \x01(\x0e\x32\x1a.penstock.worker.v1.KvTier\"\x7f\n\x0b\x42locksMoved\x12\x14\n\x0c\x62lock_hashes\x18\x01 \x01(\x0c\x12-\n\tfrom_tier\x18\x02 \x01(\x0e\x32\x1a.penstock.worker.v1.KvTier\x12+\n\x07to_tier\x18\x03 \x01(\x0e\x32\x1a.penstock.worker.v1.KvTier\"\xec\x01\n\x0bLedgerEvent\x12\x30\n\x08\x61\x64mitted\x18\x01 \x01(\x0b\x32\x1c.penstock.worker.v1.AdmittedH\x00\x12\x37\n\x0cprefill_done\x18\x02 \x01(\x0b\x32\x1f.penstock.worker.v1.PrefillDoneH\x00\x12\x30\n\x08progress\x18\x03 \x01(\x0b\x32\x1c.penstock.worker.v1.ProgressH\x00\x12\x37\n\x08\x66inished\x18\x04 \x01(\x0b\x32#.penstock.worker.v1.RequestFinishedH\x00\x42\x07\n\x05\x65vent\"\x81\x01\n\x08\x41\x64mitted\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\x12\x33\n\x08priority\x18\x04 \x01(\x0e\x32!.penstock.common.v1.PriorityClass\"\x85\x01\n\x0bPrefillDone\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\x12\x17\n\x0f\x63omputed_tokens\x18\x03 \x01(\r\x12\x0f\n\x07queue_s\x18\x04 \x01(\x01\x12\x11\n\tprefill_s\x18\x05 \x01(\x01\x12\x0e\n\x06ttft_s\x18\x06 \x01(\x01\"8\n\x08Progress\x12,\n\x04load\x18\x01 \x01(\x0b\x32\x1e.penstock.worker.v1.WorkerLoad\"\x84\x01\n\x0fRequestFinished\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x15\n\routput_tokens\x18\x02 \x01(\r\x12\x16\n\x0e\x64rafted_tokens\x18\x03 \x01(\r\x12\x1d\n\x15\x61\x63\x63\x65pted_draft_tokens\x18\x04 \x01(\r\x12\x0f\n\x07\x61\x62orted\x18\x05 \x01(\x08\"a\n\tHeartbeat\x12\x12\n\nnum_blocks\x18\x01 \x01(\x04\x12\x12\n\nxor_digest\x18\x02 \x01(\x06\x12,\n\x04load\x18\x03 \x01(\x0b\x32\x1e.penstock.worker.v1.WorkerLoad*~\n\x0cWorkerHealth\x12\x1d\n\x19WORKER_HEALTH_UNSPECIFIED\x10\x00\x12\x19\n\x15WORKER_HEALTH_SERVING\x10\x01\x12\x1a\n\x16WORKER_HEALTH_DRAINING\x10\x02\x12\x18\n\x14WORKER_HEALTH_FAILED\x10\x03*\\\n\x06KvTier\x12\x17\n\x13KV_TIER_UNSPECIFIED\x10\x00\x12\x12\n\x0eKV_TIER_DEVICE\x10\x01\x12\x10\n\x0cKV_TIER_HOST\x10\x02\x12\x13\n\x0fKV_TIER_STORAGE\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'penstock.worker.v1.state_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_WORKERHEALTH']._serialized_start=2763
-  _globals['_WORKERHEALTH']._serialized_end=2889
-  _globals['_KVTIER']._serialized_start=2891
-  _globals['_KVTIER']._serialized_end=2983
+  _globals['_WORKERHEALTH']._serialized_start=2779
+  _globals['_WORKERHEALTH']._serialized_end=2905
+  _globals['_KVTIER']._serialized_start=2907
+  _globals['_KVTIER']._serialized_end=2999
   _globals['_WORKERINFO']._serialized_start=90
-  _globals['_WORKERINFO']._serialized_end=644
-  _globals['_WORKERLOAD']._serialized_start=647
-  _globals['_WORKERLOAD']._serialized_end=1105
-  _globals['_SNAPSHOTBEGIN']._serialized_start=1107
-  _globals['_SNAPSHOTBEGIN']._serialized_end=1207
-  _globals['_SNAPSHOTCHUNK']._serialized_start=1210
-  _globals['_SNAPSHOTCHUNK']._serialized_end=1358
-  _globals['_SNAPSHOTEND']._serialized_start=1360
-  _globals['_SNAPSHOTEND']._serialized_end=1442
-  _globals['_DELTA']._serialized_start=1445
-  _globals['_DELTA']._serialized_end=1651
-  _globals['_BLOCKSSTORED']._serialized_start=1653
-  _globals['_BLOCKSSTORED']._serialized_end=1752
-  _globals['_BLOCKSREMOVED']._serialized_start=1754
-  _globals['_BLOCKSREMOVED']._serialized_end=1833
-  _globals['_BLOCKSMOVED']._serialized_start=1835
-  _globals['_BLOCKSMOVED']._serialized_end=1962
-  _globals['_LEDGEREVENT']._serialized_start=1965
-  _globals['_LEDGEREVENT']._serialized_end=2201
-  _globals['_ADMITTED']._serialized_start=2204
-  _globals['_ADMITTED']._serialized_end=2333
-  _globals['_PREFILLDONE']._serialized_start=2336
-  _globals['_PREFILLDONE']._serialized_end=2469
-  _globals['_PROGRESS']._serialized_start=2471
-  _globals['_PROGRESS']._serialized_end=2527
-  _globals['_REQUESTFINISHED']._serialized_start=2530
-  _globals['_REQUESTFINISHED']._serialized_end=2662
-  _globals['_HEARTBEAT']._serialized_start=2664
-  _globals['_HEARTBEAT']._serialized_end=2761
+  _globals['_WORKERINFO']._serialized_end=660
+  _globals['_WORKERLOAD']._serialized_start=663
+  _globals['_WORKERLOAD']._serialized_end=1121
+  _globals['_SNAPSHOTBEGIN']._serialized_start=1123
+  _globals['_SNAPSHOTBEGIN']._serialized_end=1223
+  _globals['_SNAPSHOTCHUNK']._serialized_start=1226
+  _globals['_SNAPSHOTCHUNK']._serialized_end=1374
+  _globals['_SNAPSHOTEND']._serialized_start=1376
+  _globals['_SNAPSHOTEND']._serialized_end=1458
+  _globals['_DELTA']._serialized_start=1461
+  _globals['_DELTA']._serialized_end=1667
+  _globals['_BLOCKSSTORED']._serialized_start=1669
+  _globals['_BLOCKSSTORED']._serialized_end=1768
+  _globals['_BLOCKSREMOVED']._serialized_start=1770
+  _globals['_BLOCKSREMOVED']._serialized_end=1849
+  _globals['_BLOCKSMOVED']._serialized_start=1851
+  _globals['_BLOCKSMOVED']._serialized_end=1978
+  _globals['_LEDGEREVENT']._serialized_start=1981
+  _globals['_LEDGEREVENT']._serialized_end=2217
+  _globals['_ADMITTED']._serialized_start=2220
+  _globals['_ADMITTED']._serialized_end=2349
+  _globals['_PREFILLDONE']._serialized_start=2352
+  _globals['_PREFILLDONE']._serialized_end=2485
+  _globals['_PROGRESS']._serialized_start=2487
+  _globals['_PROGRESS']._serialized_end=2543
+  _globals['_REQUESTFINISHED']._serialized_start=2546
+  _globals['_REQUESTFINISHED']._serialized_end=2678
+  _globals['_HEARTBEAT']._serialized_start=2680
+  _globals['_HEARTBEAT']._serialized_end=2777
 # @@protoc_insertion_point(module_scope)

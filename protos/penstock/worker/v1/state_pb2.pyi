@@ -108,6 +108,7 @@ class WorkerInfo(google.protobuf.message.Message):
     COST_CLASS_FIELD_NUMBER: builtins.int
     PRICE_PER_HOUR_FIELD_NUMBER: builtins.int
     CURRENCY_FIELD_NUMBER: builtins.int
+    RELAYS_FIELD_NUMBER: builtins.int
     worker_id: builtins.str
     """Id, unique in the fleet and stable over restarts."""
     epoch: builtins.str
@@ -156,6 +157,8 @@ class WorkerInfo(google.protobuf.message.Message):
     """Price of an hour of it; 0 if it has none."""
     currency: builtins.str
     """Currency of the price, an ISO 4217 code."""
+    relays: builtins.bool
+    """Whether it serves WorkerService.Relay."""
     @property
     def models(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Names it serves its model under; the first is the model's own."""
@@ -193,8 +196,9 @@ class WorkerInfo(google.protobuf.message.Message):
         cost_class: builtins.str = ...,
         price_per_hour: builtins.float = ...,
         currency: builtins.str = ...,
+        relays: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "block_tokens", b"block_tokens", "capacity_blocks", b"capacity_blocks", "cost_class", b"cost_class", "currency", b"currency", "device", b"device", "embedding_dimensions", b"embedding_dimensions", "endpoint", b"endpoint", "engine", b"engine", "epoch", b"epoch", "max_batch", b"max_batch", "max_context_tokens", b"max_context_tokens", "max_embed_tokens", b"max_embed_tokens", "model_revision", b"model_revision", "models", b"models", "pool", b"pool", "price_per_hour", b"price_per_hour", "speculation", b"speculation", "started_unix_s", b"started_unix_s", "stores_per_chunk", b"stores_per_chunk", "tokenizer_digest", b"tokenizer_digest", "tokenizer_source", b"tokenizer_source", "version", b"version", "vocab_size", b"vocab_size", "worker_id", b"worker_id", "zone", b"zone"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["adapters", b"adapters", "block_tokens", b"block_tokens", "capacity_blocks", b"capacity_blocks", "cost_class", b"cost_class", "currency", b"currency", "device", b"device", "embedding_dimensions", b"embedding_dimensions", "endpoint", b"endpoint", "engine", b"engine", "epoch", b"epoch", "max_batch", b"max_batch", "max_context_tokens", b"max_context_tokens", "max_embed_tokens", b"max_embed_tokens", "model_revision", b"model_revision", "models", b"models", "pool", b"pool", "price_per_hour", b"price_per_hour", "relays", b"relays", "speculation", b"speculation", "started_unix_s", b"started_unix_s", "stores_per_chunk", b"stores_per_chunk", "tokenizer_digest", b"tokenizer_digest", "tokenizer_source", b"tokenizer_source", "version", b"version", "vocab_size", b"vocab_size", "worker_id", b"worker_id", "zone", b"zone"]) -> None: ...
 
 Global___WorkerInfo: typing_extensions.TypeAlias = WorkerInfo
 

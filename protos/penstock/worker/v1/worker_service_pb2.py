@@ -22,32 +22,33 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from penstock.worker.v1 import relay_pb2 as penstock_dot_worker_dot_v1_dot_relay__pb2
 from penstock.worker.v1 import state_pb2 as penstock_dot_worker_dot_v1_dot_state__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'penstock/worker/v1/worker_service.proto\x12\x12penstock.worker.v1\x1a\x1epenstock/worker/v1/state.proto\"S\n\x11WatchStateRequest\x12\x15\n\rsubscriber_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\t\x12\x18\n\x10resume_after_seq\x18\x03 \x01(\x04\"\xcc\x02\n\x12WatchStateResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12;\n\x0esnapshot_begin\x18\x03 \x01(\x0b\x32!.penstock.worker.v1.SnapshotBeginH\x00\x12;\n\x0esnapshot_chunk\x18\x04 \x01(\x0b\x32!.penstock.worker.v1.SnapshotChunkH\x00\x12\x37\n\x0csnapshot_end\x18\x05 \x01(\x0b\x32\x1f.penstock.worker.v1.SnapshotEndH\x00\x12*\n\x05\x64\x65lta\x18\x06 \x01(\x0b\x32\x19.penstock.worker.v1.DeltaH\x00\x12\x32\n\theartbeat\x18\x07 \x01(\x0b\x32\x1d.penstock.worker.v1.HeartbeatH\x00\x42\x07\n\x05\x66rame\"\x12\n\x10GetWorkerRequest\"\x84\x01\n\x11GetWorkerResponse\x12,\n\x04info\x18\x01 \x01(\x0b\x32\x1e.penstock.worker.v1.WorkerInfo\x12,\n\x04load\x18\x02 \x01(\x0b\x32\x1e.penstock.worker.v1.WorkerLoad\x12\x13\n\x0brequest_ids\x18\x03 \x03(\t\"\"\n\x0c\x41\x62ortRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\" \n\rAbortResponse\x12\x0f\n\x07\x61\x62orted\x18\x01 \x01(\x08\"\x1f\n\x0c\x44rainRequest\x12\x0f\n\x07grace_s\x18\x01 \x01(\x01\"2\n\rDrainResponse\x12\x10\n\x08\x66inished\x18\x01 \x01(\r\x12\x0f\n\x07\x61\x62orted\x18\x02 \x01(\r2\xec\x02\n\rWorkerService\x12_\n\nWatchState\x12%.penstock.worker.v1.WatchStateRequest\x1a&.penstock.worker.v1.WatchStateResponse\"\x00\x30\x01\x12Z\n\tGetWorker\x12$.penstock.worker.v1.GetWorkerRequest\x1a%.penstock.worker.v1.GetWorkerResponse\"\x00\x12N\n\x05\x41\x62ort\x12 .penstock.worker.v1.AbortRequest\x1a!.penstock.worker.v1.AbortResponse\"\x00\x12N\n\x05\x44rain\x12 .penstock.worker.v1.DrainRequest\x1a!.penstock.worker.v1.DrainResponse\"\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'penstock/worker/v1/worker_service.proto\x12\x12penstock.worker.v1\x1a\x1epenstock/worker/v1/relay.proto\x1a\x1epenstock/worker/v1/state.proto\"S\n\x11WatchStateRequest\x12\x15\n\rsubscriber_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\t\x12\x18\n\x10resume_after_seq\x18\x03 \x01(\x04\"\xcc\x02\n\x12WatchStateResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12;\n\x0esnapshot_begin\x18\x03 \x01(\x0b\x32!.penstock.worker.v1.SnapshotBeginH\x00\x12;\n\x0esnapshot_chunk\x18\x04 \x01(\x0b\x32!.penstock.worker.v1.SnapshotChunkH\x00\x12\x37\n\x0csnapshot_end\x18\x05 \x01(\x0b\x32\x1f.penstock.worker.v1.SnapshotEndH\x00\x12*\n\x05\x64\x65lta\x18\x06 \x01(\x0b\x32\x19.penstock.worker.v1.DeltaH\x00\x12\x32\n\theartbeat\x18\x07 \x01(\x0b\x32\x1d.penstock.worker.v1.HeartbeatH\x00\x42\x07\n\x05\x66rame\"\x12\n\x10GetWorkerRequest\"\x84\x01\n\x11GetWorkerResponse\x12,\n\x04info\x18\x01 \x01(\x0b\x32\x1e.penstock.worker.v1.WorkerInfo\x12,\n\x04load\x18\x02 \x01(\x0b\x32\x1e.penstock.worker.v1.WorkerLoad\x12\x13\n\x0brequest_ids\x18\x03 \x03(\t\"\"\n\x0c\x41\x62ortRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\" \n\rAbortResponse\x12\x0f\n\x07\x61\x62orted\x18\x01 \x01(\x08\"\x1f\n\x0c\x44rainRequest\x12\x0f\n\x07grace_s\x18\x01 \x01(\x01\"2\n\rDrainResponse\x12\x10\n\x08\x66inished\x18\x01 \x01(\r\x12\x0f\n\x07\x61\x62orted\x18\x02 \x01(\r2\xc0\x03\n\rWorkerService\x12_\n\nWatchState\x12%.penstock.worker.v1.WatchStateRequest\x1a&.penstock.worker.v1.WatchStateResponse\"\x00\x30\x01\x12Z\n\tGetWorker\x12$.penstock.worker.v1.GetWorkerRequest\x1a%.penstock.worker.v1.GetWorkerResponse\"\x00\x12N\n\x05\x41\x62ort\x12 .penstock.worker.v1.AbortRequest\x1a!.penstock.worker.v1.AbortResponse\"\x00\x12N\n\x05\x44rain\x12 .penstock.worker.v1.DrainRequest\x1a!.penstock.worker.v1.DrainResponse\"\x00\x12R\n\x05Relay\x12 .penstock.worker.v1.RelayRequest\x1a!.penstock.worker.v1.RelayResponse\"\x00(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'penstock.worker.v1.worker_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_WATCHSTATEREQUEST']._serialized_start=95
-  _globals['_WATCHSTATEREQUEST']._serialized_end=178
-  _globals['_WATCHSTATERESPONSE']._serialized_start=181
-  _globals['_WATCHSTATERESPONSE']._serialized_end=513
-  _globals['_GETWORKERREQUEST']._serialized_start=515
-  _globals['_GETWORKERREQUEST']._serialized_end=533
-  _globals['_GETWORKERRESPONSE']._serialized_start=536
-  _globals['_GETWORKERRESPONSE']._serialized_end=668
-  _globals['_ABORTREQUEST']._serialized_start=670
-  _globals['_ABORTREQUEST']._serialized_end=704
-  _globals['_ABORTRESPONSE']._serialized_start=706
-  _globals['_ABORTRESPONSE']._serialized_end=738
-  _globals['_DRAINREQUEST']._serialized_start=740
-  _globals['_DRAINREQUEST']._serialized_end=771
-  _globals['_DRAINRESPONSE']._serialized_start=773
-  _globals['_DRAINRESPONSE']._serialized_end=823
-  _globals['_WORKERSERVICE']._serialized_start=826
-  _globals['_WORKERSERVICE']._serialized_end=1190
+  _globals['_WATCHSTATEREQUEST']._serialized_start=127
+  _globals['_WATCHSTATEREQUEST']._serialized_end=210
+  _globals['_WATCHSTATERESPONSE']._serialized_start=213
+  _globals['_WATCHSTATERESPONSE']._serialized_end=545
+  _globals['_GETWORKERREQUEST']._serialized_start=547
+  _globals['_GETWORKERREQUEST']._serialized_end=565
+  _globals['_GETWORKERRESPONSE']._serialized_start=568
+  _globals['_GETWORKERRESPONSE']._serialized_end=700
+  _globals['_ABORTREQUEST']._serialized_start=702
+  _globals['_ABORTREQUEST']._serialized_end=736
+  _globals['_ABORTRESPONSE']._serialized_start=738
+  _globals['_ABORTRESPONSE']._serialized_end=770
+  _globals['_DRAINREQUEST']._serialized_start=772
+  _globals['_DRAINREQUEST']._serialized_end=803
+  _globals['_DRAINRESPONSE']._serialized_start=805
+  _globals['_DRAINRESPONSE']._serialized_end=855
+  _globals['_WORKERSERVICE']._serialized_start=858
+  _globals['_WORKERSERVICE']._serialized_end=1306
 # @@protoc_insertion_point(module_scope)

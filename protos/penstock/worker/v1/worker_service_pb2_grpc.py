@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from penstock.worker.v1 import relay_pb2 as penstock_dot_worker_dot_v1_dot_relay__pb2
 from penstock.worker.v1 import worker_service_pb2 as penstock_dot_worker_dot_v1_dot_worker__service__pb2
 
 GRPC_GENERATED_VERSION = '1.71.2'
@@ -55,6 +56,11 @@ class WorkerServiceStub(object):
                 request_serializer=penstock_dot_worker_dot_v1_dot_worker__service__pb2.DrainRequest.SerializeToString,
                 response_deserializer=penstock_dot_worker_dot_v1_dot_worker__service__pb2.DrainResponse.FromString,
                 _registered_method=True)
+        self.Relay = channel.stream_stream(
+                '/penstock.worker.v1.WorkerService/Relay',
+                request_serializer=penstock_dot_worker_dot_v1_dot_relay__pb2.RelayRequest.SerializeToString,
+                response_deserializer=penstock_dot_worker_dot_v1_dot_relay__pb2.RelayResponse.FromString,
+                _registered_method=True)
 
 
 class WorkerServiceServicer(object):
@@ -89,6 +95,14 @@ class WorkerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Relay(self, request_iterator, context):
+        """Carries many calls of InferenceService.Generate on one stream. Each is checked, traced and measured as a call of its
+        own; when the relay ends, so do they all.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -111,6 +125,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=penstock_dot_worker_dot_v1_dot_worker__service__pb2.DrainRequest.FromString,
                     response_serializer=penstock_dot_worker_dot_v1_dot_worker__service__pb2.DrainResponse.SerializeToString,
+            ),
+            'Relay': grpc.stream_stream_rpc_method_handler(
+                    servicer.Relay,
+                    request_deserializer=penstock_dot_worker_dot_v1_dot_relay__pb2.RelayRequest.FromString,
+                    response_serializer=penstock_dot_worker_dot_v1_dot_relay__pb2.RelayResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -222,6 +241,33 @@ class WorkerService(object):
             '/penstock.worker.v1.WorkerService/Drain',
             penstock_dot_worker_dot_v1_dot_worker__service__pb2.DrainRequest.SerializeToString,
             penstock_dot_worker_dot_v1_dot_worker__service__pb2.DrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Relay(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/penstock.worker.v1.WorkerService/Relay',
+            penstock_dot_worker_dot_v1_dot_relay__pb2.RelayRequest.SerializeToString,
+            penstock_dot_worker_dot_v1_dot_relay__pb2.RelayResponse.FromString,
             options,
             channel_credentials,
             insecure,

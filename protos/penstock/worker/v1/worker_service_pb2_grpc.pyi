@@ -7,6 +7,7 @@ import abc
 import collections.abc
 import grpc
 import grpc.aio
+import penstock.worker.v1.relay_pb2
 import penstock.worker.v1.worker_service_pb2
 import sys
 import typing
@@ -89,7 +90,23 @@ _WorkerServiceDrainType = typing_extensions.TypeVar(
     ],
 )
 
-class WorkerServiceStub(typing.Generic[_WorkerServiceWatchStateType, _WorkerServiceGetWorkerType, _WorkerServiceAbortType, _WorkerServiceDrainType]):
+_WorkerServiceRelayType = typing_extensions.TypeVar(
+    '_WorkerServiceRelayType',
+    grpc.StreamStreamMultiCallable[
+        penstock.worker.v1.relay_pb2.RelayRequest,
+        penstock.worker.v1.relay_pb2.RelayResponse,
+    ],
+    grpc.aio.StreamStreamMultiCallable[
+        penstock.worker.v1.relay_pb2.RelayRequest,
+        penstock.worker.v1.relay_pb2.RelayResponse,
+    ],
+    default=grpc.StreamStreamMultiCallable[
+        penstock.worker.v1.relay_pb2.RelayRequest,
+        penstock.worker.v1.relay_pb2.RelayResponse,
+    ],
+)
+
+class WorkerServiceStub(typing.Generic[_WorkerServiceWatchStateType, _WorkerServiceGetWorkerType, _WorkerServiceAbortType, _WorkerServiceDrainType, _WorkerServiceRelayType]):
     """What routers and operators ask of a worker besides inference."""
 
     @typing.overload
@@ -109,6 +126,10 @@ class WorkerServiceStub(typing.Generic[_WorkerServiceWatchStateType, _WorkerServ
         grpc.UnaryUnaryMultiCallable[
             penstock.worker.v1.worker_service_pb2.DrainRequest,
             penstock.worker.v1.worker_service_pb2.DrainResponse,
+        ],
+        grpc.StreamStreamMultiCallable[
+            penstock.worker.v1.relay_pb2.RelayRequest,
+            penstock.worker.v1.relay_pb2.RelayResponse,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -130,6 +151,10 @@ class WorkerServiceStub(typing.Generic[_WorkerServiceWatchStateType, _WorkerServ
             penstock.worker.v1.worker_service_pb2.DrainRequest,
             penstock.worker.v1.worker_service_pb2.DrainResponse,
         ],
+        grpc.aio.StreamStreamMultiCallable[
+            penstock.worker.v1.relay_pb2.RelayRequest,
+            penstock.worker.v1.relay_pb2.RelayResponse,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     WatchState: _WorkerServiceWatchStateType
@@ -143,6 +168,11 @@ class WorkerServiceStub(typing.Generic[_WorkerServiceWatchStateType, _WorkerServ
 
     Drain: _WorkerServiceDrainType
     """Refuses new requests and waits for the running ones."""
+
+    Relay: _WorkerServiceRelayType
+    """Carries many calls of InferenceService.Generate on one stream. Each is checked, traced and measured as a call of its
+    own; when the relay ends, so do they all.
+    """
 
 WorkerServiceAsyncStub: typing_extensions.TypeAlias = WorkerServiceStub[
     grpc.aio.UnaryStreamMultiCallable[
@@ -160,6 +190,10 @@ WorkerServiceAsyncStub: typing_extensions.TypeAlias = WorkerServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         penstock.worker.v1.worker_service_pb2.DrainRequest,
         penstock.worker.v1.worker_service_pb2.DrainResponse,
+    ],
+    grpc.aio.StreamStreamMultiCallable[
+        penstock.worker.v1.relay_pb2.RelayRequest,
+        penstock.worker.v1.relay_pb2.RelayResponse,
     ],
 ]
 
@@ -197,5 +231,15 @@ class WorkerServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[penstock.worker.v1.worker_service_pb2.DrainResponse, collections.abc.Awaitable[penstock.worker.v1.worker_service_pb2.DrainResponse]]:
         """Refuses new requests and waits for the running ones."""
+
+    @abc.abstractmethod
+    def Relay(
+        self,
+        request_iterator: _MaybeAsyncIterator[penstock.worker.v1.relay_pb2.RelayRequest],
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[penstock.worker.v1.relay_pb2.RelayResponse], collections.abc.AsyncIterator[penstock.worker.v1.relay_pb2.RelayResponse]]:
+        """Carries many calls of InferenceService.Generate on one stream. Each is checked, traced and measured as a call of its
+        own; when the relay ends, so do they all.
+        """
 
 def add_WorkerServiceServicer_to_server(servicer: WorkerServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -1,8 +1,8 @@
 """What structured output costs: the same decoding free and under constraints, in turns.
 
 The constraints never end within an answer, so all ways decode as many tokens; where a constraint leaves
-no choice, as between the fields of records, several take one step. Ratios within one run are what counts;
-each way counts with its fastest turn, since neighbours only slow.
+no choice, as between the fields of records, several take one step. Each turn has its ratios, since a shared
+machine's speed drifts; their medians are what counts.
 
     python benchmarks/constraint_overhead.py [--streams 1 16] [--model DIR] [--json]
 """
@@ -10,9 +10,10 @@ each way counts with its fastest turn, since neighbours only slow.
 import argparse
 import asyncio
 import json
+import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -44,7 +45,10 @@ WAYS = {
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Seconds that a token of each of so many streams takes, and how many times those of free decoding."""
+    """Seconds that a token of each of so many streams takes, and how many times those of free decoding.
+
+    Both are medians over turns.
+    """
 
     way: str
     streams: int
@@ -82,17 +86,25 @@ async def run(options: argparse.Namespace) -> list[Row]:
     try:
         for streams in options.streams:
             prompts = [text[i : i + PROMPT_TOKENS] for i in range(streams)]
-            least = dict.fromkeys(WAYS, float("inf"))
+            turns: list[dict[str, float]] = []
             for turn in range(options.repeats + 1):
-                for way, constraint in WAYS.items():
-                    sys.stderr.write(f"\r{streams} streams, turn {turn} of {options.repeats} ")
-                    seconds = await token_s(engine, constraint, prompts, f"{turn}-{way}")
-                    least[way] = min(least[way], seconds) if turn else least[way]
-            rows += [Row(way, streams, s, s / least["free"]) for way, s in least.items()]
+                sys.stderr.write(f"\r{streams} streams, turn {turn} of {options.repeats} ")
+                turns.append(
+                    {
+                        way: await token_s(engine, constraint, prompts, f"{turn}-{way}")
+                        for way, constraint in WAYS.items()
+                    }
+                )
+            rows += [_row(way, streams, turns[1:]) for way in WAYS]
     finally:
         sys.stderr.write("\n")
         await engine.close()
     return rows
+
+
+def _row(way: str, streams: int, turns: Sequence[Mapping[str, float]]) -> Row:
+    seconds = statistics.median(turn[way] for turn in turns)
+    return Row(way, streams, seconds, statistics.median(turn[way] / turn["free"] for turn in turns))
 
 
 def main() -> None:
@@ -100,7 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", type=Path, default=DEMO)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 16])
-    parser.add_argument("--repeats", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     rows = asyncio.run(run(options))

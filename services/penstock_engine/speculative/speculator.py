@@ -20,6 +20,8 @@ from penstock_engine.speculative.rates import Rates
 
 _MODEL, _CONSTRAINT = 0, 1
 """Kinds of the draft model's drafts and of a constraint's; those of a match are called by its size."""
+_SELDOM = 8
+"""Plain steps of which one is noted where nothing is drafted but what constraints leave no choice about."""
 
 
 @dataclass(slots=True)
@@ -73,6 +75,7 @@ class Speculator:
         self._looks_up = looks_up
         self._guesses = looks_up or model is not None
         self._rests = False
+        self._steps = 0
         self._rates = Rates()
         self._tracks: dict[Sample, _Track] = {}
 
@@ -99,13 +102,17 @@ class Speculator:
 
     def _foreseen(self, samples: Sequence[Sample]) -> Drafts:
         """What constraints leave no choice about."""
-        constrained = [(s, s.matcher) for s in samples if s.matcher is not None]
-        ahead = ((sample, matcher.foreseen(self._max_tokens)) for sample, matcher in constrained)
-        return {sample: tokens for sample, tokens in ahead if tokens}
+        return {
+            sample: tokens
+            for sample in samples
+            if sample.matcher is not None and (tokens := sample.matcher.foreseen(self._max_tokens))
+        }
 
     def note(self, plan: StepPlan, result: StepResult, seconds: float) -> None:
         """Learn from a step: what stood, and what it cost if it did nothing but decode."""
-        if self._rests:
+        self._steps += 1
+        seldom = not self._guesses and self._steps % _SELDOM
+        if self._rests or (seldom and not plan.has_drafts):
             return
         num_drafted = num_tokens = 0
         if plan.has_drafts:

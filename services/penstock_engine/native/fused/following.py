@@ -183,18 +183,17 @@ class FollowedMasks:
         if asked is None or asked.counts is not None:
             return
         count = len(asked.rows)
-        tokens = array(
-            "i", [drawn[row].token_ids[0] if drawn[row].token_ids else -1 for row in asked.rows]
-        )
-        states, foreseen = array("b", bytes(count)), array("i", bytes(4 * count))
-        place, size = asked.addresses.buffer_info()
-        told = tokens.buffer_info()[0], size, states.buffer_info()[0], foreseen.buffer_info()[0]
-        self._following.follow_each(place, *told)
-        for follower, token, state, ahead in zip(
-            asked.followers, tokens, states, foreseen, strict=True
-        ):
-            if token >= 0:
-                follower.told, follower.num_foreseen = (token, state), ahead
+        self._have_room(count)
+        tokens, states, foreseen = self._tokens, self._states, self._foreseen
+        for place, row in enumerate(asked.rows):
+            ids = drawn[row].token_ids
+            tokens[place] = ids[0] if ids else -1
+        addresses, (told, came, ahead) = asked.addresses.buffer_info()[0], self._heard
+        self._following.follow_each(addresses, told, count, came, ahead)
+        for place, follower in enumerate(asked.followers):
+            if tokens[place] >= 0:
+                follower.told = tokens[place], states[place]
+                follower.num_foreseen = foreseen[place]
 
     def _ask(self, runs: Sequence[Run[Follower]]) -> _Asked:
         """Of some nothing is known, or not what may follow their drafts."""
@@ -213,8 +212,7 @@ class FollowedMasks:
     def _collect(self) -> RowMasks:
         asked = self._asked
         assert asked is not None, "masks are collected that nobody asked for"
-        if len(asked.rows) > len(self._ends):
-            self._make_room(len(asked.rows))
+        self._have_room(len(asked.rows))
         place, size = asked.addresses.buffer_info()
         counts = None if asked.counts is None else asked.counts.buffer_info()[0]
         told = (place, counts, size, *self._places)
@@ -227,10 +225,19 @@ class FollowedMasks:
             ends = {row: _ENDED[code] for row, code in codes if code}
         return RowMasks(asked.rows, self._masks, ends, self._places[0])
 
+    def _have_room(self, rows: int) -> None:
+        if rows > len(self._ends):
+            self._make_room(rows)
+
     def _make_room(self, rows: int) -> None:
+        """What the kernel reads and writes at each step, at addresses that stay."""
         self._masks = np.empty((rows, self._words), dtype=np.uint32)
         self._ends = array("b", bytes(rows))
         self._places = (self._masks.ctypes.data, self._ends.buffer_info()[0])
+        self._tokens = array("i", bytes(4 * rows))
+        self._states, self._foreseen = array("b", bytes(rows)), array("i", bytes(4 * rows))
+        told, came, ahead = self._tokens, self._states, self._foreseen
+        self._heard = tuple(numbers.buffer_info()[0] for numbers in (told, came, ahead))
 
 
 class FollowedCompiler:

@@ -4,7 +4,8 @@
 // The grammars are another library's, behind its C interface, so none of this needs Python's lock. A
 // follower is one sample's: it is told each token, and asked before the next draw. Whoever comes first
 // does its chore: a thread of the team, or the one that asks. Waking a thread takes longer than most
-// masks, so threads are only called when what there is to find out promises to take longer than that.
+// masks. So few are found where they are asked for, more by threads that are woken for the next step anyway,
+// and threads are woken for the masks of a large batch only. How long they took lately tells.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -44,7 +45,8 @@ struct PenstockFollower {
 
 namespace penstock {
 
-constexpr int64_t kWorthHelpNs = 15'000;  // what waking a thread and waiting for it takes
+constexpr int64_t kWorthHelpNs = 15'000;  // what a thread's coming late to a step takes
+constexpr int64_t kWorthWakingNs = 100'000;  // what waking it before takes, and what else that delays
 
 enum Following : int32_t { kBusy = -1, kOpen = 0, kComplete = 1, kBroken = 2 };
 
@@ -65,6 +67,7 @@ class Follower {
 
   // The sample has one token more.
   Following take(uint32_t token) {
+    const bool looks_ahead = no_choice_ || !drafts_.empty();
     ready_ = 0;
     drafts_.clear();
     followed_++;
@@ -72,12 +75,13 @@ class Follower {
              : grammar_.stopped(matcher_)                                        ? kComplete
                                                                                  : kOpen;
     foreseen_ = 0;
-    if (state_ == kOpen && !ahead_.empty())
+    if (state_ == kOpen && looks_ahead && !ahead_.empty())
       foreseen_ = std::max(grammar_.forced(matcher_, ahead_.data(), ahead_.size()), 0);
     return state_;
   }
 
-  // Tokens that alone may follow, in order. Looked for at once: a mask needs to know as well.
+  // Tokens that alone may follow, in order. To look takes longer than most masks, so that is done only
+  // behind a token that there was no choice about either.
   int foreseen() const { return foreseen_; }
   void foretell(uint32_t* to) const { std::copy_n(ahead_.begin(), foreseen_, to); }
 
@@ -143,10 +147,11 @@ class Follower {
       uint32_t& word = allowed[token / 32];
       word = (word & ~(1u << token % 32)) | uint32_t(stops) << token % 32;
     }
-    uint32_t any = 0;
-    for (int64_t i = 0; i < words_; i++) any |= allowed[i];
-    ends_[row] = any ? kOpen : may_end ? kComplete : kBroken;
-    if (!any) std::fill_n(allowed, words_, ~0u);
+    int64_t choices = 0;
+    for (int64_t i = 0; i < words_; i++) choices += __builtin_popcount(allowed[i]);
+    no_choice_ = choices == 1;
+    ends_[row] = choices ? kOpen : may_end ? kComplete : kBroken;
+    if (!choices) std::fill_n(allowed, words_, ~0u);
   }
 
   const PenstockGrammar grammar_;
@@ -158,6 +163,7 @@ class Follower {
   const int64_t words_;
   std::vector<uint32_t> ahead_, drafts_, masks_;
   int foreseen_ = 0;
+  bool no_choice_ = false;  // about the token behind the last row found
   std::vector<int8_t> ends_;
   Following state_ = kOpen;
   int ready_ = 0;  // rows that are known
@@ -190,7 +196,12 @@ class Chores {
     follower.chore.store(kQueued, std::memory_order_relaxed);
     queue_.push_back(&follower);
     waiting_.store(int(queue_.size()), std::memory_order_release);
-    if (wake_ && queue_.size() == 1) wake_();
+  }
+
+  // Have it begin now.
+  void wake() {
+    std::lock_guard lock(mutex_);
+    if (wake_ && !queue_.empty()) wake_();
   }
 
   void help() {

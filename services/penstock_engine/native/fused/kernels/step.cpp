@@ -27,25 +27,34 @@ std::shared_ptr<Chores>* as_chores(void* handle) {
   return static_cast<std::shared_ptr<Chores>*>(handle);
 }
 
-// Whether their rows can be had at once: nobody is at them, and what is left of them is found sooner
-// than somebody would be called.
+// What finding the rows of those that nobody is at will take.
+int64_t expected_ns(void* const* followers, int32_t count) {
+  int64_t sum = 0;
+  for (int32_t i = 0; i < count; i++) {
+    auto& [chores, mine] = *static_cast<Followed*>(followers[i]);
+    if (chores->idle(mine)) sum += mine.expected_ns();
+  }
+  return sum;
+}
+
+// Whether all rows can be had at once.
 bool quick(void* const* followers, int32_t count) {
-  int64_t expected_ns = 0;
   for (int32_t i = 0; i < count; i++) {
     auto& [chores, mine] = *static_cast<Followed*>(followers[i]);
     if (!chores->idle(mine)) return false;
-    expected_ns += mine.expected_ns();
   }
-  return expected_ns < kWorthHelpNs;
+  return expected_ns(followers, count) < kWorthHelpNs;
 }
 
-// Have rows found in passing if that will take long enough to call somebody.
+// Have rows found in passing if that will take long enough.
 void find_later(void* const* followers, int32_t count) {
-  if (quick(followers, count)) return;
+  const int64_t expected = expected_ns(followers, count);
+  if (expected < kWorthHelpNs) return;
   for (int32_t i = 0; i < count; i++) {
     auto& [chores, mine] = *static_cast<Followed*>(followers[i]);
     if (chores->idle(mine) && mine.expected_ns() > 0) chores->post(mine);
   }
+  if (expected >= kWorthWakingNs) static_cast<Followed*>(followers[0])->chores->wake();
 }
 
 }  // namespace

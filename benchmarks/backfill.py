@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from penstock_client import AsyncClient, Delta, GenerateOptions
+from penstock_client import AsyncClient, Completed, Delta, GenerateOptions, Timing
 from penstock_client.options import Priority
 from penstock_testing.processes import process_fleet
 
@@ -42,11 +42,20 @@ class Kind:
 
 @dataclass(slots=True)
 class Served:
-    """Times to first token of those that began after the warm-up, and how many have ended since."""
+    """Times to first token of those that began after the warm-up, and how many have ended since.
+
+    ``timings`` are what their worker tells of the same.
+    """
 
     since: float
     ttft_s: list[float] = field(default_factory=list)
+    timings: list[Timing] = field(default_factory=list)
     ended: int = 0
+
+    def add(self, others: "Served") -> None:
+        """Those of another round."""
+        self.ttft_s += others.ttft_s
+        self.timings += others.timings
 
 
 async def serve(client: AsyncClient, kind: Kind, rng: random.Random, served: Served) -> None:
@@ -65,6 +74,8 @@ async def serve(client: AsyncClient, kind: Kind, rng: random.Random, served: Ser
             is_first = False
             if began >= served.since:
                 served.ttft_s.append(time.monotonic() - began)
+        if isinstance(event, Completed) and began >= served.since:
+            served.timings.append(event.timing)
     if time.monotonic() >= served.since:
         served.ended += 1
 
@@ -105,8 +116,8 @@ async def alone(client: AsyncClient, kind: Kind, count: int, seconds: float) -> 
 
 async def interactive(
     client: AsyncClient, kinds: Sequence[Kind], rate: float, seconds: float, seed: int, fill: bool
-) -> tuple[list[float], float, float]:
-    """Times to first token of the arrivals; requests a second of both kinds."""
+) -> tuple[Served, float, float]:
+    """What became of the arrivals; requests a second of both kinds."""
     since = time.monotonic() + WARM_S
     online, offline = Served(since), Served(since)
     filling = asyncio.create_task(
@@ -116,7 +127,7 @@ async def interactive(
     took = time.monotonic() - since
     ended = offline.ended
     await _cancel(filling)
-    return online.ttft_s, online.ended / took, ended / took
+    return online, online.ended / took, ended / took
 
 
 async def _cancel(task: "asyncio.Task[None]") -> None:
@@ -135,27 +146,31 @@ async def measure(client: AsyncClient, options: argparse.Namespace) -> dict[str,
         client, offline, BATCH_WAITING * options.workers, options.seconds / 2
     )
     rate = options.share * most_online
-    quiet: list[float] = []
-    filled: list[float] = []
+    quiet, filled = Served(0.0), Served(0.0)
     used: list[float] = []
     for seed in range(options.rounds):
         for fill in (False, True):
-            ttft, got_online, got_offline = await interactive(
+            served, got_online, got_offline = await interactive(
                 client, (online, offline), rate, options.seconds, seed, fill
             )
-            (filled if fill else quiet).extend(ttft)
+            (filled if fill else quiet).add(served)
             if fill:
                 used.append(got_online / most_online + got_offline / most_offline)
     report = {
         "capacity_interactive_per_s": most_online,
         "capacity_batch_per_s": most_offline,
         "capacity_used": statistics.mean(used),
-        "requests": float(len(quiet)),
+        "requests": float(len(quiet.ttft_s)),
     }
     for name, percent in (("p50", 50), ("p90", 90), ("p99", 99)):
-        before, after = _percentile(quiet, percent), _percentile(filled, percent)
+        before, after = _percentile(quiet.ttft_s, percent), _percentile(filled.ttft_s, percent)
         report |= {f"ttft_{name}_s": before, f"ttft_{name}_filled_s": after}
         report[f"ttft_{name}_ratio"] = after / before
+    for name, served in (("", quiet), ("_filled", filled)):
+        report[f"engine_queue_p50{name}_s"] = statistics.median(t.queue_s for t in served.timings)
+        report[f"engine_prefill_p50{name}_s"] = statistics.median(
+            t.prefill_s for t in served.timings
+        )
     return report
 
 

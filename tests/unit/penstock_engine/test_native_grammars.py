@@ -258,7 +258,7 @@ async def test_tokens_are_foreseen_only_where_nothing_else_may_follow(
         foreseen += ahead[:1]
         matcher.advance(rng.choice(may_follow))
 
-    assert len(foreseen) >= 3
+    assert foreseen  # of "ab", at least its last character
     assert not matcher.foreseen(3)
 
 

@@ -1,6 +1,6 @@
 """Every RPC of a running server, found by reflection, and raw calls of them."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from penstock_core.security.tls import PLAIN, Tls
 from penstock_core.telemetry.tracing import Metadata
 
 _TIMEOUT_S = 10.0
+# What gRPC says in place of the true reason when a call was refused while it said something.
+_CUT_SHORT = "Internal error from Core"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +48,28 @@ async def refusal(
     """Why a call with these bytes is refused; None if it was answered, be it by a first message."""
     async with channel(target, tls) as to:
         try:
-            await _call(to, method, metadata, request)
+            await _call(to, method, metadata, (request,))
+        except grpc.aio.AioRpcError as error:
+            if error.details() != _CUT_SHORT:
+                return from_rpc_error(error)
+        else:
+            return None
+        try:
+            await _call(to, method, metadata, ())
         except grpc.aio.AioRpcError as error:
             return from_rpc_error(error)
     return None
 
 
-async def _call(to: grpc.aio.Channel, method: Method, metadata: Metadata, request: bytes) -> None:
-    """Raises AioRpcError."""
+async def _call(
+    to: grpc.aio.Channel, method: Method, metadata: Metadata, messages: Sequence[bytes]
+) -> None:
+    """Say these messages where a stream is asked for, else the only one. Raises AioRpcError."""
+    request = b"".join(messages)
 
     async def requests() -> AsyncIterator[bytes]:
-        yield request
+        for message in messages:
+            yield message
 
     told: dict[str, Any] = {"timeout": _TIMEOUT_S, "metadata": metadata}
     if method.client_streaming:

@@ -370,6 +370,8 @@ def main() -> None:
     parser.add_argument("--within", type=float, default=math.inf, help="seconds; fewer pairs then")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    if options.sampling < 1:
+        parser.error("--sampling must be at least 1: the blocks tell what spans cost")
     work = Work(options.requests, options.concurrency, options.tokens)
     short = Work(options.short, SHORT_CONCURRENCY, SHORT_TOKENS)
     plan = Plan(options.pairs, options.sampling, work, short, options.within)

@@ -104,7 +104,9 @@ class Sink(grpc.GenericRpcHandler):
     def __init__(self) -> None:
         self.num_bytes = 0
 
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler":
+    def service(
+        self, handler_call_details: grpc.HandlerCallDetails
+    ) -> "grpc.RpcMethodHandler[bytes, bytes]":
         """Whatever is called."""
 
         async def take(raw: bytes, _context: object) -> bytes:
@@ -216,8 +218,13 @@ async def scrape_often(platform: Deployment) -> None:
             request = urllib.request.Request(
                 f"http://{address}/metrics", headers={"accept": ACCEPT}
             )
-            await asyncio.to_thread(lambda r=request: urllib.request.urlopen(r).read())
+            await asyncio.to_thread(_read, request)
         await asyncio.sleep(5)
+
+
+def _read(request: urllib.request.Request) -> None:
+    with urllib.request.urlopen(request) as response:
+        response.read()
 
 
 @dataclass(slots=True)

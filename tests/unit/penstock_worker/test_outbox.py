@@ -1,6 +1,8 @@
 """When responses are sent: the first at once, later ones together, none later than agreed."""
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -78,28 +80,50 @@ async def test_no_token_waits_longer_than_agreed() -> None:
         await outbox.ready()
 
 
-async def test_streams_that_may_wait_send_at_the_same_ticks_and_not_too_late() -> None:
-    loop, ticks = asyncio.get_running_loop(), Ticks()
-    sent: list[tuple[float, float]] = []
+class HandTicks(Ticks):
+    """Ticks that come when the test says so."""
 
-    async def stream(starts_in: float) -> None:
-        await asyncio.sleep(starts_in)
-        outbox = Outbox(Bounds(5 * TICK_S), ticks)
-        outbox.tokens(1)
-        await outbox.ready()
-        outbox.tokens(1)
-        began = loop.time()
-        await outbox.ready()
-        sent.append((loop.time() // TICK_S, loop.time() - began))
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: dict[int, list[Callable[[], None]]] = {}
 
-    await asyncio.gather(*(stream(number * TICK_S / 10) for number in range(8)))
+    def call_at(self, tick: int, call: Callable[[], None]) -> None:
+        self.asked.setdefault(tick, []).append(call)
 
-    assert len({tick for tick, _ in sent}) <= 2, "they began within one tick"
-    assert all(waited > 3 * TICK_S for _, waited in sent)
+    def fire(self, tick: int) -> None:
+        for call in self.asked.pop(tick):
+            call()
+
+
+async def test_streams_that_may_wait_send_at_the_same_ticks_and_not_too_late(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ticks, now_s = HandTicks(), 1000 * TICK_S
+    waiting, due_s = [], []
+    with monkeypatch.context() as patched:
+        patched.setattr(asyncio.get_running_loop(), "time", lambda: now_s)
+        for _ in range(8):
+            now_s += TICK_S / 10
+            outbox = Outbox(Bounds(5 * TICK_S), ticks)
+            outbox.tokens(1)
+            await outbox.ready()
+            outbox.tokens(1)
+            waiting.append(asyncio.create_task(outbox.ready()))
+            due_s.append(now_s + 5 * TICK_S)
+            await asyncio.sleep(0)
+        asked = list(ticks.asked)
+        assert len(asked) <= 2, "they began within one tick"
+        assert max(asked) * TICK_S <= max(due_s) + TICK_S / 5, "a token would be too late"
+        assert min(asked) * TICK_S > min(due_s) - TICK_S, "a message would be too early"
+        assert not any(task.done() for task in waiting)
+        for tick in asked:
+            ticks.fire(tick)
+        await asyncio.gather(*waiting)
 
 
 async def test_a_tick_that_is_not_waited_for_any_more_sends_nothing() -> None:
-    outbox = Outbox(Bounds(TICK_S), Ticks())
+    ticks = HandTicks()
+    outbox = Outbox(Bounds(5 * TICK_S), ticks)
     outbox.tokens(1)
     await outbox.ready()
     outbox.tokens(1)
@@ -107,10 +131,21 @@ async def test_a_tick_that_is_not_waited_for_any_more_sends_nothing() -> None:
     await asyncio.sleep(0)
     outbox.now()
     await waiting
+    outbox.tokens(1)
 
-    await asyncio.sleep(2 * TICK_S)
+    ticks.fire(*ticks.asked)
 
     assert not await is_ready(outbox)
+
+
+async def test_ticks_call_all_who_asked_for_one_and_in_order() -> None:
+    ticks, called = Ticks(), asyncio.Queue[str]()
+    soon = int(asyncio.get_running_loop().time() / TICK_S) + 1
+    for tick, name in ((soon + 1, "later"), (soon, "first"), (soon, "second")):
+        ticks.call_at(tick, partial(called.put_nowait, name))
+
+    async with asyncio.timeout(10):
+        assert [await called.get() for _ in range(3)] == ["first", "second", "later"]
 
 
 async def test_a_slow_stream_is_not_slowed_further(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,10 +37,13 @@ _WHITE_SPACE = "[ \\n\\t]{1,32}"
 class GrammarMatcher:
     """A constraint as far as one sample has followed it. Owned by the step thread once made."""
 
-    __slots__ = ("ended", "raw")
+    __slots__ = ("_looks_ahead", "ended", "raw")
 
-    def __init__(self, raw: LLMatcher, ended: FinishReason | None = None) -> None:
+    def __init__(
+        self, raw: LLMatcher, ended: FinishReason | None = None, *, looks_ahead: bool = True
+    ) -> None:
         self.raw = raw
+        self._looks_ahead = looks_ahead
         self.ended = ended
         """STOP once nothing may follow, CONSTRAINT once it cannot be followed any more."""
 
@@ -54,7 +57,9 @@ class GrammarMatcher:
 
     def foreseen(self, limit: int) -> Sequence[int]:
         """See ``Matcher.foreseen``."""
-        return () if self.ended else self.raw.compute_ff_tokens()[:limit]
+        if self.ended or not self._looks_ahead:
+            return ()
+        return self.raw.compute_ff_tokens()[:limit]
 
 
 class Raw(Protocol):
@@ -196,7 +201,8 @@ class LibraryCompiler:
 
     def matcher(self, raw: LLMatcher, followed: Followed) -> GrammarMatcher:
         """See ``Compiler.matcher``."""
-        return GrammarMatcher(raw, followed.ended)
+        looks_ahead = followed.request.speculation is not False
+        return GrammarMatcher(raw, followed.ended, looks_ahead=looks_ahead)
 
 
 class _Tokens:

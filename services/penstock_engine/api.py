@@ -47,6 +47,18 @@ class Sampling:
     seed: int = 0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
 
+    @property
+    def truncates(self) -> bool:
+        """Whether any token may be cut off by its rank or probability."""
+        return bool(self.top_k or self.top_p < 1.0 or self.min_p)
+
+    @property
+    def penalises(self) -> bool:
+        """Whether tokens that were there before count less, or more."""
+        return bool(
+            self.frequency_penalty or self.presence_penalty or self.repetition_penalty != 1.0
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Constraint:

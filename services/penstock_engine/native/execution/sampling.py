@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from penstock_engine.api import Logprob, Sampling
-from penstock_engine.native.execution.truncation import truncate, truncates
+from penstock_engine.api import Logprob
+from penstock_engine.native.execution.truncation import truncate
 from penstock_engine.native.scheduling.request import Ahead, Drawn, Sample
 from penstock_engine.native.structured.masks import RowMasks
 
@@ -92,7 +92,10 @@ class Sampler:
         logprobs = _raw_logprobs(logits, samples)
         _adjust(logits, samples)
         temperatures = _temperatures(samples)
-        cut = [row for row, sample in enumerate(samples) if temperatures[row] and _is_cut(sample)]
+        settings = [sample.request.spec.sampling for sample in samples]
+        cut = [
+            row for row, setting in enumerate(settings) if temperatures[row] and setting.truncates
+        ]
         waiting = masks
         if cut:
             if masks is not None:  # what is forbidden counts for nothing where a rest is cut off
@@ -192,7 +195,7 @@ def _adjust(logits: Tensor, samples: Sequence[Drawer]) -> None:
     """Penalties, bias and masked stop tokens, in place; rows without any are not touched."""
     for row, sample in enumerate(samples):
         spec = sample.request.spec
-        if _has_penalties(spec.sampling):
+        if spec.sampling.penalises:
             _penalise(logits[row], sample)
         if spec.sampling.logit_bias:
             bias = spec.sampling.logit_bias
@@ -201,14 +204,6 @@ def _adjust(logits: Tensor, samples: Sequence[Drawer]) -> None:
             logits[row].index_add_(0, index, values)
         if sample.num_output < spec.min_tokens and spec.stop_token_ids:
             logits[row, list(spec.stop_token_ids)] = float("-inf")
-
-
-def _has_penalties(sampling: Sampling) -> bool:
-    return bool(
-        sampling.frequency_penalty
-        or sampling.presence_penalty
-        or sampling.repetition_penalty != 1.0
-    )
 
 
 def _penalise(row: Tensor, sample: Drawer) -> None:
@@ -235,10 +230,6 @@ def _temperatures(samples: Sequence[Drawer]) -> list[float]:
 
 def _settled(temperature: float) -> float:
     return temperature if temperature >= _LEAST_TEMPERATURE else 0.0
-
-
-def _is_cut(sample: Drawer) -> bool:
-    return truncates(sample.request.spec.sampling)
 
 
 def _truncate(

@@ -18,11 +18,6 @@ _FIRST_WIDTH = 128
 _WIDENING = 8
 
 
-def truncates(setting: Sampling) -> bool:
-    """Whether anything may be cut at all."""
-    return bool(setting.top_k or setting.top_p < 1.0 or setting.min_p)
-
-
 def truncate(logits: Tensor, settings: Sequence[Sampling]) -> None:
     """Set what may not be drawn to minus infinity, in place; ``logits`` is ``(rows, vocab)``."""
     if any(setting.top_k or setting.top_p < 1.0 for setting in settings):

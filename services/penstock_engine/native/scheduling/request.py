@@ -288,7 +288,5 @@ class Request:
 
 def _is_plain(spec: EngineRequest) -> bool:
     sampling = spec.sampling
-    cut = sampling.top_k or sampling.top_p < 1.0 or sampling.min_p
-    shifted = sampling.frequency_penalty or sampling.presence_penalty or sampling.logit_bias
-    changed = cut or shifted or sampling.repetition_penalty != 1.0 or spec.min_tokens
+    changed = sampling.truncates or sampling.penalises or sampling.logit_bias or spec.min_tokens
     return not changed and spec.logprobs is None

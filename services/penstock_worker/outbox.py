@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
 from penstock.inference.v1 import generate_pb2
+from penstock_core.rpc.ticks import TICK_S
 
 COALESCE_S = 0.010
 COALESCE_TOKENS = 8
 _MOST_DELAY_S = 1.0
 _MOST_TOKENS = 64
-TICK_S = 0.020
 # A tick may be this part of one late: loops count in milliseconds.
 _LATENESS = 0.1
 

@@ -8,10 +8,11 @@ waits in a queue. The first token is never held back. Pure.
 from dataclasses import dataclass
 
 from penstock.inference.v1 import generate_pb2
+from penstock_core.rpc.ticks import TICK_S
 
 _LEAST_DELAY_MS = 10
-# Workers send at ticks of this length, so that what they send arrives together.
-_TICK_MS = 20
+# Workers send at these ticks, so that what they send arrives together.
+_TICK_MS = round(1000 * TICK_S)
 _FEW_TOKENS = 8
 _MANY_TOKENS = 32
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import deque
 from itertools import count
 from typing import TypeAlias
 
@@ -32,7 +33,7 @@ class Relay:
         self._call = call
         self._ids = count(1)
         self._streams: dict[int, RelayStream] = {}
-        self._opened: list[relay_pb2.OpenedStream] = []
+        self._opened: deque[relay_pb2.OpenedStream] = deque()
         self._credits: dict[int, int] = {}
         self._cancelled: list[int] = []
         self._due = asyncio.Event()
@@ -98,7 +99,7 @@ class Relay:
     def _message(self) -> relay_pb2.RelayRequest:
         opened, size = [], 0
         while self._opened and size < _MESSAGE_BYTES:
-            opened.append(self._opened.pop(0))
+            opened.append(self._opened.popleft())
             size += len(opened[-1].request)
         if self._opened:  # what is said of a stream comes behind its beginning
             return relay_pb2.RelayRequest(opened=opened)

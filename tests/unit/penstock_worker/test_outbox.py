@@ -7,7 +7,8 @@ from functools import partial
 import pytest
 
 from penstock.inference.v1 import generate_pb2
-from penstock_worker.outbox import COALESCE_S, COALESCE_TOKENS, TICK_S, Bounds, Outbox, Paces, Ticks
+from penstock_core.rpc.ticks import TICK_S
+from penstock_worker.outbox import COALESCE_S, COALESCE_TOKENS, Bounds, Outbox, Paces, Ticks
 
 NEVER_S = 3600.0
 

@@ -103,8 +103,7 @@ class Generation:
             error = failure.slug
             raise
         finally:
-            pump.cancel()
-            await asyncio.gather(pump, return_exceptions=True)
+            await _end(pump)
             self._report(error)
 
     async def _pump(self) -> None:
@@ -232,3 +231,12 @@ class Generation:
         )
         outcome = Outcome(used, self._timing(), names, error)
         self._services.reporter.ended(self._plan, self._progress, outcome)
+
+
+async def _end(pump: asyncio.Task[None]) -> None:
+    """See it ended; what it failed with was told before, or is of no interest any more."""
+    pump.cancel()
+    if not pump.done():  # most are, and then waiting would only let others in between
+        await asyncio.wait([pump])
+    if not pump.cancelled():
+        pump.exception()

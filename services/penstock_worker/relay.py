@@ -184,7 +184,8 @@ class _Relay:
                     raw = response.SerializeToString()
                     await stream.room(len(raw))
                     self._queue.event(opened.stream_id, raw)
-                    self._wake.set()
+                    if not response.HasField("started"):  # routers keep that until more comes
+                        self._wake.set()
 
     def _say_end(self, stream_id: int, failure: PenstockError | None) -> None:
         self._queue.end(stream_id, to_status(failure).SerializeToString() if failure else b"")

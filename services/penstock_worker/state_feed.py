@@ -10,27 +10,29 @@ from dataclasses import dataclass
 
 from penstock.worker.v1 import state_pb2
 from penstock_core.errors import EngineFailed, Overloaded
+from penstock_core.rpc.ticks import TICK_S, until_tick_s
 from penstock_engine.api import Engine, EngineState
 from penstock_worker import translate
 from penstock_worker.metrics import EngineGauges
 from penstock_worker.state_log import StateLog
 
 MAX_SUBSCRIBERS = 64
+_AWAITED = frozenset(("prefill_done", "finished"))
 
 
 @dataclass(frozen=True, slots=True)
 class FeedTiming:
-    """Seconds: least time between deltas, between reports of progress, between heartbeats.
+    """Seconds: until a delta leaves with what opens a worker, between reports of progress, between heartbeats.
 
-    ``cache_s`` is how long changes of the cache alone may wait for others. A delta costs a router as
-    much as a message of a forwarded stream, and every running request fills blocks: what they are
-    good for begins with the next prompt, while the ledger steers the next decision.
+    A delta costs a router as much as a message of a forwarded stream, so changes gather. For a first
+    token or an end others may be waiting. ``patient_s`` is how far apart the times are at which
+    everything else leaves: a router knows itself what it has sent, and blocks are good for the next prompt.
     """
 
     delta_s: float = 0.005
     progress_s: float = 0.1
     heartbeat_s: float = 1.0
-    cache_s: float = 0.020
+    patient_s: float = TICK_S
 
 
 class StateFeed:
@@ -43,9 +45,9 @@ class StateFeed:
         self._engine = engine
         self._gauges = gauges
         self._timing = timing
-        self._noted = asyncio.Event()
         self._published = asyncio.Event()
-        self._later: asyncio.TimerHandle | None = None
+        self._due: asyncio.Handle | None = None
+        self._due_at = float("inf")
         self._subscribers = 0
         self._was_busy = False
         self._closed = False
@@ -56,20 +58,19 @@ class StateFeed:
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._follow_cache())
-                tasks.create_task(self._flush_often())
                 tasks.create_task(self._report_progress())
         except ExceptionGroup as group:
             self.set_health(state_pb2.WORKER_HEALTH_FAILED)
             self._publish()
             raise group.exceptions[0] from None
         finally:
-            if self._later is not None:
-                self._later.cancel()
+            self._settle()
 
     def note(self, event: state_pb2.LedgerEvent) -> None:
         """Add a line to the load ledger."""
         self._log.note(event)
-        self._noted.set()
+        is_awaited = event.WhichOneof("event") in _AWAITED
+        self._publish_within(self._timing.delta_s if is_awaited else self._until_tick_s())
 
     def load(self) -> state_pb2.WorkerLoad:
         """What the worker does now."""
@@ -79,7 +80,8 @@ class StateFeed:
     def set_health(self, health: state_pb2.WorkerHealth.ValueType) -> None:
         """Change the worker's health and tell everybody."""
         self.health = health
-        self.note(self._progress())
+        self._log.note(self._progress())
+        self._publish_within(self._timing.delta_s)
 
     def close(self) -> None:
         """End every subscription after what is noted so far."""
@@ -130,7 +132,23 @@ class StateFeed:
         except TimeoutError:
             return
 
+    def _publish_within(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        at = loop.time() + seconds
+        if at < self._due_at:
+            self._settle()
+            self._due, self._due_at = loop.call_at(at, self._publish), at
+
+    def _until_tick_s(self) -> float:
+        return until_tick_s(self._now(), self._timing.patient_s)
+
+    def _settle(self) -> None:
+        if self._due is not None:
+            self._due.cancel()
+            self._due, self._due_at = None, float("inf")
+
     def _publish(self) -> None:
+        self._settle()
         if self._log.flush() or self._closed:
             self._published.set()
             self._published = asyncio.Event()
@@ -138,20 +156,7 @@ class StateFeed:
     async def _follow_cache(self) -> None:
         async for events in self._engine.kv_events():
             self._log.apply(events)
-            if self._later is None:
-                loop = asyncio.get_running_loop()
-                self._later = loop.call_later(self._timing.cache_s, self._cache_is_due)
-
-    def _cache_is_due(self) -> None:
-        self._later = None
-        self._noted.set()
-
-    async def _flush_often(self) -> None:
-        while True:
-            await self._noted.wait()
-            self._noted.clear()
-            self._publish()
-            await asyncio.sleep(self._timing.delta_s)
+            self._publish_within(self._until_tick_s())
 
     async def _report_progress(self) -> None:
         while True:

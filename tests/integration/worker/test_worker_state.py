@@ -175,25 +175,47 @@ async def test_a_subscriber_that_falls_out_of_the_ring_resyncs_and_nobody_waits(
     assert set(slow.parents) == set(range(1, 11))
 
 
-async def test_changes_that_come_together_travel_together() -> None:
+def news(event: str) -> state_pb2.LedgerEvent:
+    """A line of the ledger about request ``r``."""
+    said = state_pb2.LedgerEvent()
+    getattr(said, event).request_id = "r"
+    return said
+
+
+@pytest.mark.parametrize(
+    ("awaited", "timing"),
+    [
+        ("prefill_done", FeedTiming(0.0, 3600.0, 3600.0, patient_s=3600.0)),
+        ("finished", FeedTiming(0.0, 3600.0, 3600.0, patient_s=3600.0)),
+        ("", FeedTiming(3600.0, 3600.0, 3600.0, patient_s=3600.0)),
+    ],
+)
+async def test_what_nobody_waits_for_travels_with_what_somebody_may(
+    awaited: str, timing: FeedTiming
+) -> None:
     engine = FakeEngine()
     log = StateLog("epoch", state_pb2.WorkerInfo())
-    feed = StateFeed(log, engine, EngineGauges(1), FeedTiming(3600.0, 3600.0, 3600.0))
+    feed = StateFeed(log, engine, EngineGauges(1), timing)
     running = asyncio.create_task(feed.run())
     async with aclosing(feed.watch("", 0)) as frames:
         picture = Picture()
         for _ in range(2):
             picture.take(await anext(frames))
-        feed.note(state_pb2.LedgerEvent(admitted=state_pb2.Admitted(request_id="a")))
-        picture.take(await anext(frames))
-        for key in range(100):
-            engine.cache.store(key + 1000, [key])
-        engine.drop_cache()
-        feed.note(state_pb2.LedgerEvent(admitted=state_pb2.Admitted(request_id="b")))
+        feed.note(news("admitted"))
+        engine.cache.store(1000, [1, 2])
         for _ in range(20):
             await asyncio.sleep(0)
+        assert log.seq == 0, "a delta waits for its time"
 
-        assert log.seq == 1, "the next delta waits for its time"
+        if awaited:
+            feed.note(news(awaited))
+        else:
+            feed.close()
+        picture.take(await anext(frames))
+
+    assert log.seq == 1
+    assert [e.WhichOneof("event") for e in picture.ledger] == ["admitted", *filter(None, [awaited])]
+    assert set(picture.parents) == {1, 2}
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
 
@@ -221,24 +243,3 @@ async def test_get_worker_describes_it() -> None:
     assert cast("object", got.info) == worker.info
     assert got.info.endpoint == worker.endpoint
     assert got.load.health == state_pb2.WORKER_HEALTH_SERVING
-
-
-async def test_blocks_wait_a_moment_for_others_and_travel_with_the_ledger() -> None:
-    engine = FakeEngine()
-    log = StateLog("epoch", state_pb2.WorkerInfo())
-    feed = StateFeed(log, engine, EngineGauges(1), FeedTiming(0.0, 3600.0, 3600.0, cache_s=3600.0))
-    running = asyncio.create_task(feed.run())
-    async with aclosing(feed.watch("", 0)) as frames:
-        picture = Picture()
-        for _ in range(2):
-            picture.take(await anext(frames))
-        engine.cache.store(1000, [1, 2])
-        for _ in range(20):
-            await asyncio.sleep(0)
-        assert log.seq == 0, "blocks alone are in no hurry"
-        feed.note(state_pb2.LedgerEvent(admitted=state_pb2.Admitted(request_id="a")))
-        picture.take(await anext(frames))
-
-    assert set(picture.parents) == {1, 2}
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)

@@ -24,7 +24,7 @@ from penstock_core.rpc.attempts import Attempts, call_failure
 from penstock_core.security.auth import Principal
 from penstock_core.side_by_side import side_by_side
 from penstock_core.telemetry import logs
-from penstock_core.telemetry.tracing import Metadata
+from penstock_core.telemetry.tracing import Metadata, outgoing
 from penstock_router.fleet.fleet import RETRY_AFTER_S, Fleet
 from penstock_router.fleet.tracked import TrackedWorker
 from penstock_router.metrics import RouterMetrics
@@ -129,14 +129,14 @@ class Embedder:
             left = max(deadline - self._clock(), 0.0)
             attempt = Attempt(attempts.number, attempts.excluded(has_begun=False), left, deadline)
             try:
-                routed, metadata = await self._router.route(prepared, attempt)
+                routed, span = await self._router.route(prepared, attempt)
             except NoWorker:
                 if failure is not None:
                     raise failure from None
                 raise
             wanted = _wire(whole.request, prepared, routed, inputs)
             try:
-                return await self._ask(wanted, routed, metadata, left)
+                return await self._ask(wanted, routed, outgoing(span=span), left)
             except PenstockError as error:
                 attempts.failed(routed.worker.worker_id, 0)
                 if not attempts.may_repeat(error):

@@ -25,6 +25,7 @@ from penstock_router.texts import ModelText, TextLibrary, TextProblem
 from penstock_text.prompt import encode_prompt
 
 _NOBODY: frozenset[str] = frozenset()
+_MAX_SALTS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,7 @@ class Preparer:
         self._places = places
         self._texts = texts
         self._cache_secret = cache_secret
+        self._salts: dict[str, int] = {}
         self._tracer = trace.get_tracer("penstock.router")
 
     async def prepare(
@@ -179,7 +181,13 @@ class Preparer:
 
     def cache_salt(self, principal: Principal) -> int:
         """What keeps a tenant's blocks apart from others'."""
-        return blocks.cache_salt(self._cache_secret, principal.tenant)
+        salt = self._salts.get(principal.tenant)
+        if salt is None:
+            if len(self._salts) >= _MAX_SALTS:
+                self._salts.clear()
+            salt = blocks.cache_salt(self._cache_secret, principal.tenant)
+            self._salts[principal.tenant] = salt
+        return salt
 
     async def _tokens(
         self,

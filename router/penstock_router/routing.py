@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 
 from opentelemetry import trace
 
@@ -90,24 +91,23 @@ class Router:
         self.shadow_digest = self.policies.shadow.digest() if self.policies.shadow else ""
         self._unix_time = unix_time
         self._random = random.Random()
+        self._tickets = count()
         self._tracer = trace.get_tracer("penstock.router")
         queue = AdmissionQueue(self.policies.admission, self.policies.cost)
         self.room: WaitingRoom[Routed] = WaitingRoom(queue, changes, picture.clock)
 
-    async def route(
-        self, prepared: PreparedRequest, attempt: Attempt
-    ) -> tuple[Routed, tracing.Metadata]:
-        """Choose a worker; returns it with the metadata that puts the worker's span below this one.
+    async def route(self, prepared: PreparedRequest, attempt: Attempt) -> tuple[Routed, trace.Span]:
+        """Choose a worker; returns it with the span of the choice, for what is to hang beneath it.
 
         Raises:
             NoWorker: nobody can take it; the message says why for each worker.
             Overloaded: too many wait, or its first token would come after its deadline.
             DeadlineExceeded: no worker was open in time.
         """
-        with self._tracer.start_as_current_span(semconv.SPAN_ROUTE) as span:
+        with self._tracer.start_span(semconv.SPAN_ROUTE) as span:
             now = self.picture.clock()
             ticket = Ticket(
-                ticket_id=new_id("ticket"),
+                ticket_id=f"{next(self._tickets):012}",
                 tenant=prepared.principal.tenant,
                 priority=PriorityClass(prepared.priority),
                 prompt_tokens=prepared.prefix_tokens,
@@ -125,7 +125,7 @@ class Router:
                 metrics.refused(error.slug, kind)
                 raise
             metrics.queued(routed.record.queued_s, kind)
-            return routed, tracing.outgoing()
+            return routed, span
 
     def release(self, routed: Routed, *, status: str = "", settle_s: float = 0.0) -> None:
         """The attempt is over. Blocks that it computed may take ``settle_s`` to be reported."""
@@ -223,7 +223,7 @@ class _Visitor:
         self._attempt = attempt
         self._span = span
         self.lookup = PromptLookup(router.picture, prepared)
-        self._trace_id = tracing.current_trace_id()
+        self._trace_id = tracing.trace_id(span)
         unfit = frozenset(prepared.excluded.items())
         self._pool = (
             tuple([w.worker_id for w in prepared.workers]),

@@ -22,11 +22,11 @@ _AWAITED = frozenset(("prefill_done", "finished"))
 
 @dataclass(frozen=True, slots=True)
 class FeedTiming:
-    """Seconds: until a delta leaves with what opens a worker, between reports of progress, between heartbeats.
+    """Seconds: least time between deltas, between reports of progress, between heartbeats.
 
     A delta costs a router as much as a message of a forwarded stream, so changes gather. For a first
-    token or an end others may be waiting. ``patient_s`` is how far apart the times are at which
-    everything else leaves: a router knows itself what it has sent, and blocks are good for the next prompt.
+    token or an end others may be waiting, so these leave as soon as may be. ``patient_s`` is how far
+    apart the times are at which everything else leaves: a router knows itself what it has sent, and blocks are good for the next prompt.
     """
 
     delta_s: float = 0.005
@@ -48,6 +48,7 @@ class StateFeed:
         self._published = asyncio.Event()
         self._due: asyncio.Handle | None = None
         self._due_at = float("inf")
+        self._published_at = float("-inf")
         self._subscribers = 0
         self._was_busy = False
         self._closed = False
@@ -69,8 +70,10 @@ class StateFeed:
     def note(self, event: state_pb2.LedgerEvent) -> None:
         """Add a line to the load ledger."""
         self._log.note(event)
-        is_awaited = event.WhichOneof("event") in _AWAITED
-        self._publish_within(self._timing.delta_s if is_awaited else self._until_tick_s())
+        if event.WhichOneof("event") in _AWAITED:
+            self._publish_soon()
+        else:
+            self._publish_at_tick()
 
     def load(self) -> state_pb2.WorkerLoad:
         """What the worker does now."""
@@ -81,7 +84,7 @@ class StateFeed:
         """Change the worker's health and tell everybody."""
         self.health = health
         self._log.note(self._progress())
-        self._publish_within(self._timing.delta_s)
+        self._publish_soon()
 
     def close(self) -> None:
         """End every subscription after what is noted so far."""
@@ -132,15 +135,18 @@ class StateFeed:
         except TimeoutError:
             return
 
-    def _publish_within(self, seconds: float) -> None:
-        loop = asyncio.get_running_loop()
-        at = loop.time() + seconds
+    def _publish_soon(self) -> None:
+        self._publish_by(max(self._now(), self._published_at + self._timing.delta_s))
+
+    def _publish_at_tick(self) -> None:
+        now = self._now()
+        self._publish_by(now + until_tick_s(now, self._timing.patient_s))
+
+    def _publish_by(self, at: float) -> None:
         if at < self._due_at:
             self._settle()
-            self._due, self._due_at = loop.call_at(at, self._publish), at
-
-    def _until_tick_s(self) -> float:
-        return until_tick_s(self._now(), self._timing.patient_s)
+            self._due = asyncio.get_running_loop().call_at(at, self._publish)
+            self._due_at = at
 
     def _settle(self) -> None:
         if self._due is not None:
@@ -149,6 +155,7 @@ class StateFeed:
 
     def _publish(self) -> None:
         self._settle()
+        self._published_at = self._now()
         if self._log.flush() or self._closed:
             self._published.set()
             self._published = asyncio.Event()
@@ -156,7 +163,7 @@ class StateFeed:
     async def _follow_cache(self) -> None:
         async for events in self._engine.kv_events():
             self._log.apply(events)
-            self._publish_within(self._until_tick_s())
+            self._publish_at_tick()
 
     async def _report_progress(self) -> None:
         while True:

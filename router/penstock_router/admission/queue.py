@@ -103,7 +103,7 @@ class AdmissionQueue:
     def placements(self, lookup: Lookup, now: float) -> Iterator[Placement]:
         """Who goes now. Carry each one out before asking for the next."""
         self._wake_at = float("inf")
-        while (placement := self._next(lookup, now)) is not None:
+        while self._tickets and (placement := self._next(lookup, now)) is not None:
             self.remove(placement.ticket.ticket_id)
             yield placement
 

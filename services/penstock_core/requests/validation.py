@@ -54,10 +54,8 @@ def check_request(request: generate_pb2.GenerateRequest) -> None:
     """Check everything that needs no tokenizer. Raises InvalidRequest with the field's path."""
     _check_names(request.request_id, request.model)
     check_bounds(request)
-    checks = (
-        _prompt(request), _tool_choice(request.chat), _sampling(request.sampling), _ends(request)
-    )  # fmt: skip
-    for problems in checks:
+    sampling = _sampling(request.sampling) if request.HasField("sampling") else iter(())
+    for problems in (_prompt(request), _tool_choice(request.chat), sampling, _ends(request)):
         for field, message in problems:
             raise InvalidRequest(message, field=field)
 

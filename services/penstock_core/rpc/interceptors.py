@@ -8,9 +8,9 @@ import asyncio
 import inspect
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
+from types import TracebackType
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
@@ -61,6 +61,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         self._duration = metrics.get_meter("penstock.rpc").create_histogram(
             sc.RPC_DURATION, unit="s", description="Duration of RPCs, streams included."
         )
+        self._wrapped: dict[str, _Handler] = {}
 
     async def intercept_service(
         self,
@@ -68,71 +69,94 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> _MaybeHandler:
         """Wrap the handler of one call."""
-        handler = await continuation(handler_call_details)
         method = str(handler_call_details.method)
-        if handler is None:
-            return None
-        if method.startswith(_OPEN_SERVICES):
-            return _open(handler)
-        headers = {k.lower(): v for k, v in handler_call_details.invocation_metadata or ()}
-        call = _Call(self, method, {k: v for k, v in headers.items() if isinstance(v, str)})
-        return call.wrap(handler)
+        wrapped = self._wrapped.get(method)
+        if wrapped is None:
+            handler = await continuation(handler_call_details)
+            if handler is None:
+                return None
+            is_open = method.startswith(_OPEN_SERVICES)
+            wrapped = _open(handler) if is_open else _Guarded(self, method).wrap(handler)
+            self._wrapped[method] = wrapped  # as many as are served
+        return wrapped
+
+    def handling(self, method: str, headers: dict[str, str]) -> "Handling":
+        """What every call goes through, however it came; needs a task of its own.
+
+        Raises, on leaving or on entering:
+            PenstockError: what was raised within, or Unauthenticated, PermissionDenied.
+        """
+        return Handling(self, method, headers)
 
     def authenticate(self, method: str, headers: dict[str, str]) -> Principal:
         """The caller of a request."""
         return self._callers.authenticate(headers, method)
 
-    @contextmanager
-    def handling(self, method: str, headers: dict[str, str]) -> Iterator[None]:
-        """What every call goes through, however it came; needs a task of its own.
+    def begun(self, method: str, headers: dict[str, str]) -> trace.Span:
+        """The span of a call."""
+        name = method.lstrip("/")
+        return self._tracer.start_span(
+            name,
+            context=incoming(headers),
+            kind=SpanKind.SERVER,
+            attributes={sc.RPC_SYSTEM: "grpc", sc.RPC_METHOD: name},
+        )
 
-        Raises:
-            PenstockError: what was raised within, or Unauthenticated, PermissionDenied.
-        """
-        with self.observe(method, headers), _translated():
-            principal.set(self.authenticate(method, headers))
-            yield
-
-    @contextmanager
-    def observe(self, method: str, headers: dict[str, str]) -> Iterator[None]:
-        """Span and duration of one call."""
-        started = time.perf_counter()
-        span: trace.Span = trace.INVALID_SPAN
-        if not method.rpartition("/")[2].startswith(_LONG_LIVED):
-            span = self._tracer.start_span(
-                method.lstrip("/"),
-                context=incoming(headers),
-                kind=SpanKind.SERVER,
-                attributes={sc.RPC_SYSTEM: "grpc", sc.RPC_METHOD: method.lstrip("/")},
-            )
-            # Each call has a task of its own, so there is nothing to detach from afterwards.
-            otel_context.attach(trace.set_span_in_context(span))
-        code = "OK"
-        try:
-            yield
-        except asyncio.CancelledError:
-            code = "CANCELLED"
-            raise
-        except PenstockError as error:
-            code = CODES[type(error)].name
-            span.set_attribute(sc.ERROR_TYPE, error.slug)
-            raise
-        finally:
-            if code != "OK":
-                span.set_status(Status(StatusCode.ERROR, code))
-            span.set_attribute(sc.RPC_STATUS, code)
-            span.end()
-            attributes = {sc.RPC_METHOD: method.lstrip("/"), sc.RPC_STATUS: code}
-            self._duration.record(time.perf_counter() - started, attributes)
+    def took(self, method: str, code: str, seconds: float) -> None:
+        """A call is over."""
+        attributes = {sc.RPC_METHOD: method.lstrip("/"), sc.RPC_STATUS: code}
+        self._duration.record(seconds, attributes)
 
 
-class _Call:
-    """One call on its way through the interceptor."""
+class Handling:
+    """Around one call: its span and duration, its caller's credentials, its defects."""
 
     def __init__(self, owner: ServerInterceptor, method: str, headers: dict[str, str]) -> None:
         self._owner = owner
         self._method = method
         self._headers = headers
+        self._started = time.perf_counter()
+        self._span: trace.Span = trace.INVALID_SPAN
+
+    def __enter__(self) -> None:
+        if not self._method.rpartition("/")[2].startswith(_LONG_LIVED):
+            self._span = self._owner.begun(self._method, self._headers)
+            # Each call has a task of its own, so there is nothing to detach from afterwards.
+            otel_context.attach(trace.set_span_in_context(self._span))
+        try:
+            principal.set(self._owner.authenticate(self._method, self._headers))
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:
+        failure = _translated(error)
+        code = "OK"
+        if isinstance(failure, asyncio.CancelledError):
+            code = "CANCELLED"
+        elif isinstance(failure, PenstockError):
+            code = CODES[type(failure)].name
+            self._span.set_attribute(sc.ERROR_TYPE, failure.slug)
+        if code != "OK":
+            self._span.set_status(Status(StatusCode.ERROR, code))
+        self._span.set_attribute(sc.RPC_STATUS, code)
+        self._span.end()
+        self._owner.took(self._method, code, time.perf_counter() - self._started)
+        if failure is not None and failure is not error:
+            raise failure from error
+
+
+class _Guarded:
+    """A method behind the interceptor."""
+
+    def __init__(self, owner: ServerInterceptor, method: str) -> None:
+        self._owner = owner
+        self._method = method
 
     def wrap(self, handler: _Handler) -> _Handler:
         """A handler that does the same behind our checks."""
@@ -159,7 +183,7 @@ class _Call:
     def _unary(self, behave: Any) -> Any:
         async def call(request: Any, context: _Context) -> Any:
             try:
-                with self._owner.handling(self._method, self._headers):
+                with self._owner.handling(self._method, _headers(context)):
                     return await behave(_parsed(request), context)
             except PenstockError as error:
                 await _refuse(context, error)
@@ -169,7 +193,7 @@ class _Call:
     def _streaming(self, behave: Any) -> Any:
         async def call(request: Any, context: _Context) -> AsyncIterator[Any]:
             try:
-                with self._owner.handling(self._method, self._headers):
+                with self._owner.handling(self._method, _headers(context)):
                     responses = behave(_parsed(request), context)
                     try:
                         async for response in responses:
@@ -223,16 +247,17 @@ def _parsed(request: Any) -> Any:
     return _checked(request) if hasattr(request, "__aiter__") else request
 
 
-@contextmanager
-def _translated() -> Iterator[None]:
-    """Turn a defect into an InternalError: its text stays in the log."""
-    try:
-        yield
-    except (PenstockError, asyncio.CancelledError, GeneratorExit):
-        raise
-    except Exception as error:
-        logger.exception("an RPC failed unexpectedly")
-        raise InternalError("internal error; see the server's log") from error
+def _headers(context: _Context) -> dict[str, str]:
+    metadata = context.invocation_metadata() or ()
+    return {key.lower(): value for key, value in metadata if isinstance(value, str)}
+
+
+def _translated(error: BaseException | None) -> BaseException | None:
+    """A defect becomes an InternalError: its text stays in the log."""
+    if isinstance(error, PenstockError) or not isinstance(error, Exception):
+        return error
+    logger.error("an RPC failed unexpectedly", exc_info=error)
+    return InternalError("internal error; see the server's log")
 
 
 async def _refuse(context: _Context, error: PenstockError) -> NoReturn:

@@ -42,9 +42,9 @@ def record_span(
     span.end(int(end_unix_s * 1e9))
 
 
-def current_trace_id() -> str:
-    """The current trace's id in hex; empty outside a trace."""
-    context = trace.get_current_span().get_span_context()
+def trace_id(span: Span) -> str:
+    """The id in hex of a span's trace; empty outside a trace."""
+    context = span.get_span_context()
     return format(context.trace_id, "032x") if context.is_valid else ""
 
 

@@ -5,8 +5,12 @@
 A worker process with an engine that only keeps time, a router process, and this one as their client.
 Prints JSON: tokens a second of the router's CPU time when ``--streams`` run at ``--rate`` tokens a
 second each (through the router, then in lookaside, where no token passes it), and the time to first
-token of ``--requests-per-s`` through the router against straight from the worker. Long runs are
+token of ``--requests-per-s`` through the router against straight from the worker, with the router's
+CPU time for each that passed it. Long runs are
 theirs: the cost of routing is part of the figures.
+
+The client shares the cores with what is measured. So for the latencies it sends requests that were
+serialized before, and parses no answer, on both ways; it is the same process for both.
 """
 
 import argparse
@@ -32,6 +36,7 @@ from penstock.inference.v1 import generate_pb2, inference_service_pb2_grpc
 from penstock_client import AsyncClient, GenerateOptions
 from penstock_core.blocks import TOKEN_BYTES, pack_tokens
 from penstock_core.rpc.channels import channel
+from penstock_router.relay.frames import GENERATE
 from penstock_testing.engine import FakeConfig, FakeEngine
 from penstock_testing.worker import running_worker
 
@@ -39,6 +44,8 @@ _Stub = inference_service_pb2_grpc.InferenceServiceStub
 _READY_S = 60.0
 _LONG_S = 600.0
 _PROMPT_TOKENS = 64
+# A response is one oneof, so its first byte tells which event it is.
+_DELTA_TAG = generate_pb2.GenerateResponse.DELTA_FIELD_NUMBER << 3 | 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,33 +129,47 @@ async def _measured(
 
 
 async def _latency(setup: Setup, options: argparse.Namespace) -> dict[str, float]:
-    """Requests at random times, each both ways; the order is drawn."""
+    """Requests at random times, each either way; the order is drawn."""
     times: dict[str, list[float]] = {setup.router: [], setup.worker: []}
+    count = int(options.requests_per_s * options.seconds)
     async with channel(setup.router) as router, channel(setup.worker) as worker:
-        stubs = {setup.router: _Stub(router), setup.worker: _Stub(worker)}
+        calls = {setup.router: _raw(router), setup.worker: _raw(worker)}
 
-        async def one(number: int, target: str) -> None:
-            request = generate_pb2.GenerateRequest(model="fake")
-            request.tokens.CopyFrom(tokens_pb2.TokenIds(ids=pack_tokens(_prompt(number))))
-            request.stop.max_tokens = 2
+        async def one(raw: bytes, target: str) -> None:
             began, first_s = time.perf_counter(), 0.0
-            async for event in stubs[target].Generate(request, timeout=_LONG_S):  # to its end
-                if event.HasField("delta"):
+            async for event in calls[target](raw, timeout=_LONG_S):  # to its end
+                if event[0] == _DELTA_TAG:
                     first_s = first_s or time.perf_counter() - began
             times[target].append(first_s)
 
-        rng, count = random.Random(0), int(options.requests_per_s * options.seconds)
+        rng = random.Random(0)
+        planned = [(_short(n), rng.choice(list(times))) for n in range(count)]
+        before = _cpu_s(setup)
         async with asyncio.TaskGroup() as group:
-            for number in range(count):
-                group.create_task(one(number, rng.choice(list(times))))
+            for raw, target in planned:
+                group.create_task(one(raw, target))
                 await asyncio.sleep(rng.expovariate(options.requests_per_s))
+        cpu_s = _cpu_s(setup) - before
     through, straight = (statistics.median(times[t]) * 1000 for t in (setup.router, setup.worker))
     return {
         "requests_per_s": options.requests_per_s,
+        "router_us_per_request": round(cpu_s * 1e6 / len(times[setup.router])),
         "router_p50_ms": round(through, 3),
         "direct_p50_ms": round(straight, 3),
         "added_p50_ms": round(through - straight, 3),
     }
+
+
+def _raw(connected: grpc.aio.Channel) -> "grpc.aio.UnaryStreamMultiCallable[bytes, bytes]":
+    """``Generate`` from bytes to bytes."""
+    return connected.unary_stream(GENERATE, request_serializer=bytes, response_deserializer=bytes)
+
+
+def _short(number: int) -> bytes:
+    request = generate_pb2.GenerateRequest(model="fake")
+    request.tokens.CopyFrom(tokens_pb2.TokenIds(ids=pack_tokens(_prompt(number))))
+    request.stop.max_tokens = 2
+    return request.SerializeToString()
 
 
 def _num_tokens(options: argparse.Namespace) -> int:

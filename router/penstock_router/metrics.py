@@ -7,6 +7,7 @@ from opentelemetry.metrics import CallbackOptions, Observation
 
 from penstock_core.errors import Overloaded
 from penstock_core.telemetry import semconv as sc
+from penstock_core.telemetry.deferred import Deferred
 
 
 class RouterMetrics:
@@ -15,18 +16,24 @@ class RouterMetrics:
     def __init__(self) -> None:
         meter = metrics.get_meter("penstock.router")
         self._meter = meter
-        self._decision = meter.create_histogram(
+        decision = meter.create_histogram(
             sc.DECISION_DURATION, unit="s", description="Hashing, matching and deciding."
         )
-        self._predicted = meter.create_counter(
+        predicted = meter.create_counter(
             sc.PREDICTED_HITS, unit="{token}", description="Prompt tokens expected in a cache."
         )
-        self._actual = meter.create_counter(
+        actual = meter.create_counter(
             sc.ACTUAL_HITS, unit="{token}", description="Prompt tokens that were in the cache."
         )
-        self._queue = meter.create_histogram(
+        queue = meter.create_histogram(
             sc.QUEUE_DURATION, unit="s", description="Waiting in the router for a worker."
         )
+        # What comes with each request.
+        deferred = Deferred(meter)
+        self._decision = deferred.measure(decision.record)
+        self._predicted = deferred.measure(predicted.add)
+        self._actual = deferred.measure(actual.add)
+        self._queue = deferred.measure(queue.record)
         self._refusals = meter.create_counter(
             sc.REFUSALS, unit="{request}", description="Requests that were not let in or on."
         )
@@ -72,12 +79,12 @@ class RouterMetrics:
 
     def decided(self, seconds: float) -> None:
         """A decision was made."""
-        self._decision.record(seconds)
+        self._decision(seconds, {})
 
     def hit(self, worker_id: str, predicted: int, actual: int) -> None:
         """A prefill is done: what was expected in the cache and what was there."""
-        self._predicted.add(predicted, {sc.WORKER_ID: worker_id})
-        self._actual.add(actual, {sc.WORKER_ID: worker_id})
+        self._predicted(predicted, {sc.WORKER_ID: worker_id})
+        self._actual(actual, {sc.WORKER_ID: worker_id})
 
     def retried(self, slug: str, *, has_begun: bool) -> None:
         """A request goes to another worker, because of this error; if it has begun, it is resumed."""
@@ -86,7 +93,7 @@ class RouterMetrics:
 
     def queued(self, seconds: float, kind: str) -> None:
         """A request of this class waited so long for its worker."""
-        self._queue.record(seconds, {sc.PRIORITY: kind})
+        self._queue(seconds, {sc.PRIORITY: kind})
 
     def refused(self, slug: str, kind: str) -> None:
         """A request of this class was refused, because of this error."""

@@ -8,7 +8,8 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from penstock_core.errors import Overloaded
 from penstock_router.frames import Finished, LedgerEvent, PrefillDone
@@ -75,8 +76,7 @@ class DecisionRecord:
         return self.decision.chosen.matched_tokens if self.decision.chosen else 0
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What a decision led to. Fields as in ``penstock.routing.v1.OutcomeRecord``."""
 
     decision_id: str
@@ -160,12 +160,12 @@ class DecisionBook:
         if page is None or page.record.worker_id != worker_id or page.is_settled.is_set():
             return None
         if isinstance(event, PrefillDone):
-            page.outcome = replace(
-                page.outcome, actual_cached_tokens=event.cached_tokens, actual_ttft_s=event.ttft_s
+            page.outcome = page.outcome._replace(
+                actual_cached_tokens=event.cached_tokens, actual_ttft_s=event.ttft_s
             )
         else:
             status = "aborted" if event.aborted else "OK"
-            self._settle(page, replace(page.outcome, output_tokens=event.output_tokens), status)
+            self._settle(page, page.outcome._replace(output_tokens=event.output_tokens), status)
         return page.outcome
 
     def stream_over(self, decision_id: str, status: str = "") -> None:
@@ -197,7 +197,7 @@ class DecisionBook:
         return self._pages.get(decision_id)
 
     def _settle(self, page: _Page, outcome: Outcome, status: str) -> None:
-        page.outcome = replace(outcome, status=status)
+        page.outcome = outcome._replace(status=status)
         page.is_settled.set()
         self._publish(page.outcome)
 

@@ -42,7 +42,9 @@ def decision_message(record: DecisionRecord) -> decision_pb2.DecisionRecord:
 
 def outcome_message(outcome: Outcome) -> decision_pb2.OutcomeRecord:
     """The wire form of an outcome."""
-    return decision_pb2.OutcomeRecord(**{k: v for k, v in asdict(outcome).items() if k != "tenant"})
+    return decision_pb2.OutcomeRecord(
+        **{k: v for k, v in outcome._asdict().items() if k != "tenant"}
+    )
 
 
 def inputs_message(inputs: Inputs) -> decision_pb2.DecisionInputs:

@@ -42,8 +42,11 @@ class LineFit:
 
     def add(self, tokens: float, seconds: float) -> None:
         """Take one measurement in."""
-        for name in ("_n", "_x", "_y", "_xx", "_xy"):
-            setattr(self, name, getattr(self, name) * self._FORGET)
+        self._n *= self._FORGET
+        self._x *= self._FORGET
+        self._y *= self._FORGET
+        self._xx *= self._FORGET
+        self._xy *= self._FORGET
         self._take(tokens, seconds)
         self.samples += 1
         self._solve()
@@ -89,7 +92,8 @@ class PrefillFit:
 
     def __init__(self, base_s: float, slope_s: float) -> None:
         self._line = LineFit(base_s, slope_s)
-        self._sums = [[0.0] * 4 for _ in range(3)]
+        # Of base, slope, pair and seconds with one another: the upper half of a symmetric matrix.
+        self._sums = (0.0,) * 9
         self.base_s, self.slope_s, self.pair_s = base_s, slope_s, 0.0
 
     @property
@@ -100,17 +104,26 @@ class PrefillFit:
     def add(self, computed: float, cached: float, seconds: float) -> None:
         """Take one measurement in."""
         self._line.add(computed, seconds)
-        row = (1.0, computed, computed * (cached + computed / 2) * self._SCALE, seconds)
-        for i in range(3):
-            for j in range(4):
-                self._sums[i][j] = self._sums[i][j] * self._FORGET + row[i] * row[j]
+        pairs, kept = computed * (cached + computed / 2) * self._SCALE, self._FORGET
+        n, u, p, y, uu, up, uy, pp, py = self._sums
+        self._sums = (
+            n * kept + 1.0,
+            u * kept + computed,
+            p * kept + pairs,
+            y * kept + seconds,
+            uu * kept + computed * computed,
+            up * kept + computed * pairs,
+            uy * kept + computed * seconds,
+            pp * kept + pairs * pairs,
+            py * kept + pairs * seconds,
+        )
         self.base_s, self.slope_s, self.pair_s = self._line.base_s, self._line.slope_s, 0.0
         if self.samples >= self._MIN_SAMPLES:
             self._solve()
 
     def _solve(self) -> None:
         """Prefer the three coefficients where all are possible, then those without a base."""
-        (n, u, p, y), (_, uu, up, uy), (_, _, pp, py) = self._sums
+        n, u, p, y, uu, up, uy, pp, py = self._sums
         spread = uu * pp - up * up
         if spread < self._MIN_SPREAD * uu * pp:
             return

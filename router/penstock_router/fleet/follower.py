@@ -83,14 +83,16 @@ class Follower:
         call = self._stub.WatchState(request, metadata=self._subscription.credentials)
         frames, was_live = 0, False
         try:
-            while not sync.out_of_step:
-                async with asyncio.timeout(_SILENCE_S):
+            # Put off with each frame: one of its own for each would cost as much as taking a frame in.
+            async with asyncio.timeout(_SILENCE_S) as silence:
+                while not sync.out_of_step:
                     message = await call.read()
-                if not isinstance(message, worker_service_pb2.WatchStateResponse):  # the end
-                    break
-                frames += 1
-                await self._take(message)
-                was_live = was_live or self._state is SyncState.LIVE
+                    if not isinstance(message, worker_service_pb2.WatchStateResponse):  # the end
+                        break
+                    silence.reschedule(asyncio.get_running_loop().time() + _SILENCE_S)
+                    frames += 1
+                    await self._take(message)
+                    was_live = was_live or self._state is SyncState.LIVE
         except TimeoutError:
             logger.warning("worker %s is silent", self._name())
         except grpc.aio.AioRpcError as error:

@@ -29,6 +29,7 @@ from penstock_core.errors import (
 from penstock_core.rpc.status import CODES, to_grpc_status
 from penstock_core.security.auth import DEFAULT_TENANT, Authenticator, Principal
 from penstock_core.telemetry import semconv as sc
+from penstock_core.telemetry.deferred import Deferred
 from penstock_core.telemetry.tracing import incoming
 
 logger = logging.getLogger(__name__)
@@ -58,9 +59,11 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
     def __init__(self, callers: Authenticator) -> None:
         self._callers = callers
         self._tracer = trace.get_tracer("penstock.rpc")
-        self._duration = metrics.get_meter("penstock.rpc").create_histogram(
+        meter = metrics.get_meter("penstock.rpc")
+        duration = meter.create_histogram(
             sc.RPC_DURATION, unit="s", description="Duration of RPCs, streams included."
         )
+        self._took = Deferred(meter).measure(duration.record)
         self._wrapped: dict[str, _Handler] = {}
 
     async def intercept_service(
@@ -105,7 +108,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
     def took(self, method: str, code: str, seconds: float) -> None:
         """A call is over."""
         attributes = {sc.RPC_METHOD: method.lstrip("/"), sc.RPC_STATUS: code}
-        self._duration.record(seconds, attributes)
+        self._took(seconds, attributes)
 
 
 class Handling:

@@ -1,5 +1,6 @@
 """The router's instruments. Names live in ``penstock_core.telemetry.semconv``."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
 from opentelemetry import metrics
@@ -19,20 +20,12 @@ class RouterMetrics:
         decision = meter.create_histogram(
             sc.DECISION_DURATION, unit="s", description="Hashing, matching and deciding."
         )
-        predicted = meter.create_counter(
-            sc.PREDICTED_HITS, unit="{token}", description="Prompt tokens expected in a cache."
-        )
-        actual = meter.create_counter(
-            sc.ACTUAL_HITS, unit="{token}", description="Prompt tokens that were in the cache."
-        )
         queue = meter.create_histogram(
             sc.QUEUE_DURATION, unit="s", description="Waiting in the router for a worker."
         )
         # What comes with each request.
         deferred = Deferred(meter)
         self._decision = deferred.measure(decision.record)
-        self._predicted = deferred.measure(predicted.add)
-        self._actual = deferred.measure(actual.add)
         self._queue = deferred.measure(queue.record)
         self._refusals = meter.create_counter(
             sc.REFUSALS, unit="{request}", description="Requests that were not let in or on."
@@ -49,8 +42,30 @@ class RouterMetrics:
             sc.RESUMES, unit="{attempt}", description="Streams that went on on another worker."
         )
 
+        self._predicted, self._actual = Counter[str](), Counter[str]()
+        self._watch_hits()
         self._over_budget = meter.create_counter(
             sc.BUDGET_REFUSALS, unit="{request}", description="Refused: the budget is spent."
+        )
+
+    def _watch_hits(self) -> None:
+        def predicted(_options: CallbackOptions) -> Iterable[Observation]:
+            return _by_worker(self._predicted)
+
+        def actual(_options: CallbackOptions) -> Iterable[Observation]:
+            return _by_worker(self._actual)
+
+        self._meter.create_observable_counter(
+            sc.PREDICTED_HITS,
+            [predicted],
+            unit="{token}",
+            description="Prompt tokens expected in a cache.",
+        )
+        self._meter.create_observable_counter(
+            sc.ACTUAL_HITS,
+            [actual],
+            unit="{token}",
+            description="Prompt tokens that were in the cache.",
         )
 
     def over_budget(self, tenant: str) -> None:
@@ -83,8 +98,8 @@ class RouterMetrics:
 
     def hit(self, worker_id: str, predicted: int, actual: int) -> None:
         """A prefill is done: what was expected in the cache and what was there."""
-        self._predicted(predicted, {sc.WORKER_ID: worker_id})
-        self._actual(actual, {sc.WORKER_ID: worker_id})
+        self._predicted[worker_id] += predicted
+        self._actual[worker_id] += actual
 
     def retried(self, slug: str, *, has_begun: bool) -> None:
         """A request goes to another worker, because of this error; if it has begun, it is resumed."""
@@ -159,3 +174,8 @@ class RouterMetrics:
         self._meter.create_observable_counter(
             sc.DIVERGENCES, [differences], description="Times the index was found to be wrong."
         )
+
+
+def _by_worker(counts: Mapping[str, int]) -> list[Observation]:
+    # Copied first: collections come from another thread.
+    return [Observation(count, {sc.WORKER_ID: name}) for name, count in dict(counts).items()]

@@ -228,11 +228,12 @@ class Preparer:
 
     def _same_tokenizer(self, workers: list[TrackedWorker]) -> list[TrackedWorker]:
         """Those who agree with most of the others on what a token is."""
-        by_digest = Counter(w.facts.tokenizer_digest for w in workers if w.facts is not None)
+        known = [(w, w.facts.tokenizer_digest) for w in workers if w.facts is not None]
+        by_digest = Counter([digest for _, digest in known])
         if not by_digest:
             raise NoWorker("no worker is known well enough yet", retry_after_s=RETRY_AFTER_S)
-        digest = max(by_digest, key=lambda d: (by_digest[d], d))
-        return [w for w in workers if w.facts is not None and w.facts.tokenizer_digest == digest]
+        most = max(by_digest, key=lambda d: (by_digest[d], d))
+        return [worker for worker, digest in known if digest == most]
 
     def _same_revision(self, workers: list[TrackedWorker], revision: str) -> list[TrackedWorker]:
         """Those that would say what an earlier attempt would have said, if one of them can."""

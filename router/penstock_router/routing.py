@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from typing import NamedTuple
 
 from opentelemetry import trace
 
@@ -36,8 +37,7 @@ LEASE_TTL_S = 10.0
 _MAX_SHOWN = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(NamedTuple):
     """One try to place a request.
 
     Attributes:
@@ -53,8 +53,7 @@ class Attempt:
     deadline: float
 
 
-@dataclass(frozen=True, slots=True)
-class Routed:
+class Routed(NamedTuple):
     """Where a request goes."""
 
     worker: TrackedWorker

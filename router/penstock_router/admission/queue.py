@@ -115,8 +115,7 @@ class AdmissionQueue:
         """Walk along the queue to the first ticket that leaves it."""
         self._lines.settle()
         walk = Walk(lookup, now, self._cost, lambda panel: self._is_open(panel, now))
-        ordered = in_order(self._lines, self._shares, self.params, now)
-        tickets = list(islice(ordered, self.params.plan_limit))
+        tickets = self._in_order(now)
         ending = self._rest.of(tickets, walk)
         for number, ticket in enumerate(tickets):
             if ending.comes(number):
@@ -126,6 +125,12 @@ class AdmissionQueue:
             if placement is not None:
                 return placement
         return None
+
+    def _in_order(self, now: float) -> list[Ticket]:
+        if len(self._tickets) == 1:  # mostly, since most find a worker open when they come
+            return list(self._tickets.values())
+        ordered = in_order(self._lines, self._shares, self.params, now)
+        return list(islice(ordered, self.params.plan_limit))
 
     def _is_open(self, panel: Panel, now: float) -> bool:
         """Whether anybody could take anything; notes when somebody will."""

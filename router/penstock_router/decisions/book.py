@@ -22,8 +22,7 @@ _MAX_WATCHER_BACKLOG = 256
 _MAX_WATCHERS = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Inputs:
+class Inputs(NamedTuple):
     """What ``decide`` was called with: it gives the same decision again."""
 
     now: float
@@ -33,8 +32,7 @@ class Inputs:
     seed: int
 
 
-@dataclass(frozen=True, slots=True)
-class DecisionRecord:
+class DecisionRecord(NamedTuple):
     """One decision with everything it was made from. Fields as in ``penstock.routing.v1``.
 
     Its reasons are worked out when somebody asks for them: few are ever read.

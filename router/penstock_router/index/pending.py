@@ -97,6 +97,8 @@ class PendingTable:
         # By where they begin, and by their first block there.
         self._by_begin: dict[int, dict[bytes, list[Run]]] = {}
         self._added = 0
+        # Nothing expires before.
+        self._first_expires = float("inf")
         # Which blocks came under way, or are so no longer.
         self.journal = Journal()
 
@@ -122,6 +124,7 @@ class PendingTable:
         run = Run(worker_id, request_id, *times, chain, depth * HASH_BYTES, self._added, ids)
         self._by_request[request_id] = run
         self._by_worker.setdefault(worker_id, {})[request_id] = run
+        self._first_expires = min(self._first_expires, run.expires)
         self._enter(run)
 
     def near(self, chain: bytes) -> dict[str, list[Run]]:
@@ -160,6 +163,7 @@ class PendingTable:
         run = self._by_request.get(request_id)
         if run is not None:
             run.expires = min(run.expires, expires)
+            self._first_expires = min(self._first_expires, run.expires)
 
     def keep(self, request_id: str, expires: float) -> None:
         """The worker has admitted the request: it will be computed, however long that takes."""
@@ -184,8 +188,12 @@ class PendingTable:
 
     def expire(self, now: float) -> None:
         """Forget what should have been there by now."""
+        if now < self._first_expires:
+            return
         for run in [r for r in self._by_request.values() if r.expires <= now]:
             self._end(run)
+        left = self._by_request.values()
+        self._first_expires = min([run.expires for run in left], default=float("inf"))
 
     def _end(self, run: Run) -> None:
         del self._by_request[run.request_id]

@@ -55,7 +55,8 @@ def check_request(request: generate_pb2.GenerateRequest) -> None:
     _check_names(request.request_id, request.model)
     check_bounds(request)
     sampling = _sampling(request.sampling) if request.HasField("sampling") else iter(())
-    for problems in (_prompt(request), _tool_choice(request.chat), sampling, _ends(request)):
+    chat = _tool_choice(request.chat) if request.HasField("chat") else iter(())
+    for problems in (_prompt(request), chat, sampling, _ends(request)):
         for field, message in problems:
             raise InvalidRequest(message, field=field)
 

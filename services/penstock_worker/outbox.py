@@ -2,8 +2,9 @@
 
 A message costs a Python hop 70-140 us whatever it carries, so tokens that come within 10 ms of the
 last message share the next one. A token is never more than 10 ms or 8 tokens behind, unless the request
-allows more: a router that forwards many streams pays for each message as well. Streams that may wait
-send at the ticks of one clock, all of them together: waking up is most of what a message costs.
+allows more: a router that forwards many streams pays for each message as well. Of batch work nobody
+watches the tokens, so what it says goes out about once a second. Streams that may wait send at the ticks of
+one clock, all of them together: waking up is most of what a message costs.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
+from penstock.common.v1 import sampling_pb2
 from penstock.inference.v1 import generate_pb2
 from penstock_core.rpc.ticks import TICK_S
 
@@ -64,6 +66,8 @@ class Paces:
     def of(self, request: generate_pb2.GenerateRequest) -> Bounds:
         """What a request allows, which from now on holds for all of its group."""
         if not request.HasField("coalescing"):
+            if request.priority == sampling_pb2.PRIORITY_CLASS_BATCH:
+                return Bounds(_MOST_DELAY_S, _MOST_TOKENS)
             return Bounds(self._coalesce_s)
         asked = request.coalescing
         delay_s = min(asked.max_delay_ms / 1000, _MOST_DELAY_S)

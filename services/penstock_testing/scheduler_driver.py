@@ -1,6 +1,6 @@
 """A native scheduler run by hand, step by step, without a model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from penstock_engine.api import Admitted, EngineOutput, EngineRequest, RequestDone
 from penstock_engine.native.kv.memory import KvMemory
@@ -13,11 +13,18 @@ BLOCK = 4
 
 
 class Driver:
-    """A scheduler whose steps draw token 1 and take a tenth of a second."""
+    """A scheduler whose steps draw token 1 and take a tenth of a second, or as ``cost_s`` says."""
 
     def __init__(
-        self, *, pages: int = 64, batch: int = 4, budget: int = 16, waiting: int = 8
+        self,
+        *,
+        pages: int = 64,
+        batch: int = 4,
+        budget: int = 16,
+        waiting: int = 8,
+        cost_s: Callable[[StepPlan], float] = lambda _: 0.1,
     ) -> None:
+        self._cost_s = cost_s
         self.memory = KvMemory(pages, BLOCK)
         limits = Limits(batch, budget, max_waiting=waiting, max_context=100)
         self.scheduler = Scheduler(limits, self.memory)
@@ -42,8 +49,9 @@ class Driver:
         """Run a step; tells how many tokens of each request it computed."""
         plan = self.plan()
         drawn = [Drawn((1,)) for chunk in plan.chunks for _ in chunk.draws]
-        self.now += 0.1
-        self.scheduler.apply(plan, StepResult(drawn, 0.1), self.now)
+        seconds = self._cost_s(plan)
+        self.now += seconds
+        self.scheduler.apply(plan, StepResult(drawn, seconds), self.now)
         self.take()
         computed: dict[str, int] = {}
         for chunk in plan.chunks:

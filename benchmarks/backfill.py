@@ -24,7 +24,7 @@ from pathlib import Path
 
 from penstock_client import AsyncClient, Completed, Delta, GenerateOptions, Timing
 from penstock_client.options import Priority
-from penstock_testing.processes import process_fleet
+from penstock_testing.processes.fleet import process_fleet
 
 WARM_S = 3.0
 _FRESH = random.SystemRandom()

@@ -39,7 +39,7 @@ from pathlib import Path
 import grpc
 import httpx
 
-from penstock_testing.deployment import Deployment, deployment
+from penstock_testing.processes.deployment import Deployment, deployment
 
 MODEL = "penstock-demo"
 ACCEPT = "application/openmetrics-text;version=1.0.0"

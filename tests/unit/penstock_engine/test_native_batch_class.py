@@ -7,7 +7,7 @@ from penstock_engine.native.scheduling.batch_share import BatchShare
 from penstock_engine.native.scheduling.limits import Limits
 from penstock_engine.native.scheduling.plan import Chunk, StepPlan
 from penstock_engine.native.scheduling.request import Request
-from penstock_testing.scheduler_driver import Driver
+from penstock_testing.engines.scheduler_driver import Driver
 
 
 def test_batch_work_sits_out_while_another_class_prefills_and_keeps_its_pages() -> None:

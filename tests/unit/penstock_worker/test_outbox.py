@@ -9,7 +9,14 @@ import pytest
 from penstock.common.v1 import sampling_pb2
 from penstock.inference.v1 import generate_pb2
 from penstock_core.rpc.ticks import TICK_S
-from penstock_worker.outbox import COALESCE_S, COALESCE_TOKENS, Bounds, Outbox, Paces, Ticks
+from penstock_worker.generation.outbox import (
+    COALESCE_S,
+    COALESCE_TOKENS,
+    Bounds,
+    Outbox,
+    Paces,
+    Ticks,
+)
 
 NEVER_S = 3600.0
 

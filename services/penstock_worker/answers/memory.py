@@ -15,10 +15,10 @@ from penstock.inference.v1 import generate_pb2
 from penstock_core.blocks import pack_tokens
 from penstock_core.requests.determinism import is_greedy, keeps_response
 from penstock_core.telemetry import semconv as sc
-from penstock_worker.intake import Plan, ServedModel
-from penstock_worker.metrics import ResponseCacheMetrics
-from penstock_worker.report import Outcome, Progress, Reporter
-from penstock_worker.response_cache import Kept, ResponseCache
+from penstock_worker.accounting.metrics import ResponseCacheMetrics
+from penstock_worker.accounting.report import Outcome, Progress, Reporter
+from penstock_worker.answers.cache import Kept, ResponseCache
+from penstock_worker.intake.plan import Plan, ServedModel
 
 _Response = generate_pb2.GenerateResponse
 # What of a request has no part in its answer, or is in the key in another form.

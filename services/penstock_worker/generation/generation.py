@@ -23,13 +23,12 @@ from penstock_engine.api import (
     RequestDone,
     TokenOut,
 )
-from penstock_worker.accounts import Accounts, Charge
-from penstock_worker.intake import Plan, ServedModel
-from penstock_worker.ledger import Ledger
-from penstock_worker.outbox import Outbox, Paces
-from penstock_worker.report import Outcome, Progress, Reporter
-from penstock_worker.sample import Ends, Sample
-from penstock_worker.summary import (
+from penstock_worker.accounting.accounts import Accounts, Charge
+from penstock_worker.accounting.ledger import Ledger
+from penstock_worker.accounting.report import Outcome, Progress, Reporter
+from penstock_worker.generation.outbox import Outbox, Paces
+from penstock_worker.generation.sample import Ends, Sample
+from penstock_worker.generation.summary import (
     completed,
     echoes,
     over_all_attempts,
@@ -37,6 +36,7 @@ from penstock_worker.summary import (
     timing,
     usage,
 )
+from penstock_worker.intake.plan import Plan, ServedModel
 
 _Response = generate_pb2.GenerateResponse
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from penstock.common.v1 import usage_pb2
 from penstock.worker.v1 import state_pb2
 from penstock_engine.api import Admitted
-from penstock_worker.intake import Plan
-from penstock_worker.report import Progress
+from penstock_worker.accounting.report import Progress
+from penstock_worker.intake.plan import Plan
 
 
 class Ledger:

@@ -8,8 +8,8 @@ from opentelemetry import trace
 from penstock.common.v1 import usage_pb2
 from penstock_core.telemetry import semconv as sc
 from penstock_core.telemetry.tracing import record_span, set_attributes
-from penstock_worker.intake import Plan
-from penstock_worker.metrics import RequestMetrics
+from penstock_worker.accounting.metrics import RequestMetrics
+from penstock_worker.intake.plan import Plan
 
 
 @dataclass(slots=True)

@@ -17,8 +17,8 @@ from pathlib import Path
 from penstock.routing.v1 import routing_service_pb2
 from penstock_cli.supervisor.probes import Probe, grpc_serving, http_ok
 from penstock_client import AsyncClient
-from penstock_testing.ports import free_port
-from penstock_testing.redis import RedisServer
+from penstock_testing.processes.ports import free_port
+from penstock_testing.processes.redis import RedisServer
 
 _START_S = 240.0
 _STOP_S = 120.0

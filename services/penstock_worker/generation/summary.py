@@ -7,10 +7,10 @@ from penstock.inference.v1 import generate_pb2
 from penstock_core.cost.pricing import add_costs
 from penstock_engine.api import RequestDone, Share
 from penstock_text.tokenizer import Tokenizer
-from penstock_worker.intake import Plan
-from penstock_worker.report import Progress
-from penstock_worker.sample import Sample
-from penstock_worker.vote import majority
+from penstock_worker.accounting.report import Progress
+from penstock_worker.generation.sample import Sample
+from penstock_worker.generation.vote import majority
+from penstock_worker.intake.plan import Plan
 
 
 def echoes(plan: Plan, tokenizer: Tokenizer) -> list[generate_pb2.GenerateResponse]:

@@ -14,10 +14,10 @@ from penstock_core.security.tls import PLAIN, Tls
 from penstock_engine.api import Engine
 from penstock_router.process import running_router
 from penstock_router.settings import RouterSettings
-from penstock_testing.engine import FakeEngine
-from penstock_testing.gateway import running_gateway
-from penstock_testing.ports import free_port
-from penstock_testing.worker import DEFAULT_OPTIONS, RunningWorker, running_worker
+from penstock_testing.engines.fake import FakeEngine
+from penstock_testing.processes.ports import free_port
+from penstock_testing.servers.gateway import running_gateway
+from penstock_testing.servers.worker import DEFAULT_OPTIONS, RunningWorker, running_worker
 
 LEASE_SECRET = "the-lease-secret-of-tests"
 KEYS: Mapping[str, dict[str, object]] = {

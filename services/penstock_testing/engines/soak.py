@@ -29,7 +29,7 @@ from penstock_engine.native.engine import NativeEngine
 from penstock_engine.native.scheduling.drafts import NO_DRAFTS
 from penstock_engine.native.scheduling.plan import Drafts, StepPlan, StepResult
 from penstock_engine.native.scheduling.scheduler import Scheduler
-from penstock_testing.soak_requests import Bounds, Errand, Fate, RequestMaker, complaint
+from penstock_testing.engines.soak_requests import Bounds, Errand, Fate, RequestMaker, complaint
 
 Tokens = dict[int, list[int]]
 

@@ -24,7 +24,7 @@ from penstock_core.rpc.credit import Allowance
 from penstock_core.rpc.interceptors import ServerInterceptor
 from penstock_core.rpc.server import MAX_CONCURRENT_STREAMS
 from penstock_core.rpc.status import to_status
-from penstock_worker.relay_queue import RelayQueue
+from penstock_worker.relay.queue import RelayQueue
 
 Answering: TypeAlias = Callable[
     [generate_pb2.GenerateRequest], AsyncGenerator[generate_pb2.GenerateResponse, None]

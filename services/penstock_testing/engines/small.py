@@ -5,9 +5,9 @@ from pathlib import Path
 from penstock_engine.api import Engine
 from penstock_engine.native.engine import NativeEngine
 from penstock_engine.native.settings import NativeSettings
-from penstock_testing.conformance import BLOCK, Size
-from penstock_testing.engine import FakeConfig, FakeEngine
-from penstock_testing.trtllm import build_on_double
+from penstock_testing.engines.conformance import BLOCK, Size
+from penstock_testing.engines.fake import FakeConfig, FakeEngine
+from penstock_testing.engines.trtllm import build_on_double
 
 KINDS = (
     "fake", "native", "native-ngram", "native-draft", "trtllm", "trtllm-ngram", "trtllm-eagle3",

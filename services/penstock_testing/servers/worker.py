@@ -8,8 +8,8 @@ from pathlib import Path
 
 from penstock.worker.v1 import state_pb2
 from penstock_engine.api import Engine
-from penstock_testing.engine import FakeEngine
-from penstock_testing.models import write_byte_tokenizer
+from penstock_testing.engines.fake import FakeEngine
+from penstock_testing.engines.models import write_byte_tokenizer
 from penstock_text.chat import ChatTemplate
 from penstock_text.tokenizer import Tokenizer
 from penstock_worker.worker import Options, Text, Worker

@@ -21,7 +21,7 @@ from penstock_client import (
     Mode,
     Started,
 )
-from penstock_testing.processes import ManagedProcess, ProcessFleet
+from penstock_testing.processes.fleet import ManagedProcess, ProcessFleet
 
 _SCHEMA = """{"type": "object", "properties": {"name": {"type": "string", "maxLength": 40},
 "sizes": {"type": "array", "items": {"type": "integer"}, "minItems": 8, "maxItems": 20}},

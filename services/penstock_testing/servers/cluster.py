@@ -15,8 +15,8 @@ from penstock_core.rpc import server as rpc
 from penstock_engine.api import Engine
 from penstock_router.process import RunningRouter, running_router
 from penstock_router.settings import RouterSettings
-from penstock_testing.engine import FakeEngine
-from penstock_testing.worker import DEFAULT_OPTIONS, RunningWorker, running_worker
+from penstock_testing.engines.fake import FakeEngine
+from penstock_testing.servers.worker import DEFAULT_OPTIONS, RunningWorker, running_worker
 from penstock_worker.worker import Options
 
 DEADLINE_S = 20.0

@@ -41,9 +41,9 @@ from penstock_engine.api import (
 )
 from penstock_engine.native.scheduling.limits import check_embed
 from penstock_engine.sharing import Part, Sharing
-from penstock_testing.gate import StepGate
-from penstock_testing.models import BYTE_EOS, BYTE_VOCAB_SIZE
-from penstock_testing.prefix import FakePrefixCache
+from penstock_testing.engines.gate import StepGate
+from penstock_testing.engines.models import BYTE_EOS, BYTE_VOCAB_SIZE
+from penstock_testing.engines.prefix import FakePrefixCache
 
 Script = Sequence[int] | Callable[[EngineRequest, int], Sequence[int]]
 Pace = Callable[[int], Awaitable[None]]

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from penstock_testing.platform import wait_for
-from penstock_testing.ports import free_port
+from penstock_testing.processes.platform import wait_for
+from penstock_testing.processes.ports import free_port
 
 _STOP_TIMEOUT_S = 20.0
 

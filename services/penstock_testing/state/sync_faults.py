@@ -14,7 +14,7 @@ from penstock_engine.api import KvEvent, KvMoved, KvRemoved, KvStored
 from penstock_router.fleet import translate
 from penstock_router.fleet.sync import SyncState, WorkerSync
 from penstock_router.index.index import PrefixIndex
-from penstock_worker.state_log import StateLog
+from penstock_worker.state.log import StateLog
 
 TICK_S = 0.05
 HEARTBEAT_S = 1.0

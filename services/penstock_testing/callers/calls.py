@@ -15,7 +15,7 @@ from penstock.worker.v1.worker_service_pb2_grpc import WorkerServiceStub
 from penstock_core.blocks import unpack_tokens
 from penstock_core.rpc import server as rpc
 from penstock_core.rpc.status import from_rpc_error
-from penstock_testing.picture import Picture
+from penstock_testing.state.picture import Picture
 
 if TYPE_CHECKING:  # the stubs' asyncio flavour exists for type checkers only
     from penstock.inference.v1.inference_service_pb2_grpc import InferenceServiceAsyncStub

@@ -12,8 +12,8 @@ from penstock.worker.v1 import state_pb2
 from penstock_core.errors import EngineFailed, Overloaded
 from penstock_engine.api import Engine, EngineState
 from penstock_worker import translate
-from penstock_worker.metrics import EngineGauges
-from penstock_worker.state_log import StateLog
+from penstock_worker.accounting.metrics import EngineGauges
+from penstock_worker.state.log import StateLog
 
 MAX_SUBSCRIBERS = 64
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from penstock_core.cost.spending import MAX_FIELDS, NOTHING, OTHERS, Account, SpendingLedger, Spent
 from penstock_core.errors import Unavailable
-from penstock_worker.accounts import Accounts
+from penstock_worker.accounting.accounts import Accounts
 
 logger = logging.getLogger(__name__)
 

@@ -27,8 +27,8 @@ from penstock.worker.v1 import worker_service_pb2 as worker_pb
 from penstock_core.rpc.channels import channel
 from penstock_core.security.leases import internal_key
 from penstock_core.telemetry.tracing import Metadata
-from penstock_testing.callers import Method, methods_of
-from penstock_testing.guarded import LEASE_SECRET, Guarded
+from penstock_testing.callers.reflection import Method, methods_of
+from penstock_testing.servers.guarded import LEASE_SECRET, Guarded
 
 _TIMEOUT_S = 1.0
 _DEFECTS = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS}

@@ -18,7 +18,7 @@ from penstock_text.chat import ChatTemplate
 from penstock_text.prompt import encode_prompt
 from penstock_text.tokenizer import Tokenizer
 from penstock_worker import translate
-from penstock_worker.lease import LeaseCheck, check_adapter
+from penstock_worker.intake.lease import LeaseCheck, check_adapter
 
 
 @dataclass(frozen=True, slots=True)

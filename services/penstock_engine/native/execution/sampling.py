@@ -101,7 +101,9 @@ class Sampler:
         if cut:
             if masks is not None:  # what is forbidden counts for nothing where a rest is cut off
                 self._rows.forbid(logits, masks)
-                waiting = masks if isinstance(masks, FollowedRows) else None  # those still have to hear
+                waiting = (
+                    masks if isinstance(masks, FollowedRows) else None
+                )  # those still have to hear
             _truncate(logits, samples, cut, temperatures)
         drawn = self._pick(logits, samples, temperatures, waiting)
         if logprobs is not None:

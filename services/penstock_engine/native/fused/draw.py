@@ -13,7 +13,6 @@ from penstock_engine.api import FinishReason
 from penstock_engine.native.fused.library import Library
 from penstock_engine.native.structured.masks import FollowedRows, RowMasks, StepRows
 
-
 ENDED = {1: FinishReason.STOP, 2: FinishReason.CONSTRAINT}
 """By what the kernel calls complete and broken; 0 is open."""
 

@@ -13,7 +13,6 @@ from ctypes import c_int64
 
 import numpy as np
 
-from penstock_engine.api import FinishReason
 from penstock_engine.native.fused.draw import ENDED
 from penstock_engine.native.fused.library import CFollower, CGrammar, Following, Library
 from penstock_engine.native.scheduling.plan import StepPlan
@@ -48,17 +47,17 @@ class Follower:
     )  # fmt: skip
 
     def __init__(
-        self, following: Following, raw: CMatcher, address: int, ended: FinishReason | None
+        self, following: Following, raw: CMatcher, address: int, followed: Followed
     ) -> None:
         self._following = following
         self._heard = c_int64.from_address(following.heard(address))
-        self._raw = raw  # lives as long
+        self._raw = raw  # lives at least as long
         self.address = address
-        self.ended = ended
+        self.ended = followed.ended
         """See ``GrammarMatcher.ended``."""
         self.num_foreseen = 0
         """Tokens behind the last one told that alone may follow."""
-        weakref.finalize(self, _end, following, address, raw)
+        weakref.finalize(self, _end, following, address, followed.done)
 
     def advance(self, token: int) -> None:
         """The sample has one token more."""
@@ -91,9 +90,9 @@ class Follower:
         return tokens[: min(self.num_foreseen, limit)]
 
 
-def _end(following: Following, address: int, _raw: CMatcher) -> None:
-    """The follower first: what it follows is kept until then by being named here."""
-    following.end(address)
+def _end(following: Following, address: int, done: Callable[[int], None]) -> None:
+    """The follower first: ``done`` keeps what it follows until then."""
+    done(following.end(address))
 
 
 class FollowedMasks:
@@ -126,7 +125,7 @@ class FollowedMasks:
             foresight=0 if request.speculation is False else _FORESIGHT,
         )
         address = self._following.create(self.chores, told)
-        return Follower(self._following, raw, address, followed.ended)
+        return Follower(self._following, raw, address, followed)
 
     def begin(self, plan: StepPlan) -> Callable[[], FollowedRows] | None:
         """See ``StepMasks.begin``."""
@@ -189,6 +188,10 @@ class FollowedCompiler:
     def copy(self, raw: CMatcher) -> CMatcher:
         """See ``Compiler.copy``."""
         return raw.deep_copy()
+
+    def reset(self, raw: CMatcher) -> bool:
+        """See ``Compiler.reset``."""
+        return raw.reset()
 
     def matcher(self, raw: CMatcher, followed: Followed) -> Follower:
         """See ``Compiler.matcher``."""

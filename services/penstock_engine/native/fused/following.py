@@ -22,7 +22,7 @@ from penstock_engine.native.structured.masks import FollowedRows, RowMasks, Run,
 from penstock_engine.native.structured.vocabulary import Cutter
 
 _BUSY = -1
-_UNTOLD = -1
+_UNTOLD, _TOKEN = -1, 0xFFFFFFFF
 """What a follower heard is negative until it heard of its token; see ``Follower::heard`` in the kernel."""
 _WORD_BITS = 32
 _FORESIGHT = 16
@@ -62,14 +62,18 @@ class Follower:
     def advance(self, token: int) -> None:
         """The sample has one token more."""
         heard = self._heard.value
+        if heard == token:  # as most are: it was told, and nothing came of it
+            self._heard.value = _UNTOLD
+            self.num_foreseen = 0
+            return
         while heard < 0:
             heard = self._following.hear(self.address, token)
             if heard < 0:
                 self._following.wait(self.address)
         self._heard.value = _UNTOLD
-        assert heard >> 32 == token, "a sample goes on with another token than was drawn for it"
-        self.num_foreseen = heard >> 8 & 0xFF
-        if state := heard & 0xFF:
+        assert heard & _TOKEN == token, "a sample goes on with another token than was drawn for it"
+        self.num_foreseen = heard >> 40
+        if state := heard >> 32 & 0xFF:
             self.ended = ENDED[state]
 
     def permitted(self, tokens: Sequence[int]) -> int:

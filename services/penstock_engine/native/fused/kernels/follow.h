@@ -58,8 +58,8 @@ class Follower {
 
   int64_t words() const { return words_; }
 
-  // The token that was drawn last, and what came of it: the token from bit 32 on, from bit 8 on how many
-  // can be foreseen behind it, then a Following. The only part that may be read by a thread that does not
+  // The token that was drawn last, and what came of it: a Following from bit 32 on, from bit 40 on how many
+  // tokens can be foreseen behind it. The only part that may be read by a thread that does not
   // have the follower for itself (Python's reads it in place), so it is all there or not there.
   std::atomic<int64_t> heard{kUntold};
   bool unheard() const { return heard.load(std::memory_order_acquire) == kUnheard; }
@@ -72,7 +72,7 @@ class Follower {
 
   void hear() {
     const int64_t came = take(told_), ahead = foreseen_;
-    heard.store(int64_t(told_) << 32 | ahead << 8 | came, std::memory_order_release);
+    heard.store(ahead << 40 | came << 32 | told_, std::memory_order_release);
   }
 
   // Whether to hear means to cut bytes into tokens, too, which needs Python's lock.

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from penstock_client import AsyncClient, Completed, Delta, GenerateOptions, Timing
 from penstock_client.options import Priority
-from penstock_testing.processes import process_fleet
+from penstock_testing.processes.fleet import process_fleet
 
 WARM_S = 3.0
 _FRESH = random.SystemRandom()
@@ -44,18 +44,20 @@ class Kind:
 class Served:
     """Times to first token of those that began after the warm-up, and how many have ended since.
 
-    ``timings`` are what their worker tells of the same.
+    ``timings`` are what their worker tells of the same, and ``elsewhere_s`` what is left: the way there and back.
     """
 
     since: float
     ttft_s: list[float] = field(default_factory=list)
     timings: list[Timing] = field(default_factory=list)
+    elsewhere_s: list[float] = field(default_factory=list)
     ended: int = 0
 
     def add(self, others: "Served") -> None:
         """Those of another round."""
         self.ttft_s += others.ttft_s
         self.timings += others.timings
+        self.elsewhere_s += others.elsewhere_s
 
 
 async def serve(client: AsyncClient, kind: Kind, rng: random.Random, served: Served) -> None:
@@ -68,14 +70,14 @@ async def serve(client: AsyncClient, kind: Kind, rng: random.Random, served: Ser
         temperature=0.0,
         priority=kind.priority,
     )
-    began, is_first = time.monotonic(), True
+    began, ttft_s = time.monotonic(), None
     async for event in client.stream(prompt, options=options, timeout_s=300.0):
-        if is_first and isinstance(event, Delta):
-            is_first = False
-            if began >= served.since:
-                served.ttft_s.append(time.monotonic() - began)
-        if isinstance(event, Completed) and began >= served.since:
+        if ttft_s is None and isinstance(event, Delta):
+            ttft_s = time.monotonic() - began
+        if isinstance(event, Completed) and ttft_s is not None and began >= served.since:
+            served.ttft_s.append(ttft_s)
             served.timings.append(event.timing)
+            served.elsewhere_s.append(ttft_s - event.timing.queue_s - event.timing.prefill_s)
     if time.monotonic() >= served.since:
         served.ended += 1
 
@@ -171,6 +173,7 @@ async def measure(client: AsyncClient, options: argparse.Namespace) -> dict[str,
         report[f"engine_prefill_p50{name}_s"] = statistics.median(
             t.prefill_s for t in served.timings
         )
+        report[f"elsewhere_p50{name}_s"] = statistics.median(served.elsewhere_s)
     return report
 
 

@@ -13,9 +13,9 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from penstock_testing.fuzz import Fuzzer, Report
-from penstock_testing.guarded import guarded_platform
-from penstock_testing.redis import redis_server
+from penstock_testing.callers.fuzz import Fuzzer, Report
+from penstock_testing.processes.redis import redis_server
+from penstock_testing.servers.guarded import guarded_platform
 
 
 async def run(count: int, seed: int) -> Report:

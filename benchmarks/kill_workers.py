@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 
 from penstock_client import Mode
-from penstock_testing import chaos
-from penstock_testing.processes import ProcessFleet, process_fleet
+from penstock_testing.callers import chaos
+from penstock_testing.processes.fleet import ProcessFleet, process_fleet
 
 
 def main() -> int:

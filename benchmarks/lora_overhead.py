@@ -21,8 +21,8 @@ from penstock_core.blocks import chain_start
 from penstock_engine.api import EngineRequest, Sampling, TokenOut
 from penstock_engine.native.engine import NativeEngine
 from penstock_engine.native.settings import NativeSettings
-from penstock_testing.adapters import write_adapter
-from penstock_testing.checkpoints import write_checkpoint
+from penstock_testing.engines.adapters import write_adapter
+from penstock_testing.engines.checkpoints import write_checkpoint
 
 SHAPE = {
     "vocab_size": 8192, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,

@@ -32,8 +32,8 @@ from penstock.inference.v1 import generate_pb2, inference_service_pb2_grpc
 from penstock_client import AsyncClient, GenerateOptions
 from penstock_core.blocks import TOKEN_BYTES, pack_tokens
 from penstock_core.rpc.channels import channel
-from penstock_testing.engine import FakeConfig, FakeEngine
-from penstock_testing.worker import running_worker
+from penstock_testing.engines.fake import FakeConfig, FakeEngine
+from penstock_testing.servers.worker import running_worker
 
 _Stub = inference_service_pb2_grpc.InferenceServiceStub
 _READY_S = 60.0

@@ -26,10 +26,10 @@ import grpc
 
 from penstock.inference.v1 import generate_pb2, inference_service_pb2_grpc
 from penstock_core.rpc import server as rpc
-from penstock_testing.cluster import ask, collect
-from penstock_testing.engine import FakeConfig, FakeEngine
-from penstock_testing.processes import ManagedProcess, ProcessFleet
-from penstock_testing.worker import running_worker
+from penstock_testing.engines.fake import FakeConfig, FakeEngine
+from penstock_testing.processes.fleet import ManagedProcess, ProcessFleet
+from penstock_testing.servers.cluster import ask, collect
+from penstock_testing.servers.worker import running_worker
 
 BLOCK_TOKENS = 32
 PREFIX_BLOCKS = 24

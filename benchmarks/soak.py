@@ -27,9 +27,9 @@ from penstock_engine.native.scheduling.limits import Limits
 from penstock_engine.native.settings import NativeSettings
 from penstock_engine.native.structured.vocabulary import Vocabulary
 from penstock_models import DEMO, DEMO_DRAFT
-from penstock_testing.adapters import write_adapter
-from penstock_testing.soak import CheckedScheduler, Soak, SoakPlan, SoakReport, solo_answers
-from penstock_testing.soak_requests import Bounds
+from penstock_testing.engines.adapters import write_adapter
+from penstock_testing.engines.soak import CheckedScheduler, Soak, SoakPlan, SoakReport, solo_answers
+from penstock_testing.engines.soak_requests import Bounds
 from penstock_text.tokenizer import Tokenizer
 
 DOCUMENTS = ("calendar", "dataclasses", "glob", "mailbox")

@@ -2,7 +2,7 @@
 
 A plain engine, one that speculates by itself and a second plain one answer the same prompts in turns of
 random order, in one process. Of each trio the ratios of tokens a second are taken, by the clock and
-by this process's CPU time: speculating over plain, and plain over plain, which tells what the
+by this process's CPU time: speculating over both plain ones' mean, and plain over plain, which tells what the
 machine's noise looks like. Means of the logarithms, with 95 % intervals from resampled trios.
 
     python benchmarks/speculation_overhead.py [--batch 16] [--temperature 0.8] [--trios 60] [--json]
@@ -87,15 +87,18 @@ def rows(found: Sequence[Mapping[str, Round]]) -> list[Row]:
     made = []
     for who in (SPECULATING, CONTROL):
         for measure in ("clock_s", "cpu_s"):
-            logs = [
-                math.log(getattr(trio[PLAIN], measure) / getattr(trio[who], measure))
-                for trio in found
-            ]
+            logs = [_log_ratio(trio, who, measure) for trio in found]
             draws = random.Random(2)
             means = sorted(fmean(draws.choices(logs, k=len(logs))) for _ in range(RESAMPLES))
             low, high = means[RESAMPLES // 40], means[-RESAMPLES // 40]
             made.append(Row(who, measure[:-2], *map(math.exp, (fmean(logs), low, high))))
     return made
+
+
+def _log_ratio(trio: Mapping[str, Round], who: str, measure: str) -> float:
+    logs = {name: math.log(getattr(done, measure)) for name, done in trio.items()}
+    others = [logs[PLAIN]] if who == CONTROL else [logs[PLAIN], logs[CONTROL]]
+    return fmean(others) - logs[who]
 
 
 async def run(options: argparse.Namespace) -> list[Row]:

@@ -1,36 +1,36 @@
-"""What telemetry costs: requests through the whole platform with traces of all of them, and without any.
+"""What telemetry costs: requests through the whole platform with all of it, without traces, and without any.
 
-One platform (gateway, router, worker) samples 100 % of what its callers sample, exports every span over OTLP to a
-receiver that only counts bytes, and is scraped as by Prometheus. What is compared is CPU seconds of its processes,
-which other load on the machine moves less than times; where they fill the machine it is throughput.
+Two platforms (gateway, router, worker each): one samples 100 % of what its callers sample, exports every span over OTLP
+to a receiver that only counts bytes, and has metrics as scraped by Prometheus; the other has OpenTelemetry's SDK
+disabled. What is compared is CPU seconds of their processes, which other load on the machine moves less than times;
+where they fill the machine it is throughput.
 
-1. What tracing costs a request: many blocks of a few short requests each, whose callers' ``traceparent`` says sampled
-   or not in turn (first one, then the other first), so that what else the machine does falls on both alike. Requests
-   have the same spans however many tokens they have, so short ones show them with the least work around them, whose
-   noise would hide them. Two kinds of threads are left out of that difference: the engine's, which makes no spans, and
-   those that export, since what they do for a block comes seconds later; all they do is added instead.
-2. What a usual request costs: rounds of ``--tokens`` tokens, not sampled, all threads.
+1. What telemetry costs a request: many blocks of a few short requests each, in turn (in all orders) on the platform
+   without telemetry, on the one with it whose callers' ``traceparent`` says not sampled, and on that sampled, so that
+   what else the machine does falls on all alike. Requests have the same spans and metrics however many tokens they
+   have, so short ones show them with the least work around them, whose noise would hide them. Two kinds of threads are
+   left out of those differences: the engines', which make no spans and record nothing, and those that export, since
+   what they do for a block comes seconds later; all they do is added instead. So is what Prometheus' scrapes cost.
+2. What a usual request costs, and the throughput: rounds of ``--tokens`` tokens on both platforms, all threads.
 
-``tracing_share`` is the first over the second.
+``tracing_share`` and ``telemetry_share`` (traces, metrics, scrapes) are the first over the second. Two sets of processes
+are never quite alike, so both platforms are started afresh ``--platforms`` times; the errors are of the means over these.
 
-``--pairs N`` starts a second platform with OpenTelemetry's SDK disabled and compares throughput and CPU: rounds on both
-in turn, the median of their ratios. Two sets of processes are never quite alike, so this is the coarser figure; it
-has in it what metrics cost.
-
-    python benchmarks/telemetry_overhead.py --sampling 400 --json
+    python benchmarks/telemetry_overhead.py --platforms 8 --json
 """
 
 import argparse
 import asyncio
+import itertools
 import json
-import math
+import os
 import secrets
 import statistics
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from glob import glob
@@ -39,16 +39,16 @@ from pathlib import Path
 import grpc
 import httpx
 
-from penstock_testing.deployment import Deployment, deployment
+from penstock_testing.processes.deployment import Deployment, deployment
 
 MODEL = "penstock-demo"
 ACCEPT = "application/openmetrics-text;version=1.0.0"
 OFF = {"OTEL_SDK_DISABLED": "true"}
 SERVING = ("gateway", "router-1", "worker-1")
 
-
-USUAL_EVERY = 100
+USUAL_EVERY = 50
 SHORT_TOKENS, SHORT_CONCURRENCY, WARM_REQUESTS = 2, 2, 100
+SCRAPES, SCRAPED_EVERY_S = 20, 5.0
 # Spans leave 5 s after they ended at the latest.
 EXPORTED_S = 5.5
 # A thread that exports does nothing while nothing is sampled: less than this for each request.
@@ -74,28 +74,12 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How many pairs of what. None is begun that would end after ``within_s`` of measuring."""
+    """How often both platforms are started, and so many blocks each way between."""
 
-    pairs: int
-    sampling: int
+    platforms: int
+    blocks: int
     work: Work
     short: Work
-    within_s: float
-
-
-class Budget:
-    """Whether there is time for another round, going by the longest so far."""
-
-    def __init__(self, within_s: float) -> None:
-        self._ends = time.monotonic() + within_s
-        self._began = time.monotonic()
-        self._longest = 0.0
-
-    def allows_another(self) -> bool:
-        """To be asked before each."""
-        now = time.monotonic()
-        self._longest, self._began = max(self._longest, now - self._began), now
-        return now + self._longest < self._ends
 
 
 class Sink(grpc.GenericRpcHandler):
@@ -193,13 +177,11 @@ async def ask(http: httpx.AsyncClient, work: Work, salt: str, *, sampled: bool) 
     await asyncio.gather(*(placed(n) for n in range(work.requests)))
 
 
-async def run_round(
-    platform: Deployment, work: Work, salt: str, clock: Clock, *, sampled: bool = True
-) -> Round:
-    """A round, until its spans are exported."""
+async def run_round(platform: Deployment, work: Work, salt: str, clock: Clock) -> Round:
+    """A round of sampled requests, until its spans are exported."""
     async with caller(platform, work) as http:
         before, began = clock.process_s(), time.perf_counter()
-        await ask(http, work, salt, sampled=sampled)
+        await ask(http, work, salt, sampled=True)
         seconds = time.perf_counter() - began
         await asyncio.sleep(EXPORTED_S)
     return Round(work.requests * work.tokens / seconds, clock.process_s() - before)
@@ -210,16 +192,15 @@ def caller(platform: Deployment, work: Work) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url=platform.gateway, limits=limits)
 
 
-async def scrape_often(platform: Deployment) -> None:
-    """As Prometheus does, every 5 s."""
-    addresses = [platform.services[name].metrics for name in SERVING]
-    while True:
-        for address in addresses:
-            request = urllib.request.Request(
-                f"http://{address}/metrics", headers={"accept": ACCEPT}
-            )
+async def scrape_cpu_s(platform: Deployment, clock: Clock) -> float:
+    """CPU seconds that a scrape of all processes takes them."""
+    before = clock.process_s()
+    for _ in range(SCRAPES):
+        for name in SERVING:
+            url = f"http://{platform.services[name].metrics}/metrics"
+            request = urllib.request.Request(url, headers={"accept": ACCEPT})
             await asyncio.to_thread(_read, request)
-        await asyncio.sleep(5)
+    return (clock.process_s() - before) / SCRAPES
 
 
 def _read(request: urllib.request.Request) -> None:
@@ -227,72 +208,73 @@ def _read(request: urllib.request.Request) -> None:
         response.read()
 
 
+@dataclass(frozen=True, slots=True)
+class Side:
+    """A platform under one kind of requests."""
+
+    platform: Deployment
+    clock: Clock
+    sampled: bool
+
+
 @dataclass(slots=True)
 class Results:
-    """Rounds in the order of their pairs; of blocks the CPU seconds, not sampled and sampled."""
+    """What one start of both platforms showed: CPU seconds of each block by side, and of what is added."""
 
-    blocks: list[tuple[float, float]] = field(default_factory=list)
+    blocks: list[Mapping[str, float]] = field(default_factory=list)
     export_s: float = 0.0
-    usual: list[Round] = field(default_factory=list)
+    scrape_s: float = 0.0
     off: list[Round] = field(default_factory=list)
     on: list[Round] = field(default_factory=list)
-    num_bytes: int = 0
 
 
-async def measure(plan: Plan) -> Results:
-    """All rounds."""
-    results = Results()
-    async with sink() as (endpoint, sent), AsyncExitStack() as stack:
-        environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_METRICS_EXPORTER": "none"}
-        running = await stack.enter_async_context(started(environment))
-        clock = await warm_up(running, plan)
-        scraping = asyncio.create_task(scrape_often(running))
-        await compare_sampling(running, clock, plan, results)
-        if plan.pairs:
-            without = await stack.enter_async_context(started(OFF))
-            await compare_platforms((running, without), clock, plan, results)
-        scraping.cancel()
-        results.num_bytes = sent.num_bytes
+async def measure(plan: Plan) -> list[Results]:
+    """All starts."""
+    results = []
+    async with sink() as (endpoint, sent):
+        told = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_METRICS_EXPORTER": "none"}
+        for number in range(plan.platforms):
+            before = sent.num_bytes
+            async with AsyncExitStack() as stack:
+                # Which is started first may matter, so they take turns in that, too.
+                kinds = {"on": told, "off": OFF} if number % 2 else {"off": OFF, "on": told}
+                up = {k: await stack.enter_async_context(started(e)) for k, e in kinds.items()}
+                results.append(await compare(up["on"], up["off"], plan))
+            assert sent.num_bytes > before, "no spans were exported"
+            sys.stderr.write(f"; {number + 1}/{plan.platforms} starts\n")
     return results
 
 
-async def compare_sampling(running: Deployment, clock: Clock, plan: Plan, results: Results) -> None:
-    """Blocks in turn; now and then a usual round."""
-    budget, exported = Budget(plan.within_s), clock.export_s()
-    async with caller(running, plan.short) as http:
-        for number in range(plan.sampling):
-            if number and not budget.allows_another():
-                break
-            spent = {}
-            for sampled in (False, True) if number % 2 else (True, False):
-                before = clock.request_s()
-                await ask(http, plan.short, f"{number} {sampled}", sampled=sampled)
-                spent[sampled] = clock.request_s() - before
-            results.blocks.append((spent[False], spent[True]))
-            if number % USUAL_EVERY == 0:
-                salt = f"usual {number}"
-                done = await run_round(running, plan.work, salt, clock, sampled=False)
-                results.usual.append(done)
-                sys.stderr.write(f"\r{number + 1}/{plan.sampling} pairs, sampled or not")
+async def compare(running: Deployment, without: Deployment, plan: Plan) -> Results:
+    """Blocks on all sides in turn; now and then a usual round."""
+    results = Results()
+    on, off = await warm_up(running, plan), await warm_up(without, plan, exports=False)
+    results.scrape_s = await scrape_cpu_s(running, on)
+    sides = {
+        "off": Side(without, off, sampled=True),
+        "unsampled": Side(running, on, sampled=False),
+        "on": Side(running, on, sampled=True),
+    }
+    orders = itertools.cycle(itertools.permutations(sides))
+    exported = on.export_s()
+    for number, order in zip(range(plan.blocks), orders, strict=False):
+        results.blocks.append({n: await block_s(sides[n], plan, f"{number} {n}") for n in order})
+        sys.stderr.write(f"\r{number + 1}/{plan.blocks} blocks")
     await asyncio.sleep(EXPORTED_S)
-    results.export_s = clock.export_s() - exported
+    results.export_s = on.export_s() - exported
+    for number in range(0, plan.blocks, USUAL_EVERY):
+        for rounds, side in ((results.off, sides["off"]), (results.on, sides["on"])):
+            salt = f"usual {number}"
+            rounds.append(await run_round(side.platform, plan.work, salt, side.clock))
+    return results
 
 
-async def compare_platforms(
-    platforms: tuple[Deployment, Deployment], clock: Clock, plan: Plan, results: Results
-) -> None:
-    """Rounds on the one with telemetry and the one without."""
-    running, without = platforms
-    budget = Budget(plan.within_s)
-    sides = {"on": (running, clock, results.on), "off": (without, Clock(without), results.off)}
-    await run_round(without, plan.work, "warm", sides["off"][1])
-    for pair in range(plan.pairs):
-        if pair and not budget.allows_another():
-            break
-        for name in ("off", "on") if pair % 2 else ("on", "off"):
-            platform, its_clock, rounds = sides[name]
-            rounds.append(await run_round(platform, plan.work, f"pair {pair}", its_clock))
-        sys.stderr.write(f"\r{pair + 1}/{plan.pairs} pairs on two platforms")
+async def block_s(side: Side, plan: Plan, salt: str) -> float:
+    """CPU seconds of a block of short requests."""
+    async with caller(side.platform, plan.short) as http:
+        before = side.clock.request_s()
+        await ask(http, plan.short, salt, sampled=side.sampled)
+        return side.clock.request_s() - before
 
 
 @asynccontextmanager
@@ -308,45 +290,65 @@ async def started(environment: dict[str, str]) -> AsyncIterator[Deployment]:
             yield running
 
 
-async def warm_up(platform: Deployment, plan: Plan) -> Clock:
+async def warm_up(platform: Deployment, plan: Plan, *, exports: bool = True) -> Clock:
     """A clock that knows the engine's thread, the busiest, and those that work only if spans are made."""
     clock, few = Clock(platform), Work(WARM_REQUESTS, SHORT_CONCURRENCY, SHORT_TOKENS)
     await run_round(platform, plan.work, "warm", clock)
     spent = []
     for sampled in (False, True):
         before = clock.threads()
-        await run_round(platform, few, f"warm {sampled}", clock, sampled=sampled)
+        async with caller(platform, few) as http:
+            await ask(http, few, f"warm {sampled}", sampled=sampled)
+            await asyncio.sleep(EXPORTED_S)
         spent.append({task: now - before.get(task, 0.0) for task, now in clock.threads().items()})
     off, on = spent
     clock.engine = max(off, key=lambda task: off[task])
-    for pid in {task.parts[2] for task in on}:
+    for pid in {task.parts[2] for task in on} if exports else ():
         idle = [t for t in on if t.parts[2] == pid and off.get(t, 1.0) < WARM_REQUESTS * IDLE_S]
         clock.exporters.append(max(idle, key=lambda task: on[task]))
     told = ", ".join(f"{1e3 * on[task]:.1f}" for task in clock.exporters)
-    sys.stderr.write(f"threads that export took {told} ms for {WARM_REQUESTS} requests\n")
+    if exports:
+        sys.stderr.write(f"threads that export took {told} ms for {WARM_REQUESTS} requests\n")
     return clock
 
 
-def report(results: Results, work: Work, short: Work) -> dict[str, object]:
-    """Costs, shares and ratios."""
-    requests, usual = short.requests, [1e3 * done.cpu_s / work.requests for done in results.usual]
-    export_us = 1e6 * results.export_s / (requests * len(results.blocks))
-    costs = [1e6 * (on - off) / requests + export_us for off, on in results.blocks]
-    mean_ms = statistics.mean(usual)
+def report(results: Sequence[Results], work: Work, short: Work) -> dict[str, object]:
+    """Costs, shares and ratios, each over the starts."""
+    costs = [costs_us(one, short) for one in results]
+    usual_ms = [1e3 * statistics.mean(r.cpu_s for r in one.off) / work.requests for one in results]
+    # Scrapes come by the clock: what they take of all cores is theirs, however many requests there are.
+    scrapes = [one.scrape_s / SCRAPED_EVERY_S / (os.cpu_count() or 1) for one in results]
+    tracing = [c["tracing"] / 1e3 / ms for c, ms in zip(costs, usual_ms, strict=True)]
+    rest = [c["rest"] / 1e3 / ms for c, ms in zip(costs, usual_ms, strict=True)]
     told: dict[str, object] = {
-        "pairs": len(costs),
-        "short_request_us": 1e6 * statistics.mean(off for off, _ in results.blocks) / requests,
-        "export_us": export_us,
-        "tracing_us": summary(costs),
-        "usual_request_ms": summary(usual),
-        "tracing_share": summary([cost / 1e3 / mean_ms for cost in costs]),
+        f"{name}_us": summary([cost[name] for cost in costs]) for name in costs[0]
     }
-    if results.on:
-        sides = list(zip(results.off, results.on, strict=True))
-        told["throughput"] = summary([on.tokens_s / off.tokens_s for off, on in sides])
-        told["cpu"] = summary([on.cpu_s / off.cpu_s for off, on in sides])
-    told["otlp_bytes"] = results.num_bytes
+    told["usual_request_ms"] = summary(usual_ms)
+    told["scrape_ms"] = summary([1e3 * one.scrape_s for one in results])
+    told["tracing_share"] = summary(tracing)
+    told["telemetry_share"] = summary([sum(s) for s in zip(tracing, rest, scrapes, strict=True)])
+    told["throughput"] = summary([_ratio(one) for one in results])
     return told
+
+
+def costs_us(one: Results, short: Work) -> dict[str, float]:
+    """Of a request: without any telemetry, what traces add, and what all the rest adds."""
+    mean = {n: statistics.mean(b[n] for b in one.blocks) for n in ("off", "unsampled", "on")}
+    export_s = one.export_s / len(one.blocks)
+    costs = {
+        "short_request": mean["off"],
+        "export": export_s,
+        "tracing": mean["on"] - mean["unsampled"] + export_s,
+        "rest": mean["unsampled"] - mean["off"],
+    }
+    return {name: 1e6 * seconds / short.requests for name, seconds in costs.items()}
+
+
+def _ratio(one: Results) -> float:
+    """Tokens a second with telemetry over those without."""
+    return statistics.mean(r.tokens_s for r in one.on) / statistics.mean(
+        r.tokens_s for r in one.off
+    )
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
@@ -368,31 +370,27 @@ def quartiles(values: Sequence[float]) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=0, help="rounds on two platforms, in turn")
-    parser.add_argument("--sampling", type=int, default=400, help="pairs of blocks, sampled or not")
+    parser.add_argument("--platforms", type=int, default=4, help="starts of both platforms")
+    parser.add_argument("--blocks", type=int, default=100, help="of each side, after each start")
     parser.add_argument("--requests", type=int, default=48, help="usual requests of a round")
     parser.add_argument("--short", type=int, default=8, help="short requests of a block")
     parser.add_argument("--concurrency", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=64, help="of each answer")
-    parser.add_argument("--within", type=float, default=math.inf, help="seconds; fewer pairs then")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    if options.sampling < 1:
-        parser.error("--sampling must be at least 1: the blocks tell what spans cost")
+    if min(options.platforms, options.blocks) < 1:
+        parser.error("--platforms and --blocks must be at least 1")
     work = Work(options.requests, options.concurrency, options.tokens)
     short = Work(options.short, SHORT_CONCURRENCY, SHORT_TOKENS)
-    plan = Plan(options.pairs, options.sampling, work, short, options.within)
+    plan = Plan(options.platforms, options.blocks, work, short)
     result = report(asyncio.run(measure(plan)), work, short)
-    sys.stderr.write("\n")
     if options.json:
         print(json.dumps(result, indent=2))
         return
     for name, value in result.items():
-        if isinstance(value, float):
-            print(f"{name}: {value:.3f}")
-        elif isinstance(value, dict) and "mean" in value:
-            quarters = f"quartiles {value['low']:.4f} {value['high']:.4f}"
-            print(f"{name}: {value['mean']:.4f} +- {value['error']:.4f} ({quarters})")
+        assert isinstance(value, dict)
+        quarters = f"quartiles {value['low']:.4f} {value['high']:.4f}"
+        print(f"{name}: {value['mean']:.4f} +- {value['error']:.4f} ({quarters})")
 
 
 if __name__ == "__main__":

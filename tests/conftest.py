@@ -9,7 +9,7 @@ import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
 from hypothesis import settings
 
-from penstock_testing.trtllm import installed_double
+from penstock_testing.engines.trtllm import installed_double
 
 # No test asserts a time: a busy machine is no counterexample.
 settings.register_profile("untimed", deadline=None)

@@ -18,11 +18,11 @@ from penstock_core.telemetry.tracing import set_attributes
 from penstock_engine.api import Embedded, Engine
 from penstock_text.prompt import encode_inputs
 from penstock_worker import translate
-from penstock_worker.accounts import Accounts, Charge
-from penstock_worker.intake import ServedModel
-from penstock_worker.lease import LeaseCheck
-from penstock_worker.metrics import RequestMetrics
-from penstock_worker.requests import RequestTable
+from penstock_worker.accounting.accounts import Accounts, Charge
+from penstock_worker.accounting.metrics import RequestMetrics
+from penstock_worker.intake.lease import LeaseCheck
+from penstock_worker.intake.plan import ServedModel
+from penstock_worker.intake.running import RequestTable
 
 
 class _Reading:

@@ -17,12 +17,12 @@ from penstock_core.requests.validation import check_token_ids
 from penstock_core.telemetry import logs
 from penstock_text.prompt import encode_text
 from penstock_worker import translate
+from penstock_worker.accounting.report import Progress
+from penstock_worker.answers.memory import Memory
 from penstock_worker.embedding import Embedder
-from penstock_worker.generation import Generation, Services
-from penstock_worker.intake import Intake
-from penstock_worker.memory import Memory
-from penstock_worker.report import Progress
-from penstock_worker.requests import RequestTable
+from penstock_worker.generation.generation import Generation, Services
+from penstock_worker.intake.plan import Intake
+from penstock_worker.intake.running import RequestTable
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -26,25 +26,25 @@ from penstock_engine.api import Engine
 from penstock_text.chat import ChatTemplate
 from penstock_text.tokenizer import Tokenizer
 from penstock_worker import translate
-from penstock_worker.access import WorkerAccess
-from penstock_worker.accounts import Accounts
-from penstock_worker.bookkeeper import Bookkeeper
+from penstock_worker.accounting.accounts import Accounts
+from penstock_worker.accounting.bookkeeper import Bookkeeper
+from penstock_worker.accounting.ledger import Ledger
+from penstock_worker.accounting.metrics import EngineGauges, RequestMetrics
+from penstock_worker.accounting.report import Reporter
+from penstock_worker.answers.cache import ResponseCache
+from penstock_worker.answers.memory import Memory
 from penstock_worker.embedding import Embedder
-from penstock_worker.generation import Services
-from penstock_worker.intake import Intake, ServedModel
-from penstock_worker.lease import LeaseCheck
-from penstock_worker.ledger import Ledger
-from penstock_worker.memory import Memory
-from penstock_worker.metrics import EngineGauges, RequestMetrics
-from penstock_worker.outbox import COALESCE_S, Paces
-from penstock_worker.registration import Registration
-from penstock_worker.relay import Relays
-from penstock_worker.report import Reporter
-from penstock_worker.requests import DrainResult, RequestTable
-from penstock_worker.response_cache import ResponseCache
+from penstock_worker.generation.generation import Services
+from penstock_worker.generation.outbox import COALESCE_S, Paces
+from penstock_worker.intake.access import WorkerAccess
+from penstock_worker.intake.lease import LeaseCheck
+from penstock_worker.intake.plan import Intake, ServedModel
+from penstock_worker.intake.running import DrainResult, RequestTable
+from penstock_worker.relay.relay import Relays
 from penstock_worker.servicer import InferenceServicer
-from penstock_worker.state_feed import FeedTiming, StateFeed
-from penstock_worker.state_log import RING_DELTAS, StateLog
+from penstock_worker.state.feed import FeedTiming, StateFeed
+from penstock_worker.state.log import RING_DELTAS, StateLog
+from penstock_worker.state.registration import Registration
 from penstock_worker.worker_service import WorkerServicer
 
 logger = logging.getLogger(__name__)

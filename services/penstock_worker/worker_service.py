@@ -15,9 +15,9 @@ from penstock.worker.v1 import (
 )
 from penstock_core.errors import Aborted, InvalidRequest
 from penstock_engine.api import Engine
-from penstock_worker.relay import Relays
-from penstock_worker.requests import DrainResult, RequestTable
-from penstock_worker.state_feed import StateFeed
+from penstock_worker.intake.running import DrainResult, RequestTable
+from penstock_worker.relay.relay import Relays
+from penstock_worker.state.feed import StateFeed
 
 MAX_GRACE_S = 24 * 3600.0
 _Context = grpc.aio.ServicerContext[Any, Any]

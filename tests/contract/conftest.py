@@ -8,9 +8,9 @@ from types import ModuleType
 import pytest
 
 from penstock_engine.api import Engine
-from penstock_testing.checkpoints import write_checkpoint
-from penstock_testing.conformance import EngineFactory, Size
-from penstock_testing.engines import KINDS, small_engine
+from penstock_testing.engines.checkpoints import write_checkpoint
+from penstock_testing.engines.conformance import EngineFactory, Size
+from penstock_testing.engines.small import KINDS, small_engine
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from penstock_engine.api import (
     Sampling,
     TokenOut,
 )
-from penstock_testing.conformance import (
+from penstock_testing.engines.conformance import (
     GREEDY,
     PROMPT,
     Collected,

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from penstock_core.blocks import chain, pack_tokens, reusable_blocks
 from penstock_engine.api import KvStored, RequestDone, Sampling
-from penstock_testing.conformance import BLOCK, PROMPT, EngineFactory, Size, ask, run
+from penstock_testing.engines.conformance import BLOCK, PROMPT, EngineFactory, Size, ask, run
 
 
 async def test_a_cached_prefix_is_reported_and_changes_nothing(

@@ -11,8 +11,8 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import Message
 
-from penstock_testing.cluster import running_cluster
-from penstock_testing.engine import FakeEngine
+from penstock_testing.engines.fake import FakeEngine
+from penstock_testing.servers.cluster import running_cluster
 
 ROOT = Path(__file__).parents[2]
 BUF = shutil.which("buf") or str(Path(sys.executable).parent / "buf")

@@ -8,8 +8,8 @@ from openai import APIError, AsyncOpenAI
 
 from penstock.common.v1 import sampling_pb2
 from penstock_core.errors import WorkerLost
-from penstock_testing.gateway import running_gateway
-from penstock_testing.scripted_router import CACHED_TOKENS, MODEL, Script, running_router
+from penstock_testing.servers.gateway import running_gateway
+from penstock_testing.servers.scripted_router import CACHED_TOKENS, MODEL, Script, running_router
 
 HELLO = [{"role": "user", "content": "hello"}]
 TOOL = {

@@ -7,8 +7,8 @@ import pytest
 from openai import AsyncOpenAI, NotFoundError
 
 from penstock_core.blocks import unpack_tokens
-from penstock_testing.gateway import running_gateway
-from penstock_testing.scripted_router import CACHED_TOKENS, MODEL, Script, running_router
+from penstock_testing.servers.gateway import running_gateway
+from penstock_testing.servers.scripted_router import CACHED_TOKENS, MODEL, Script, running_router
 
 TEXT = "The quick brown fox"
 

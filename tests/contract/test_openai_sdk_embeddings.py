@@ -10,8 +10,8 @@ from openai import AsyncOpenAI, BadRequestError
 
 from penstock.inference.v1 import inference_service_pb2 as pb
 from penstock_core.blocks import unpack_tokens
-from penstock_testing.echo_router import EchoRouter, running_echo
-from penstock_testing.gateway import running_gateway
+from penstock_testing.servers.echo_router import EchoRouter, running_echo
+from penstock_testing.servers.gateway import running_gateway
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from openai import AsyncOpenAI
 
 from penstock_core import errors as e
 from penstock_core.security.auth import KeyRing, Principal, digest
-from penstock_testing.gateway import running_gateway
-from penstock_testing.scripted_router import MODEL, Script, running_router
+from penstock_testing.servers.gateway import running_gateway
+from penstock_testing.servers.scripted_router import MODEL, Script, running_router
 
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
 OTHER_TOOL = {"type": "function", "function": {"name": "g"}}

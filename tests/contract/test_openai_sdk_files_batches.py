@@ -7,8 +7,8 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
-from penstock_testing.gateway import running_gateway
-from penstock_testing.memory_batches import Stored, running_batches
+from penstock_testing.servers.gateway import running_gateway
+from penstock_testing.servers.memory_batches import Stored, running_batches
 
 LINES = b'{"custom_id": "a"}\n{"custom_id": "b"}\n'
 

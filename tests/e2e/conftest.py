@@ -7,8 +7,8 @@ from pathlib import Path
 import openai
 import pytest
 
-from penstock_testing.otlp import OtlpReceiver, otlp_receiver
-from penstock_testing.platform import UpProcess, up
+from penstock_testing.processes.platform import UpProcess, up
+from penstock_testing.servers.otlp import OtlpReceiver, otlp_receiver
 
 
 @pytest.fixture(scope="session")

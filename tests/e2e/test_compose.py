@@ -16,8 +16,8 @@ import httpx
 import openai
 import pytest
 
-from penstock_testing.platform import wait_for
-from penstock_testing.ports import free_port
+from penstock_testing.processes.platform import wait_for
+from penstock_testing.processes.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = (

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from penstock_testing.platform import UpProcess, up, wait_for
+from penstock_testing.processes.platform import UpProcess, up, wait_for
 
 pytestmark = [pytest.mark.process, pytest.mark.xdist_group("costs")]
 

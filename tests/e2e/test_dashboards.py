@@ -9,8 +9,8 @@ import openai
 import pytest
 import yaml
 
-from penstock_testing.platform import UpProcess, up, wait_for
-from penstock_testing.prometheus import Prometheus, is_installed, prometheus
+from penstock_testing.processes.platform import UpProcess, up, wait_for
+from penstock_testing.processes.prometheus import Prometheus, is_installed, prometheus
 
 pytestmark = [
     pytest.mark.process,

@@ -14,8 +14,8 @@ import pytest
 from redis import Redis
 
 from penstock_core.registry import RedisRegistry, WorkerEntry
-from penstock_testing.deployment import Deployment, deployment
-from penstock_testing.ports import free_port
+from penstock_testing.processes.deployment import Deployment, deployment
+from penstock_testing.processes.ports import free_port
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(300)]
 

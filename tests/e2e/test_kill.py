@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from penstock_client import Mode
-from penstock_testing import chaos
-from penstock_testing.processes import process_fleet
+from penstock_testing.callers import chaos
+from penstock_testing.processes.fleet import process_fleet
 
 pytestmark = pytest.mark.process
 COUNT = 40

@@ -14,7 +14,7 @@ import pytest
 
 from penstock_client import AsyncBatchClient, Client
 from penstock_core.errors import Rejected
-from penstock_testing.platform import has_ended, up, wait_for
+from penstock_testing.processes.platform import has_ended, up, wait_for
 
 pytestmark = [pytest.mark.process, pytest.mark.xdist_group("platform")]
 

@@ -17,7 +17,7 @@ import pytest
 from penstock.inference.v1 import generate_pb2, inference_service_pb2_grpc
 from penstock.routing.v1 import routing_service_pb2
 from penstock_client import AsyncClient, Client, GenerateOptions, Generation
-from penstock_testing.platform import UpProcess, has_ended, wait_for
+from penstock_testing.processes.platform import UpProcess, has_ended, wait_for
 
 pytestmark = [pytest.mark.process, pytest.mark.xdist_group("platform")]
 

@@ -15,7 +15,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from penstock_core.rpc.channels import channel
-from penstock_testing.deployment import Deployment, deployment
+from penstock_testing.processes.deployment import Deployment, deployment
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(600)]
 

@@ -10,8 +10,8 @@ import pytest
 
 from penstock_client import Client
 from penstock_core.errors import PenstockError
-from penstock_testing.otlp import otlp_receiver
-from penstock_testing.platform import up, wait_for
+from penstock_testing.processes.platform import up, wait_for
+from penstock_testing.servers.otlp import otlp_receiver
 
 pytestmark = [pytest.mark.process, pytest.mark.xdist_group("platform")]
 

@@ -14,8 +14,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from penstock.inference.v1 import generate_pb2, inference_service_pb2_grpc
 from penstock_core.telemetry import semconv as sc
-from penstock_testing.otlp import OtlpReceiver, ReceivedSpan
-from penstock_testing.platform import UpProcess, wait_for
+from penstock_testing.processes.platform import UpProcess, wait_for
+from penstock_testing.servers.otlp import OtlpReceiver, ReceivedSpan
 
 pytestmark = [pytest.mark.process, pytest.mark.xdist_group("platform")]
 

@@ -12,7 +12,7 @@ from penstock_engine.native.engine import NativeEngine
 from penstock_engine.native.models.paged import PagedRows, attend_paged
 from penstock_engine.native.settings import NativeSettings
 from penstock_models import DEMO
-from penstock_testing.checkpoints import write_checkpoint
+from penstock_testing.engines.checkpoints import write_checkpoint
 
 pytestmark = [
     pytest.mark.gpu,

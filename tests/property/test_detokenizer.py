@@ -7,7 +7,7 @@ from pathlib import Path
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from penstock_testing.models import write_byte_tokenizer
+from penstock_testing.engines.models import write_byte_tokenizer
 from penstock_text.detokenizer import IncrementalDetokenizer
 from penstock_text.stops import StopMatcher
 from penstock_text.tokenizer import Tokenizer

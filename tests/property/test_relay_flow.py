@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock_core.rpc.credit import Allowance, Window
-from penstock_worker.relay_queue import RelayQueue
+from penstock_worker.relay.queue import RelayQueue
 
 SIZES = st.lists(st.integers(1, 200), max_size=60)
 

@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from penstock_core.blocks import pack_hashes
 from penstock_router.index.index import PrefixIndex
-from penstock_testing.index_check import check_integrity
+from penstock_testing.state.index_check import check_integrity
 
 START, OTHER_START = 7, 8
 # Two small forests, as two tenants (or adapters) have them: block n hangs on block n // 2 (a binary

@@ -25,7 +25,7 @@ from penstock_router.frames import (
     WorkerFacts,
 )
 from penstock_router.index.index import PrefixIndex
-from penstock_testing.index_check import check_integrity
+from penstock_testing.state.index_check import check_integrity
 
 START = 5
 PARENT = {1000 + n: (1000 + n // 2 if n > 1 else START) for n in range(1, 32)}

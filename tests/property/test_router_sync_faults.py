@@ -9,8 +9,8 @@ import random
 import pytest
 
 from penstock_router.fleet.sync import STALE_AFTER_S, SyncState
-from penstock_testing.index_check import check_integrity
-from penstock_testing.sync_faults import TICK_S, Faults, Schedule, is_true
+from penstock_testing.state.index_check import check_integrity
+from penstock_testing.state.sync_faults import TICK_S, Faults, Schedule, is_true
 
 SCHEDULES = int(os.environ.get("PENSTOCK_FAULT_SCHEDULES", "200"))
 _GROUPS = 10

@@ -6,8 +6,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from penstock.worker.v1 import state_pb2
 from penstock_engine.api import KvMoved, KvRemoved, KvStored
-from penstock_testing.picture import Picture
-from penstock_worker.state_log import StateLog
+from penstock_testing.state.picture import Picture
+from penstock_worker.state.log import StateLog
 
 RING = 6
 ROOTS = [10_001, 10_002]

@@ -41,6 +41,10 @@ class Backlog:
         """Requests."""
         return len(self._ahead)
 
+    def __contains__(self, request_id: str) -> bool:
+        """Whether it is one of them."""
+        return request_id in self._ahead
+
     def reserve(self, request_id: str, uncached: int, now: float, expires: float) -> None:
         """A request is on its way."""
         if not self._ahead:

@@ -39,6 +39,7 @@ class WorkerLoad:
         self._utilisation = Utilisation(_UTILISATION_WINDOW_S)
         self._online, self._batch = Backlog(), Backlog()
         self._decoding: set[str] = set()
+        self._serves_online = False
         # Grows with every change, so that a view can be kept until then.
         self.version = 0
 
@@ -166,10 +167,16 @@ class WorkerLoad:
         self._backlog(is_batch=event.is_batch).admit(event.request_id, uncached, now)
 
     def _prefill_done(self, event: PrefillDone, now: float) -> None:
+        is_batch = event.request_id in self._batch
         self._leave(event.request_id)
         self._decoding.add(event.request_id)
         for backlog in (self._online, self._batch):
             backlog.note_progress(now)
+        # BATCH sits out while others prefill: how long it took tells how fast the engine is only where no
+        # others are.
+        self._serves_online = self._serves_online or not is_batch
+        if is_batch and self._serves_online:
+            return
         if event.computed_tokens > 0 and event.prefill_s > 0:
             for fit in (self.prefill, self.kind):
                 if fit is not None:

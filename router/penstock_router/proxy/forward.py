@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from opentelemetry import trace
 
-from penstock.common.v1 import usage_pb2
+from penstock.common.v1 import sampling_pb2, usage_pb2
 from penstock_core.errors import NoWorker, PenstockError, Rejected, WorkerLost
 from penstock_core.rpc.attempts import PATIENCE_S, Attempts
 from penstock_core.rpc.stalls import STALL_FLOOR_S
@@ -99,7 +99,9 @@ class _Stream:
         self._began = surroundings.clock()
         self._deadline = self._began + (_NO_DEADLINE_S if timeout_s is None else timeout_s)
         self._attempts = Attempts(surroundings.clock)
-        self._sets_pace = not prepared.request.HasField("coalescing")
+        # Workers themselves let batch work's tokens wait for longer than any stream of a router's.
+        is_batch = prepared.request.priority == sampling_pb2.PRIORITY_CLASS_BATCH
+        self._sets_pace = not (is_batch or prepared.request.HasField("coalescing"))
         self._failure: PenstockError | None = None
         self._ttft_s = 0.0
         self._revision = prepared.request.resume.model_revision

@@ -40,7 +40,7 @@ _FIRST_TRIAL, _LAST_TRIAL = 64, 2048
 _MODEL_TRIAL = 512
 """Steps without the draft model before its cost is measured once more."""
 _TRIAL_DEPTH, _TRIAL_DEPTH_OF_MANY = 3, 1
-_LONGEST_REST = 16
+_LONGEST_REST, _LONGEST_REST_OF_MANY = 16, 64
 """Steps without looking for drafts after looking did not pay; doubled up to this many."""
 _SHARE, _SHARE_OF_MANY = 0.01, 0.005
 """Of the time of plain steps that drafting may cost. A batch pays for looking for drafts, too, sequence by
@@ -151,7 +151,7 @@ class DraftPolicy:
         dream = Option([_BEST_RATE] * batch, needs_model)
         if self._best(cost, dream, batch).depth:
             return True
-        self._rest(cost)
+        self._rest(cost, batch)
         return False
 
     def decide(self, batch: int, options: Sequence[Option]) -> Verdict:
@@ -159,7 +159,7 @@ class DraftPolicy:
         cost = self._cost(batch)
         affordable = [i for i, option in enumerate(options) if cost.can_pay(option)]
         if len(cost.plain) < _MEASURED or not affordable:
-            self._rest(cost)  # what the purse was for was not found
+            self._rest(cost, batch)  # what the purse was for was not found
             cost.trial_steps = 0
             return NONE
         with_model = next((i for i in affordable if options[i].uses_model), None)
@@ -178,7 +178,7 @@ class DraftPolicy:
         if self._tries(cost):
             cost.trial_steps -= 1
             return trial
-        self._rest(cost)
+        self._rest(cost, batch)
         return NONE
 
     def note_draft(self, batch: int, depth: int, seconds: float, *, is_steady: bool) -> None:
@@ -189,10 +189,13 @@ class DraftPolicy:
             cost.since_model = 0
             cost.draft.add(seconds / depth)
 
-    def note_step(self, batch: int, num_drafted: int, num_tokens: int, seconds: float) -> None:
+    def note_step(
+        self, batch: int, num_drafted: int, num_tokens: int, seconds: float, steps: int = 1
+    ) -> None:
         """A step of ``batch`` decoding sequences checked ``num_drafted`` tokens, yielding ``num_tokens``.
 
-        What a step without drafts yields need not be told. Seconds are those of the whole turn, a draft model's included.
+        What a step without drafts yields need not be told, and one may stand for several ``steps`` in a row.
+        Seconds are those of the whole turn, a draft model's included.
         """
         cost = self._cost(batch)
         drafting_s, cost.spent_s = cost.spent_s, 0.0
@@ -200,7 +203,7 @@ class DraftPolicy:
             cost.plain.add(seconds)
             plain_s, cost.since_plain = cost.plain.value, 0
             share = _SHARE if batch <= _FEW else _SHARE_OF_MANY
-            earned = (share if len(cost.plain) > 1 else _FIRST_PURSE) * plain_s
+            earned = (share * steps if len(cost.plain) > 1 else _FIRST_PURSE) * plain_s
             cost.pay(earned, model=True)
         elif len(cost.plain):
             plain_s, cost.since_drafts = cost.plain.value, 0
@@ -229,8 +232,9 @@ class DraftPolicy:
         cost.trial_steps, cost.trial_after = _TRIAL_STEPS, min(2 * cost.trial_after, _LAST_TRIAL)
         return True
 
-    def _rest(self, cost: _Cost) -> None:
-        cost.rest, cost.next_rest = cost.next_rest, min(2 * cost.next_rest, _LONGEST_REST)
+    def _rest(self, cost: _Cost, batch: int) -> None:
+        longest = _LONGEST_REST if batch <= _FEW else _LONGEST_REST_OF_MANY
+        cost.rest, cost.next_rest = cost.next_rest, min(2 * cost.next_rest, longest)
 
     def _best(self, cost: _Cost, option: Option, batch: int) -> Verdict:
         # A sequence below this rate would pay more for its first row than a token takes.

@@ -20,8 +20,9 @@ from penstock_engine.speculative.rates import Rates
 
 _MODEL, _CONSTRAINT = 0, 1
 """Kinds of the draft model's drafts and of a constraint's; those of a match are called by its size."""
-_SELDOM = 8
-"""Plain steps of which one is noted where nothing is drafted but what constraints leave no choice about."""
+_SELDOM, _AT_TIMES = 8, 4
+"""Plain steps in a row of which one is noted: where nothing is drafted but what constraints leave no choice
+about, and else."""
 
 
 @dataclass(slots=True)
@@ -75,7 +76,7 @@ class Speculator:
         self._looks_up = looks_up
         self._guesses = looks_up or model is not None
         self._rests = False
-        self._steps = 0
+        self._plain_steps = 0  # in a row
         self._rates = Rates()
         self._tracks: dict[Sample, _Track] = {}
 
@@ -110,15 +111,25 @@ class Speculator:
 
     def note(self, plan: StepPlan, result: StepResult, seconds: float) -> None:
         """Learn from a step: what stood, and what it cost if it did nothing but decode."""
-        self._steps += 1
-        seldom = not self._guesses and self._steps % _SELDOM
-        if self._rests or (seldom and not plan.has_drafts):
+        steps = self._noted_steps(plan)
+        if self._rests or not steps:
             return
         num_drafted = num_tokens = 0
         if plan.has_drafts:
             num_drafted, num_tokens = self._note_drafts(plan, result)
         if plan.num_prefill_tokens == 0:
-            self._policy.note_step(len(plan.chunks), num_drafted, num_tokens, seconds)
+            self._policy.note_step(len(plan.chunks), num_drafted, num_tokens, seconds, steps)
+
+    def _noted_steps(self, plan: StepPlan) -> int:
+        """Steps that this one stands for; 0 if another does. Telling takes a part of a small model's step."""
+        if plan.has_drafts:
+            self._plain_steps = 0
+            return 1
+        self._plain_steps += 1
+        if self._plain_steps == 1:
+            return 1
+        every = _AT_TIMES if self._guesses else _SELDOM
+        return 0 if (self._plain_steps - 1) % every else every
 
     def _note_drafts(self, plan: StepPlan, result: StepResult) -> tuple[int, int]:
         """Learn what stood; how many tokens were drafted, and how many the step gave."""

@@ -11,8 +11,8 @@ from typing import Any, cast
 import pytest
 
 from penstock_engine.trtllm.engine import Headers, TrtLlmEngine
-from penstock_testing.models import BYTE_EOS, BYTE_VOCAB_SIZE, write_byte_tokenizer
-from penstock_testing.trtllm import double_and_engine
+from penstock_testing.engines.models import BYTE_EOS, BYTE_VOCAB_SIZE, write_byte_tokenizer
+from penstock_testing.engines.trtllm import double_and_engine
 
 
 @dataclass(frozen=True, slots=True)

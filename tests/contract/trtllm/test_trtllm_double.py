@@ -13,7 +13,7 @@ from penstock_engine.trtllm.checkpoint import Checkpoint
 from penstock_engine.trtllm.llm_args import Build, llm_arguments
 from penstock_engine.trtllm.package import load_package
 from penstock_engine.trtllm.settings import TrtLlmSettings
-from penstock_testing.trtllm import double_and_engine
+from penstock_testing.engines.trtllm import double_and_engine
 
 EAGLE: dict[str, object] = {"mode": "eagle3", "draft_model": "head"}
 EVERYTHING: list[dict[str, object]] = [

@@ -324,7 +324,7 @@ async def test_figures_come_with_their_age(start: Any) -> None:
 
 
 async def test_no_answer_at_the_start_is_a_failure(start: Any, model: Any) -> None:
-    from penstock_testing.trtllm import double_and_engine
+    from penstock_testing.engines.trtllm import double_and_engine
 
     llm, engine = double_and_engine(model, {"startup_timeout_s": 0.1})
     cast("Any", llm).steering.stalled = True

@@ -17,7 +17,7 @@ from penstock_engine.trtllm.building import build_engine, read_checkpoint
 from penstock_engine.trtllm.cache_events import parse_events
 from penstock_engine.trtllm.llm_args import llm_arguments
 from penstock_engine.trtllm.settings import MIN_EVENT_BUFFER, TrtLlmSettings
-from penstock_testing.worker_process import worker_process
+from penstock_testing.processes.worker import worker_process
 
 EAGLE: dict[str, object] = {"mode": "eagle3", "draft_model": "head"}
 PROMPT = [(7 * i) % 250 for i in range(75)]
@@ -107,8 +107,8 @@ async def test_pitfall_17_events_are_in_process_only_so_one_reader_feeds_everybo
     start: Any, model: Path
 ) -> None:
     from penstock_core.blocks import chain, pack_tokens
-    from penstock_testing.trtllm import double_and_engine
-    from penstock_testing.worker import running_worker
+    from penstock_testing.engines.trtllm import double_and_engine
+    from penstock_testing.servers.worker import running_worker
 
     llm, engine = double_and_engine(model, {"kv_cache": {"max_tokens": 2048}})
     async with running_worker(engine, model=model) as worker:
@@ -151,7 +151,7 @@ async def test_pitfall_18_the_engines_hashes_are_its_own_affair(
 async def test_pitfall_19_a_start_that_hangs_is_given_up(
     tensorrt_llm: ModuleType, model: Path
 ) -> None:
-    from penstock_testing.trtllm import double_and_engine
+    from penstock_testing.engines.trtllm import double_and_engine
 
     llm, engine = double_and_engine(model, {"startup_timeout_s": 0.05})
     cast("Any", llm).steering.stalled = True

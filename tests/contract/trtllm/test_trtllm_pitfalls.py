@@ -72,7 +72,7 @@ def test_pitfall_02_eagle3_gibberish_is_caught_by_a_canary(
 async def test_pitfall_03_eagle3_over_allocates_so_the_engine_is_asked_how_many_blocks_there_are(
     tensorrt_llm: ModuleType, model: Path
 ) -> None:
-    from penstock_testing.trtllm import double_and_engine
+    from penstock_testing.engines.trtllm import double_and_engine
 
     given = {"kv_cache": {"max_tokens": 2048}, "speculation": EAGLE}
     llm, engine = double_and_engine(model, given)
@@ -147,9 +147,9 @@ def test_pitfall_11_guided_eagle3_leaks_special_tokens_of_harmony(model: Path) -
 async def test_pitfall_12_stop_strings_are_matched_by_us_and_end_in_the_engine(
     start: Any, model: Path
 ) -> None:
-    from penstock_testing.calls import Transcript
-    from penstock_testing.cluster import ask
-    from penstock_testing.worker import running_worker
+    from penstock_testing.callers.calls import Transcript
+    from penstock_testing.servers.cluster import ask
+    from penstock_testing.servers.worker import running_worker
 
     text = b"one two three four five six seven eight nine ten"
     async with start() as double:

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from penstock_testing.batch import BatchBench, batch_bench
-from penstock_testing.echo_router import EchoRouter, running_echo
-from penstock_testing.redis import redis_server
+from penstock_testing.processes.redis import redis_server
+from penstock_testing.servers.batch import BatchBench, batch_bench
+from penstock_testing.servers.echo_router import EchoRouter, running_echo
 
 
 @pytest.fixture(scope="session")

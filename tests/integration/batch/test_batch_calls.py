@@ -13,8 +13,8 @@ from penstock_batch.batches import NewBatch
 from penstock_batch.state.fold import Status
 from penstock_core import errors as e
 from penstock_core.telemetry import semconv as sc
-from penstock_testing.batch import COMPLETIONS, TENANT, BatchBench, chunks, jsonl
-from penstock_testing.echo_router import EchoRouter
+from penstock_testing.servers.batch import COMPLETIONS, TENANT, BatchBench, chunks, jsonl
+from penstock_testing.servers.echo_router import EchoRouter
 
 Request = generate_pb2.GenerateRequest
 

@@ -11,9 +11,9 @@ from penstock_batch.batches import NewBatch
 from penstock_batch.state.fold import Status
 from penstock_openai.embeddings import EMBEDDINGS
 from penstock_openai.generations import CHAT, COMPLETIONS
-from penstock_testing.batch import TENANT, batch_bench
-from penstock_testing.echo_router import EchoRouter, running_echo
-from penstock_testing.gateway import running_gateway
+from penstock_testing.servers.batch import TENANT, batch_bench
+from penstock_testing.servers.echo_router import EchoRouter, running_echo
+from penstock_testing.servers.gateway import running_gateway
 
 TOOL = {"type": "function", "function": {"name": "f"}}
 USER = {"role": "user", "content": "hello"}

@@ -19,9 +19,9 @@ from penstock.batch.v1 import batch_service_pb2 as pb
 from penstock.inference.v1 import generate_pb2
 from penstock_core.rpc import server as rpc
 from penstock_core.security.auth import KeyRing, key_file
-from penstock_testing.batch import TENANT, BatchProcesses, batch_processes, jsonl, parsed
-from penstock_testing.echo_router import EchoRouter, running_echo
-from penstock_testing.redis import RedisServer
+from penstock_testing.processes.redis import RedisServer
+from penstock_testing.servers.batch import TENANT, BatchProcesses, batch_processes, jsonl, parsed
+from penstock_testing.servers.echo_router import EchoRouter, running_echo
 
 pytestmark = pytest.mark.process
 DONE = batch_pb2.BATCH_STATUS_COMPLETED

@@ -12,8 +12,8 @@ from penstock_batch.state.facts import Costs
 from penstock_batch.state.fold import Status
 from penstock_batch.state.steps import shard_step
 from penstock_core import errors as e
-from penstock_testing.batch import COMPLETIONS, TENANT, BatchBench, jsonl
-from penstock_testing.echo_router import DECODE_S, PREFILL_S, EchoRouter
+from penstock_testing.servers.batch import COMPLETIONS, TENANT, BatchBench, jsonl
+from penstock_testing.servers.echo_router import DECODE_S, PREFILL_S, EchoRouter
 
 Request = generate_pb2.GenerateRequest
 

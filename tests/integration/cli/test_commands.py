@@ -13,7 +13,7 @@ import pytest
 from penstock_cli.__main__ import build_app
 from penstock_core.errors import InvalidRequest
 from penstock_core.version import VERSION
-from penstock_testing.scripted_fleet import API_KEY, FleetFactory, Script, scripted_fleets
+from penstock_testing.servers.scripted_fleet import API_KEY, FleetFactory, Script, scripted_fleets
 
 
 @dataclass(frozen=True)

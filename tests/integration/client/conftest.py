@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from penstock_testing.scripted_fleet import FleetFactory, scripted_fleets
+from penstock_testing.servers.scripted_fleet import FleetFactory, scripted_fleets
 
 
 @pytest.fixture

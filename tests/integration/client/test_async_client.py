@@ -32,7 +32,7 @@ from penstock_core.errors import (
     Unauthenticated,
     Unavailable,
 )
-from penstock_testing.scripted_fleet import API_KEY, FleetFactory, Script
+from penstock_testing.servers.scripted_fleet import API_KEY, FleetFactory, Script
 
 
 async def test_lookaside_streams_straight_from_the_worker_that_the_router_chose(

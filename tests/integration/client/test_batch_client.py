@@ -13,7 +13,7 @@ from penstock.batch.v1 import batch_pb2
 from penstock_client import AsyncBatchClient
 from penstock_core.errors import Conflict, InvalidRequest, NotFound, Unauthenticated, Unavailable
 from penstock_core.security.auth import KeyRing, Principal, digest
-from penstock_testing.memory_batches import Stored, running_batches
+from penstock_testing.servers.memory_batches import Stored, running_batches
 
 KEYS = KeyRing({digest("pk-good"): Principal("acme")})
 

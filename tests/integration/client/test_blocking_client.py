@@ -10,7 +10,7 @@ import pytest
 from penstock_client import Client, Completed, Delta, Generation, Started, StreamEvent
 from penstock_client.blocking import LoopThread
 from penstock_core.errors import ModelNotFound
-from penstock_testing.scripted_fleet import API_KEY, FleetFactory, Script
+from penstock_testing.servers.scripted_fleet import API_KEY, FleetFactory, Script
 
 T = TypeVar("T")
 

@@ -7,9 +7,9 @@ import pytest
 from penstock_client import AsyncClient, Completed, Delta, GenerateOptions, Started, StreamEvent
 from penstock_core.blocks import unpack_tokens
 from penstock_core.errors import Aborted, Evicted, PenstockError, WorkerLost
-from penstock_testing.cluster import DEFAULT_SETTINGS, running_cluster
-from penstock_testing.engine import FakeEngine
-from penstock_testing.scripted_fleet import API_KEY, FleetFactory, Script
+from penstock_testing.engines.fake import FakeEngine
+from penstock_testing.servers.cluster import DEFAULT_SETTINGS, running_cluster
+from penstock_testing.servers.scripted_fleet import API_KEY, FleetFactory, Script
 
 PROMPT = list(range(100))
 

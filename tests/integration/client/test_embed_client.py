@@ -11,7 +11,7 @@ from penstock.inference.v1 import inference_service_pb2 as pb
 from penstock_client import AsyncClient, Client, Embeddings
 from penstock_core.blocks import unpack_tokens
 from penstock_core.errors import InvalidRequest
-from penstock_testing.scripted_fleet import API_KEY, FleetFactory
+from penstock_testing.servers.scripted_fleet import API_KEY, FleetFactory
 
 
 async def test_texts_come_back_as_vectors_in_their_order(fleet: FleetFactory) -> None:

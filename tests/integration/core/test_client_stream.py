@@ -9,7 +9,7 @@ from penstock.batch.v1 import batch_service_pb2 as pb
 from penstock_core.rpc.channels import channel
 from penstock_core.rpc.client_stream import exchange
 from penstock_core.security.auth import KeyRing, Principal, digest
-from penstock_testing.memory_batches import Stored, running_batches
+from penstock_testing.servers.memory_batches import Stored, running_batches
 
 UPLOAD = "/penstock.batch.v1.BatchService/UploadFile"
 ATTEMPTS = 20

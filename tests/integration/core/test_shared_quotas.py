@@ -14,7 +14,7 @@ from penstock_core.security.auth import Limits, Principal
 from penstock_core.security.quota_store import KEPT_S, QuotaStore, Settlement
 from penstock_core.security.quotas import Claim
 from penstock_core.security.shared_quotas import SharedQuotas
-from penstock_testing.redis import RedisServer, redis_server
+from penstock_testing.processes.redis import RedisServer, redis_server
 
 
 def caller(account: str, **limits: int) -> Principal:

@@ -10,10 +10,10 @@ from penstock_core.cost.pricing import Price
 from penstock_core.cost.spending import OTHERS, Account, SpendingLedger, Spent
 from penstock_core.errors import Unavailable
 from penstock_engine.api import Share
-from penstock_testing.redis import redis_server
-from penstock_worker import bookkeeper as books
-from penstock_worker.accounts import Accounts, Charge
-from penstock_worker.bookkeeper import Bookkeeper
+from penstock_testing.processes.redis import redis_server
+from penstock_worker.accounting import bookkeeper as books
+from penstock_worker.accounting.accounts import Accounts, Charge
+from penstock_worker.accounting.bookkeeper import Bookkeeper
 
 DAY = "1970-01-01"
 Ledger = TypeVar("Ledger", bound=SpendingLedger)

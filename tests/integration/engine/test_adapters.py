@@ -17,9 +17,9 @@ from penstock_engine.api import Admitted, Constraint, EngineRequest, Sampling, T
 from penstock_engine.native.engine import NativeEngine
 from penstock_engine.native.settings import NativeSettings
 from penstock_engine.native.structured.vocabulary import Vocabulary
-from penstock_testing.adapters import merge_adapter, write_adapter
-from penstock_testing.checkpoints import write_checkpoint
-from penstock_testing.models import write_byte_tokenizer
+from penstock_testing.engines.adapters import merge_adapter, write_adapter
+from penstock_testing.engines.checkpoints import write_checkpoint
+from penstock_testing.engines.models import write_byte_tokenizer
 from penstock_text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers warns about its own future

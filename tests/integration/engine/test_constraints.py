@@ -30,7 +30,7 @@ from penstock_engine.native.engine import NativeEngine
 from penstock_engine.native.settings import NativeSettings
 from penstock_engine.native.structured.vocabulary import Vocabulary
 from penstock_models import DEMO
-from penstock_testing.checkpoints import write_checkpoint
+from penstock_testing.engines.checkpoints import write_checkpoint
 from penstock_text.tokenizer import Tokenizer
 
 WORDS = [b"name", b'{"', b'":', b"true", b"123", b"  ", b"yes", b"no", b"ab", b"},", b"]}"]

@@ -16,7 +16,7 @@ from penstock_engine.native.engine import NativeEngine
 from penstock_engine.native.execution.runner import Runner
 from penstock_engine.native.settings import NativeSettings
 from penstock_models import DEMO
-from penstock_testing.checkpoints import write_checkpoint
+from penstock_testing.engines.checkpoints import write_checkpoint
 
 # transformers warns about its own future; that is none of our business here.
 pytestmark = pytest.mark.filterwarnings("ignore")

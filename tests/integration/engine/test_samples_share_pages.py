@@ -7,7 +7,7 @@ import pytest
 from penstock_engine.api import EngineRequest, RequestDone, Sampling, TokenOut
 from penstock_engine.native.engine import NativeEngine
 from penstock_engine.native.settings import NativeSettings
-from penstock_testing.checkpoints import write_checkpoint
+from penstock_testing.engines.checkpoints import write_checkpoint
 
 BLOCK, SAMPLES, NEW = 8, 8, 10
 PROMPT = [(7 * i + 3) % 250 for i in range(20 * BLOCK + 3)]  # twenty whole pages and a part

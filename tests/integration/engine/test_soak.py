@@ -16,9 +16,9 @@ from penstock_engine.native.scheduling.limits import Limits
 from penstock_engine.native.settings import NativeSettings
 from penstock_engine.native.structured.vocabulary import Vocabulary
 from penstock_models import DEMO, DEMO_DRAFT
-from penstock_testing.adapters import write_adapter
-from penstock_testing.soak import CheckedScheduler, Soak, SoakPlan, solo_answers
-from penstock_testing.soak_requests import Bounds
+from penstock_testing.engines.adapters import write_adapter
+from penstock_testing.engines.soak import CheckedScheduler, Soak, SoakPlan, solo_answers
+from penstock_testing.engines.soak_requests import Bounds
 from penstock_text.tokenizer import Tokenizer
 
 CODE = Path(calendar.__file__).read_text(encoding="utf-8")

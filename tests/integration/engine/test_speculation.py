@@ -24,7 +24,7 @@ from penstock_engine.api import (
 )
 from penstock_engine.native.engine import NativeEngine
 from penstock_engine.native.settings import NativeSettings
-from penstock_testing.checkpoints import write_checkpoint
+from penstock_testing.engines.checkpoints import write_checkpoint
 
 BLOCK = 8
 PHRASE = [17, 40, 5, 99, 31, 200, 64]

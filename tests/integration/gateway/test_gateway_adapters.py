@@ -4,9 +4,9 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
-from penstock_testing.cluster import running_cluster
-from penstock_testing.engine import FakeConfig, FakeEngine
-from penstock_testing.gateway import running_gateway
+from penstock_testing.engines.fake import FakeConfig, FakeEngine
+from penstock_testing.servers.cluster import running_cluster
+from penstock_testing.servers.gateway import running_gateway
 
 
 async def test_adapters_are_models_with_a_parent() -> None:

@@ -9,10 +9,10 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
-from penstock_testing.batch import batch_processes, jsonl
-from penstock_testing.echo_router import EchoRouter, running_echo
-from penstock_testing.gateway import running_gateway
-from penstock_testing.redis import redis_server
+from penstock_testing.processes.redis import redis_server
+from penstock_testing.servers.batch import batch_processes, jsonl
+from penstock_testing.servers.echo_router import EchoRouter, running_echo
+from penstock_testing.servers.gateway import running_gateway
 
 pytestmark = pytest.mark.process
 

@@ -8,9 +8,9 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
-from penstock_testing.cluster import Cluster, running_cluster
-from penstock_testing.engine import FakeEngine
-from penstock_testing.gateway import running_gateway
+from penstock_testing.engines.fake import FakeEngine
+from penstock_testing.servers.cluster import Cluster, running_cluster
+from penstock_testing.servers.gateway import running_gateway
 
 MODEL = "fake"
 HELLO = [{"role": "user", "content": "hello"}]

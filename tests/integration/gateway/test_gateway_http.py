@@ -8,9 +8,9 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from penstock_testing.gateway import RunningGateway, running_gateway
-from penstock_testing.memory_batches import Stored, running_batches
-from penstock_testing.scripted_router import MODEL, Script, running_router
+from penstock_testing.servers.gateway import RunningGateway, running_gateway
+from penstock_testing.servers.memory_batches import Stored, running_batches
+from penstock_testing.servers.scripted_router import MODEL, Script, running_router
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

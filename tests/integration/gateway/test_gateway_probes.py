@@ -14,10 +14,10 @@ from penstock_gateway.app import Upstreams, build_app
 from penstock_gateway.gate import Gate
 from penstock_gateway.settings import GatewaySettings
 from penstock_gateway.upstream import RouterClient
-from penstock_testing.gateway import running_gateway
-from penstock_testing.memory_batches import Stored, running_batches
-from penstock_testing.ports import free_port
-from penstock_testing.scripted_router import MODEL, Script, running_router
+from penstock_testing.processes.ports import free_port
+from penstock_testing.servers.gateway import running_gateway
+from penstock_testing.servers.memory_batches import Stored, running_batches
+from penstock_testing.servers.scripted_router import MODEL, Script, running_router
 
 
 async def test_without_a_router_it_is_alive_but_not_ready() -> None:

@@ -9,9 +9,9 @@ from openai import AsyncOpenAI, BadRequestError
 
 from penstock.common.v1 import sampling_pb2
 from penstock_engine.api import EngineRequest
-from penstock_testing.cluster import Cluster, ask, running_cluster
-from penstock_testing.engine import FakeEngine
-from penstock_testing.gateway import running_gateway
+from penstock_testing.engines.fake import FakeEngine
+from penstock_testing.servers.cluster import Cluster, ask, running_cluster
+from penstock_testing.servers.gateway import running_gateway
 
 ANSWERS = [
     '{"city": "Bonn", "why": 1}',

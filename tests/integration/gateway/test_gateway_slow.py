@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 
-from penstock_testing.cluster import running_cluster
-from penstock_testing.engine import FakeEngine
-from penstock_testing.gateway import RunningGateway, running_gateway
+from penstock_testing.engines.fake import FakeEngine
+from penstock_testing.servers.cluster import running_cluster
+from penstock_testing.servers.gateway import RunningGateway, running_gateway
 
 DEADLINE_S = 20.0
 SHORT_S = 0.2

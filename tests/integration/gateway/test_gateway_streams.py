@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
-from penstock_testing.gateway import running_gateway
-from penstock_testing.memory_batches import Stored, running_batches
-from penstock_testing.scripted_router import MODEL, Script, running_router
+from penstock_testing.servers.gateway import running_gateway
+from penstock_testing.servers.memory_batches import Stored, running_batches
+from penstock_testing.servers.scripted_router import MODEL, Script, running_router
 
 WAIT_S = 10.0
 CHAT = "/v1/chat/completions"

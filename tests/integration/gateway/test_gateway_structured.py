@@ -16,10 +16,10 @@ from pydantic import BaseModel, Field
 from penstock_engine.native.engine import NativeEngine
 from penstock_engine.native.settings import NativeSettings
 from penstock_engine.native.structured.vocabulary import Vocabulary
-from penstock_testing.checkpoints import write_checkpoint
-from penstock_testing.cluster import running_cluster
-from penstock_testing.gateway import running_gateway
-from penstock_testing.models import BYTE_VOCAB_SIZE, write_byte_tokenizer
+from penstock_testing.engines.checkpoints import write_checkpoint
+from penstock_testing.engines.models import BYTE_VOCAB_SIZE, write_byte_tokenizer
+from penstock_testing.servers.cluster import running_cluster
+from penstock_testing.servers.gateway import running_gateway
 from penstock_text.tokenizer import Tokenizer
 
 HELLO = [{"role": "user", "content": "who is it?"}]

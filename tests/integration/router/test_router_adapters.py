@@ -15,8 +15,8 @@ from penstock_core.rpc.status import from_rpc_error
 from penstock_core.security.leases import internal_metadata
 from penstock_engine.api import EngineState
 from penstock_router.frames import LoadReport
-from penstock_testing.cluster import Cluster, ask, collect, running_cluster
-from penstock_testing.engine import FakeConfig, FakeEngine
+from penstock_testing.engines.fake import FakeConfig, FakeEngine
+from penstock_testing.servers.cluster import Cluster, ask, collect, running_cluster
 
 TEXT = "the same long beginning, " * 20
 

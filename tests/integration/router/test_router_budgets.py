@@ -23,10 +23,10 @@ from penstock_core.rpc import server as rpc
 from penstock_core.security.auth import TENANT_KEY, digest
 from penstock_core.settings import SettingsError
 from penstock_router.process import running_router
-from penstock_testing.cluster import DEADLINE_S, DEFAULT_SETTINGS, ask
-from penstock_testing.engine import FakeEngine
-from penstock_testing.redis import RedisServer
-from penstock_testing.worker import DEFAULT_OPTIONS, running_worker
+from penstock_testing.engines.fake import FakeEngine
+from penstock_testing.processes.redis import RedisServer
+from penstock_testing.servers.cluster import DEADLINE_S, DEFAULT_SETTINGS, ask
+from penstock_testing.servers.worker import DEFAULT_OPTIONS, running_worker
 
 PRICED = replace(DEFAULT_OPTIONS, price=Price(3600e6, "USD"))
 SECRET = "leases"

@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Sequence
 
 from penstock.inference.v1.generate_pb2 import GenerateRequest
-from penstock_testing.cluster import Answer, Cluster, ask, running_cluster
-from penstock_testing.engine import FakeEngine
+from penstock_testing.engines.fake import FakeEngine
+from penstock_testing.servers.cluster import Answer, Cluster, ask, running_cluster
 
 PREFIX = [(7 * n) % 250 for n in range(1000)]
 

@@ -8,9 +8,9 @@ import pytest
 from penstock.common.v1 import usage_pb2
 from penstock_client import AsyncClient, Completed, Delta, GenerateOptions, Started
 from penstock_core.cost.pricing import Price
-from penstock_testing.cluster import DEADLINE_S, ask, running_cluster
-from penstock_testing.engine import FakeEngine
-from penstock_testing.worker import DEFAULT_OPTIONS
+from penstock_testing.engines.fake import FakeEngine
+from penstock_testing.servers.cluster import DEADLINE_S, ask, running_cluster
+from penstock_testing.servers.worker import DEFAULT_OPTIONS
 
 PROMPT = list(range(100))
 PER_SECOND = 1000.0

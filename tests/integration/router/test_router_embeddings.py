@@ -24,9 +24,9 @@ from penstock_core.errors import (
 from penstock_core.rpc.status import from_rpc_error
 from penstock_engine.api import Pooling, Priority
 from penstock_router.embedding import MAX_PART_INPUTS
-from penstock_testing.calls import calls_to
-from penstock_testing.cluster import Cluster, running_cluster
-from penstock_testing.engine import FakeConfig, FakeEngine
+from penstock_testing.callers.calls import calls_to
+from penstock_testing.engines.fake import FakeConfig, FakeEngine
+from penstock_testing.servers.cluster import Cluster, running_cluster
 
 TEXTS = ["open a file", "read lines", "x"]
 

@@ -19,7 +19,10 @@ from penstock_core.rpc import server as rpc
 from penstock_core.rpc.status import from_rpc_error
 from penstock_router.process import running_router
 from penstock_router.settings import RouterSettings
-from penstock_testing.cluster import (
+from penstock_testing.engines.fake import FakeConfig, FakeEngine
+from penstock_testing.engines.models import write_byte_tokenizer
+from penstock_testing.processes.redis import redis_server
+from penstock_testing.servers.cluster import (
     DEADLINE_S,
     DEFAULT_SETTINGS,
     Cluster,
@@ -27,11 +30,8 @@ from penstock_testing.cluster import (
     collect,
     running_cluster,
 )
-from penstock_testing.engine import FakeConfig, FakeEngine
-from penstock_testing.index_check import check_integrity
-from penstock_testing.models import write_byte_tokenizer
-from penstock_testing.redis import redis_server
-from penstock_testing.worker import DEFAULT_OPTIONS, running_worker
+from penstock_testing.servers.worker import DEFAULT_OPTIONS, running_worker
+from penstock_testing.state.index_check import check_integrity
 
 TEXT = "the same long beginning, " * 20
 

@@ -15,7 +15,8 @@ from penstock_core.errors import (
 )
 from penstock_core.rpc import server as rpc
 from penstock_core.rpc.status import from_rpc_error
-from penstock_testing.cluster import (
+from penstock_testing.engines.fake import FakeConfig, FakeEngine
+from penstock_testing.servers.cluster import (
     DEADLINE_S,
     DEFAULT_SETTINGS,
     Answer,
@@ -24,7 +25,6 @@ from penstock_testing.cluster import (
     collect,
     running_cluster,
 )
-from penstock_testing.engine import FakeConfig, FakeEngine
 
 PROMPT = list(range(100))
 

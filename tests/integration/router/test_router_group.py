@@ -14,7 +14,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from penstock_core.rpc import server as rpc
-from penstock_testing.platform import wait_for
+from penstock_testing.processes.platform import wait_for
 
 pytestmark = pytest.mark.process
 

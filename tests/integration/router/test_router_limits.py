@@ -13,10 +13,10 @@ from penstock_client import AsyncClient
 from penstock_core.errors import QuotaExceeded
 from penstock_core.security.auth import digest
 from penstock_router.process import running_router
-from penstock_testing.cluster import DEADLINE_S, DEFAULT_SETTINGS
-from penstock_testing.engine import FakeEngine
-from penstock_testing.redis import RedisServer
-from penstock_testing.worker import DEFAULT_OPTIONS, running_worker
+from penstock_testing.engines.fake import FakeEngine
+from penstock_testing.processes.redis import RedisServer
+from penstock_testing.servers.cluster import DEADLINE_S, DEFAULT_SETTINGS
+from penstock_testing.servers.worker import DEFAULT_OPTIONS, running_worker
 
 SECRET = "leases"
 Clients = tuple[AsyncClient, AsyncClient]

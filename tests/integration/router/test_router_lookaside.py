@@ -12,8 +12,8 @@ from penstock_core.rpc import server as rpc
 from penstock_core.rpc.status import from_rpc_error
 from penstock_core.security.leases import sign
 from penstock_router.settings import RouterSettings
-from penstock_testing.cluster import Answer, Cluster, ask, collect, running_cluster
-from penstock_testing.engine import FakeEngine
+from penstock_testing.engines.fake import FakeEngine
+from penstock_testing.servers.cluster import Answer, Cluster, ask, collect, running_cluster
 
 SECRET = "a secret"
 TEXT = "the same long beginning, " * 20

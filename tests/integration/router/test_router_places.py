@@ -16,9 +16,9 @@ from penstock_core.rpc import server as rpc
 from penstock_core.rpc.status import from_rpc_error
 from penstock_router.process import RunningRouter, running_router
 from penstock_router.settings import RouterSettings
-from penstock_testing.cluster import DEADLINE_S, Answer, ask, collect
-from penstock_testing.engine import FakeConfig, FakeEngine
-from penstock_testing.worker import RunningWorker, running_worker
+from penstock_testing.engines.fake import FakeConfig, FakeEngine
+from penstock_testing.servers.cluster import DEADLINE_S, Answer, ask, collect
+from penstock_testing.servers.worker import RunningWorker, running_worker
 from penstock_worker.worker import Options
 
 PROMPT = list(range(100))

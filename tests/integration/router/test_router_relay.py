@@ -12,8 +12,9 @@ from penstock.worker.v1 import worker_service_pb2
 from penstock_core.rpc import server as rpc
 from penstock_router.process import running_router
 from penstock_router.relay import relay as relays
-from penstock_testing.calls import calls_to
-from penstock_testing.cluster import (
+from penstock_testing.callers.calls import calls_to
+from penstock_testing.engines.fake import FakeConfig, FakeEngine
+from penstock_testing.servers.cluster import (
     DEADLINE_S,
     DEFAULT_SETTINGS,
     Cluster,
@@ -21,8 +22,7 @@ from penstock_testing.cluster import (
     collect,
     running_cluster,
 )
-from penstock_testing.engine import FakeConfig, FakeEngine
-from penstock_testing.worker import running_worker
+from penstock_testing.servers.worker import running_worker
 
 MANY = FakeConfig(max_batch=256, max_waiting=256, max_context_tokens=100_000)
 PROMPT = list(range(40))

@@ -23,8 +23,14 @@ from penstock_core.rpc import server as rpc
 from penstock_core.rpc.status import from_rpc_error
 from penstock_core.security.auth import key_file
 from penstock_router.relay.frames import GENERATE
-from penstock_testing.cluster import DEFAULT_SETTINGS, Cluster, ask, collect, running_cluster
-from penstock_testing.engine import FakeEngine
+from penstock_testing.engines.fake import FakeEngine
+from penstock_testing.servers.cluster import (
+    DEFAULT_SETTINGS,
+    Cluster,
+    ask,
+    collect,
+    running_cluster,
+)
 
 
 async def refusal(cluster: Cluster, request: generate_pb2.GenerateRequest) -> PenstockError:

@@ -13,7 +13,8 @@ from penstock_core.blocks import pack_tokens, unpack_tokens
 from penstock_core.errors import EngineFailed, InvalidRequest
 from penstock_core.rpc import server as rpc
 from penstock_core.rpc.status import from_rpc_error
-from penstock_testing.cluster import (
+from penstock_testing.engines.fake import FakeEngine
+from penstock_testing.servers.cluster import (
     DEADLINE_S,
     DEFAULT_SETTINGS,
     Cluster,
@@ -21,7 +22,6 @@ from penstock_testing.cluster import (
     collect,
     running_cluster,
 )
-from penstock_testing.engine import FakeEngine
 
 PROMPT = list(range(100))
 QUICK = DEFAULT_SETTINGS.model_copy(update={"stall_s": 0.4})

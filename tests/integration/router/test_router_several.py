@@ -14,7 +14,8 @@ from penstock_core.errors import LeaseInvalid
 from penstock_core.rpc import server as rpc
 from penstock_core.rpc.status import from_rpc_error
 from penstock_router.process import RunningRouter, running_router
-from penstock_testing.cluster import (
+from penstock_testing.engines.fake import FakeEngine
+from penstock_testing.servers.cluster import (
     DEADLINE_S,
     DEFAULT_SETTINGS,
     Answer,
@@ -23,7 +24,6 @@ from penstock_testing.cluster import (
     collect,
     running_cluster,
 )
-from penstock_testing.engine import FakeEngine
 
 SECRET = "between routers and workers"
 SHARED = DEFAULT_SETTINGS.model_copy(update={"cache_secret": "salt"})

@@ -8,8 +8,8 @@ from penstock.inference.v1 import inference_service_pb2_grpc
 from penstock_core.rpc import server as rpc
 from penstock_router import process
 from penstock_router.process import running_router
-from penstock_testing.cluster import DEADLINE_S, DEFAULT_SETTINGS, ask, collect
-from penstock_testing.worker import running_worker
+from penstock_testing.servers.cluster import DEADLINE_S, DEFAULT_SETTINGS, ask, collect
+from penstock_testing.servers.worker import running_worker
 
 
 async def test_its_first_request_finds_the_workers_that_are_there() -> None:

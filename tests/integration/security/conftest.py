@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from penstock_testing.redis import redis_server
+from penstock_testing.processes.redis import redis_server
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from penstock_testing.fuzz import Fuzzer
-from penstock_testing.guarded import guarded_platform
+from penstock_testing.callers.fuzz import Fuzzer
+from penstock_testing.servers.guarded import guarded_platform
 
 COUNT = 480
 

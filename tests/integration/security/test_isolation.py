@@ -14,10 +14,10 @@ from penstock_core.errors import LeaseInvalid, PenstockError
 from penstock_core.rpc.channels import channel
 from penstock_core.rpc.status import from_rpc_error
 from penstock_core.security.leases import sign
-from penstock_testing.calls import calls_to
-from penstock_testing.cluster import ask
-from penstock_testing.engine import FakeEngine
-from penstock_testing.guarded import LEASE_SECRET, Guarded, guarded_platform
+from penstock_testing.callers.calls import calls_to
+from penstock_testing.engines.fake import FakeEngine
+from penstock_testing.servers.cluster import ask
+from penstock_testing.servers.guarded import LEASE_SECRET, Guarded, guarded_platform
 
 PROMPT = "the quick brown fox jumps over the lazy dog " * 20
 ACME = (("authorization", "Bearer pk-acme"),)

@@ -24,8 +24,8 @@ from penstock_core.security.key_entries import KeyEntry
 from penstock_core.security.live_keys import LiveKeys, live_keys
 from penstock_core.security.redis_keys import RedisKeys
 from penstock_core.settings import SettingsError
-from penstock_testing.engine import FakeEngine
-from penstock_testing.guarded import Guarded, guarded_platform, write_keys
+from penstock_testing.engines.fake import FakeEngine
+from penstock_testing.servers.guarded import Guarded, guarded_platform, write_keys
 
 DEADLINE_S = 10.0
 ONE: Mapping[str, dict[str, object]] = {"pk-acme": {"tenant": "acme"}}

@@ -16,8 +16,8 @@ from penstock_batch.stores.board import Board
 from penstock_core.errors import Unavailable
 from penstock_core.registry import RedisRegistry, WorkerEntry
 from penstock_core.security.redis_keys import RedisKeys
-from penstock_testing.certificates import Authority
-from penstock_testing.redis import find_redis
+from penstock_testing.processes.redis import find_redis
+from penstock_testing.servers.certificates import Authority
 
 PASSWORD = "of-a-test"
 DEADLINE_S = 20.0

@@ -23,9 +23,9 @@ from penstock_core.security.auth import KeyRing
 from penstock_core.security.tls import PLAIN, HttpTls, Tls
 from penstock_core.settings import SettingsError
 from penstock_router.settings import RouterSettings
-from penstock_testing.certificates import Authority
-from penstock_testing.guarded import guarded_platform
-from penstock_testing.ports import free_port
+from penstock_testing.processes.ports import free_port
+from penstock_testing.servers.certificates import Authority
+from penstock_testing.servers.guarded import guarded_platform
 
 DEADLINE_S = 20.0
 

@@ -22,8 +22,8 @@ from penstock_gateway.edge import Edge
 from penstock_gateway.gate import Gate
 from penstock_gateway.settings import GatewaySettings
 from penstock_gateway.upstream import BatchClient, RouterClient
-from penstock_testing.callers import Method, methods_of, refusal
-from penstock_testing.guarded import LEASE_SECRET, Guarded, guarded_platform
+from penstock_testing.callers.reflection import Method, methods_of, refusal
+from penstock_testing.servers.guarded import LEASE_SECRET, Guarded, guarded_platform
 
 OPEN_SERVICES = {"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
 OPEN_ROUTES = {"/healthz", "/readyz", "/metrics"}

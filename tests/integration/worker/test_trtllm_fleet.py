@@ -14,8 +14,8 @@ from penstock.inference.v1 import inference_service_pb2_grpc
 from penstock.routing.v1 import routing_service_pb2_grpc
 from penstock_core.rpc import server as rpc
 from penstock_router.process import running_router
-from penstock_testing.cluster import DEFAULT_SETTINGS, Answer, Cluster, ask
-from penstock_testing.worker_process import WorkerProcess, worker_process
+from penstock_testing.processes.worker import WorkerProcess, worker_process
+from penstock_testing.servers.cluster import DEFAULT_SETTINGS, Answer, Cluster, ask
 
 pytestmark = pytest.mark.process
 DOUBLE = Path(__file__).parents[2] / "contract/trtllm/double"

@@ -21,10 +21,10 @@ from penstock_core.errors import (
 )
 from penstock_core.rpc.status import from_rpc_error
 from penstock_core.security.leases import sign
-from penstock_testing.calls import Calls, calls_to
-from penstock_testing.engine import FakeEngine
-from penstock_testing.models import EOS_TOKEN
-from penstock_testing.worker import RunningWorker, running_worker
+from penstock_testing.callers.calls import Calls, calls_to
+from penstock_testing.engines.fake import FakeEngine
+from penstock_testing.engines.models import EOS_TOKEN
+from penstock_testing.servers.worker import RunningWorker, running_worker
 
 GENERATE = "/penstock.inference.v1.InferenceService/Generate"
 CONTEXT = 4096

@@ -11,9 +11,9 @@ from penstock.inference.v1.generate_pb2 import GenerateRequest
 from penstock_core.blocks import chain, chain_start, pack_tokens
 from penstock_core.errors import Conflict, EngineFailed, NotSupported
 from penstock_engine.api import EngineRequest, Priority
-from penstock_testing.calls import calls_to
-from penstock_testing.engine import FakeConfig, FakeEngine
-from penstock_testing.worker import DEFAULT_OPTIONS, running_worker
+from penstock_testing.callers.calls import calls_to
+from penstock_testing.engines.fake import FakeConfig, FakeEngine
+from penstock_testing.servers.worker import DEFAULT_OPTIONS, running_worker
 
 STOP = generate_pb2.FINISH_REASON_STOP
 LENGTH = generate_pb2.FINISH_REASON_LENGTH

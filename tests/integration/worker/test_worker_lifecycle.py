@@ -18,14 +18,14 @@ from penstock_core.errors import Draining, EngineFailed, Evicted, InvalidRequest
 from penstock_core.registry import RedisRegistry, WorkerEntry
 from penstock_core.rpc import server as rpc
 from penstock_core.rpc.status import from_rpc_error
-from penstock_testing.calls import Calls, calls_to, read
-from penstock_testing.engine import FakeEngine
-from penstock_testing.models import write_byte_tokenizer
-from penstock_testing.redis import RedisServer
-from penstock_testing.worker import DEFAULT_OPTIONS, running_worker
+from penstock_testing.callers.calls import Calls, calls_to, read
+from penstock_testing.engines.fake import FakeEngine
+from penstock_testing.engines.models import write_byte_tokenizer
+from penstock_testing.processes.redis import RedisServer
+from penstock_testing.servers.worker import DEFAULT_OPTIONS, running_worker
 from penstock_text.tokenizer import Tokenizer
-from penstock_worker.registration import Registration
-from penstock_worker.state_feed import FeedTiming
+from penstock_worker.state.feed import FeedTiming
+from penstock_worker.state.registration import Registration
 from penstock_worker.worker import Text, Worker
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -227,7 +227,7 @@ class Listener(logging.Handler):
 @pytest.fixture
 def listener() -> Iterator[Listener]:
     handler = Listener()
-    log = logging.getLogger("penstock_worker.registration")
+    log = logging.getLogger("penstock_worker.state.registration")
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     yield handler

@@ -13,11 +13,11 @@ from penstock.inference.v1 import generate_pb2 as pb
 from penstock_client import AsyncClient, GenerateOptions
 from penstock_core.cost.pricing import Price
 from penstock_core.security.leases import sign
-from penstock_testing.calls import Calls, Transcript, calls_to
-from penstock_testing.cluster import running_cluster
-from penstock_testing.engine import FakeEngine
-from penstock_testing.gateway import running_gateway
-from penstock_testing.worker import DEFAULT_OPTIONS, RunningWorker, running_worker
+from penstock_testing.callers.calls import Calls, Transcript, calls_to
+from penstock_testing.engines.fake import FakeEngine
+from penstock_testing.servers.cluster import running_cluster
+from penstock_testing.servers.gateway import running_gateway
+from penstock_testing.servers.worker import DEFAULT_OPTIONS, RunningWorker, running_worker
 
 USE = pb.RESPONSE_CACHE_MODE_USE
 REFRESH = pb.RESPONSE_CACHE_MODE_REFRESH

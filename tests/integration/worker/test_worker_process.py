@@ -20,7 +20,7 @@ from penstock.inference.v1.inference_service_pb2_grpc import InferenceServiceStu
 from penstock_core.errors import PromptTooLong
 from penstock_core.rpc import server as rpc
 from penstock_core.rpc.status import from_rpc_error
-from penstock_testing.calls import Transcript
+from penstock_testing.callers.calls import Transcript
 
 pytestmark = pytest.mark.process
 PROMPT = "import os\n\n\ndef read_file(path):\n    " * 3

@@ -20,10 +20,10 @@ from penstock_core.errors import (
 from penstock_core.rpc.status import from_rpc_error
 from penstock_core.security.leases import internal_metadata, sign
 from penstock_core.telemetry import logs
-from penstock_testing.calls import calls_to
-from penstock_testing.engine import FakeConfig, FakeEngine
-from penstock_testing.relays import relay_to
-from penstock_testing.worker import RunningWorker, running_worker
+from penstock_testing.callers.calls import calls_to
+from penstock_testing.callers.relays import relay_to
+from penstock_testing.engines.fake import FakeConfig, FakeEngine
+from penstock_testing.servers.worker import RunningWorker, running_worker
 
 SECRET = b"of the fleet"
 MANY = FakeConfig(max_batch=256, max_waiting=256)

@@ -11,13 +11,13 @@ from penstock.inference.v1.generate_pb2 import GenerateRequest
 from penstock.worker.v1 import state_pb2, worker_service_pb2
 from penstock_core.errors import Overloaded
 from penstock_engine.api import KvStored
-from penstock_testing.calls import calls_to, watching
-from penstock_testing.engine import FakeConfig, FakeEngine
-from penstock_testing.picture import Picture
-from penstock_testing.worker import DEFAULT_OPTIONS, running_worker
-from penstock_worker.metrics import EngineGauges
-from penstock_worker.state_feed import MAX_SUBSCRIBERS, FeedTiming, StateFeed
-from penstock_worker.state_log import StateLog
+from penstock_testing.callers.calls import calls_to, watching
+from penstock_testing.engines.fake import FakeConfig, FakeEngine
+from penstock_testing.servers.worker import DEFAULT_OPTIONS, running_worker
+from penstock_testing.state.picture import Picture
+from penstock_worker.accounting.metrics import EngineGauges
+from penstock_worker.state.feed import MAX_SUBSCRIBERS, FeedTiming, StateFeed
+from penstock_worker.state.log import StateLog
 
 QUICK = replace(DEFAULT_OPTIONS, feed=FeedTiming(delta_s=0.0, progress_s=0.01, heartbeat_s=0.02))
 

@@ -11,9 +11,9 @@ from penstock.inference.v1 import generate_pb2
 from penstock.inference.v1.generate_pb2 import ChoiceState, GenerateRequest, ResumeState
 from penstock.worker.v1 import worker_service_pb2 as worker_pb2
 from penstock_core.blocks import pack_tokens
-from penstock_testing.calls import Calls, Transcript, calls_to, read
-from penstock_testing.engine import FakeConfig, FakeEngine
-from penstock_testing.worker import DEFAULT_OPTIONS, running_worker
+from penstock_testing.callers.calls import Calls, Transcript, calls_to, read
+from penstock_testing.engines.fake import FakeConfig, FakeEngine
+from penstock_testing.servers.worker import DEFAULT_OPTIONS, running_worker
 
 NEVER_S = 3600.0
 LENGTH = generate_pb2.FINISH_REASON_LENGTH

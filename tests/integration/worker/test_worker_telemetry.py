@@ -14,9 +14,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from penstock.inference.v1.generate_pb2 import GenerateRequest
 from penstock_core.telemetry import semconv as sc
-from penstock_testing.calls import Calls, calls_to
-from penstock_testing.engine import FakeConfig, FakeEngine
-from penstock_testing.worker import running_worker
+from penstock_testing.callers.calls import Calls, calls_to
+from penstock_testing.engines.fake import FakeConfig, FakeEngine
+from penstock_testing.servers.worker import running_worker
 
 RPC = "penstock.inference.v1.InferenceService/Generate"
 

@@ -7,7 +7,7 @@ from penstock_batch.planning.records import Answer
 from penstock_batch.running import finalizer
 from penstock_batch.running.finalizer import Spool
 from penstock_core.errors import InternalError
-from penstock_testing.batch import parsed
+from penstock_testing.servers.batch import parsed
 
 
 def answer(number: int, *, is_error: bool = False) -> Answer:

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from penstock_cli.bench.engine import EngineBench, EngineLoad, MachineRow, SharedLoad, measure
 from penstock_cli.views.benches import engine_view
-from penstock_testing.engine import FakeEngine
+from penstock_testing.engines.fake import FakeEngine
 
 SHARED = SharedLoad(requests=4, shared_tokens=64, own_tokens=8, new_tokens=3)
 LOAD = EngineLoad((1, 3), prompt_tokens=100, new_tokens=5, repeats=2, shared=SHARED)

@@ -12,7 +12,7 @@ from penstock_cli.bench.speculation import (
     measure_speculation,
 )
 from penstock_cli.views.benches import engine_view
-from penstock_testing.engine import FakeConfig, FakeEngine
+from penstock_testing.engines.fake import FakeConfig, FakeEngine
 
 LOAD = SpeculationLoad((1, 3), (0.0, 0.8), prompt_tokens=20, new_tokens=5, repeats=2)
 

@@ -11,7 +11,7 @@ from penstock_core import probe
 from penstock_core.rpc.interceptors import ServerInterceptor
 from penstock_core.rpc.server import RpcServer
 from penstock_core.security.auth import KeyRing
-from penstock_testing.ports import free_port
+from penstock_testing.processes.ports import free_port
 
 
 class Answers(BaseHTTPRequestHandler):

@@ -13,7 +13,7 @@ from penstock_engine.native.fused import build
 from penstock_engine.native.fused.library import load
 from penstock_engine.native.loading import draw_up, load_runner
 from penstock_engine.native.settings import NativeSettings
-from penstock_testing.checkpoints import write_checkpoint
+from penstock_testing.engines.checkpoints import write_checkpoint
 
 
 @pytest.fixture

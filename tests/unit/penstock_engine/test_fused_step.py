@@ -16,7 +16,7 @@ from penstock_engine.native.loading import draw_up, load_runner
 from penstock_engine.native.scheduling.plan import Chunk, StepPlan
 from penstock_engine.native.scheduling.request import Request, Sample
 from penstock_engine.native.settings import NativeSettings
-from penstock_testing.checkpoints import write_checkpoint
+from penstock_testing.engines.checkpoints import write_checkpoint
 
 
 def _there_is_a_kernel() -> bool:

@@ -18,8 +18,8 @@ from penstock_engine.native.lora.reading import read_adapter
 from penstock_engine.native.scheduling.plan import Chunk, StepPlan
 from penstock_engine.native.scheduling.request import Request, Sample
 from penstock_engine.native.settings import NativeSettings
-from penstock_testing.adapters import merge_adapter, write_adapter
-from penstock_testing.checkpoints import write_checkpoint
+from penstock_testing.engines.adapters import merge_adapter, write_adapter
+from penstock_testing.engines.checkpoints import write_checkpoint
 
 
 def _there_is_a_kernel() -> bool:

@@ -13,8 +13,8 @@ from penstock_core.errors import InvalidRequest, NotFound, NotSupported
 from penstock_engine.native.lora.reading import LoraWeights, find_adapters, read_adapter
 from penstock_engine.native.lora.targets import Product
 from penstock_engine.native.models import read_config
-from penstock_testing.adapters import write_adapter
-from penstock_testing.checkpoints import write_checkpoint
+from penstock_testing.engines.adapters import write_adapter
+from penstock_testing.engines.checkpoints import write_checkpoint
 
 Q_PROJ = "base_model.model.model.layers.1.self_attn.q_proj"
 

@@ -13,7 +13,7 @@ from penstock_engine.native.engine import NativeEngine
 from penstock_engine.native.execution.runner import Runner
 from penstock_engine.native.scheduling.plan import StepPlan
 from penstock_engine.native.settings import NativeSettings
-from penstock_testing.checkpoints import write_checkpoint
+from penstock_testing.engines.checkpoints import write_checkpoint
 
 
 @pytest.fixture(scope="module")

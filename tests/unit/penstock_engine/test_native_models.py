@@ -11,7 +11,7 @@ from penstock_engine.native.loading import draw_up, load_runner
 from penstock_engine.native.models import read_config, read_eos
 from penstock_engine.native.settings import NativeSettings
 from penstock_engine.revision import model_revision
-from penstock_testing.checkpoints import write_checkpoint
+from penstock_testing.engines.checkpoints import write_checkpoint
 
 MISTRAL = {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 64}
 QWEN2 = {

@@ -20,7 +20,7 @@ from penstock_engine.native.models.quantization import preparation
 from penstock_engine.native.models.weights import Checkpoint, WeightSource, load_weights
 from penstock_engine.native.scheduling.plan import Chunk, StepPlan
 from penstock_engine.native.scheduling.request import Request, Sample
-from penstock_testing.checkpoints import write_checkpoint
+from penstock_testing.engines.checkpoints import write_checkpoint
 
 BLOCK, PAGES = 4, 60
 SPARE = PAGES - 1

@@ -13,7 +13,7 @@ from penstock_engine.native.loading import draw_up, load_runner
 from penstock_engine.native.scheduling.plan import Chunk, StepPlan
 from penstock_engine.native.scheduling.request import Request, Sample
 from penstock_engine.native.settings import NativeSettings
-from penstock_testing.checkpoints import write_checkpoint
+from penstock_testing.engines.checkpoints import write_checkpoint
 
 BLOCK = 4
 TOKENS = [(5 * i * i + 3) % 250 for i in range(30)]

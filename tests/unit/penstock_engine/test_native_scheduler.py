@@ -13,7 +13,7 @@ from penstock_engine.api import (
 from penstock_engine.native.scheduling.limits import Limits
 from penstock_engine.native.scheduling.plan import StepPlan, StepResult
 from penstock_engine.native.scheduling.request import Drawn
-from penstock_testing.scheduler_driver import Driver
+from penstock_testing.engines.scheduler_driver import Driver
 
 
 def test_a_long_prompt_is_cut_to_the_token_budget() -> None:

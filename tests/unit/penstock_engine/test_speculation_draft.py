@@ -16,7 +16,7 @@ from penstock_engine.native.scheduling.plan import Chunk, StepPlan
 from penstock_engine.native.scheduling.request import Phase, Request, Sample
 from penstock_engine.native.settings import NativeSettings
 from penstock_engine.speculative.draft import DraftLimits, DraftModel, Guesses, Wanted
-from penstock_testing.checkpoints import write_checkpoint
+from penstock_testing.engines.checkpoints import write_checkpoint
 
 BLOCK = 4
 PAGES = 24

@@ -72,6 +72,25 @@ def test_cheap_rows_make_it_faster(rate: float) -> None:
     assert machine.speedup(1) > 0.9 * (1 + sum(rate**i for i in range(1, 5))) / 1.2
 
 
+def test_a_plain_step_may_stand_for_several() -> None:
+    """What drafts lost is earned back in the time of them all."""
+
+    def told_until_drafts_may_pay(standing_for: int) -> int:
+        policy, told = DraftPolicy(MOST), 0
+        for _ in range(5):
+            policy.note_step(16, 0, 0, 10.0)
+        for _ in range(10):
+            policy.note_step(16, 16, 16, 20.0)
+        while not (
+            policy.may_pay(16, needs_model=False) and policy.decide(16, [Option([0.5] * 16)]).depth
+        ):
+            policy.note_step(16, 0, 0, 10.0, standing_for)
+            told += 1
+        return told
+
+    assert told_until_drafts_may_pay(4) == pytest.approx(told_until_drafts_may_pay(1) / 4, rel=0.2)
+
+
 def test_rows_that_cost_what_a_token_costs_are_given_up() -> None:
     """As in a large batch on a CPU: whatever is drafted is computed for nothing."""
     machine = Machine(16.0, 1.0)

@@ -4,8 +4,8 @@ import pytest
 
 from penstock_core.rpc import server as rpc
 from penstock_router.fleet.distance import Distance
-from penstock_testing.engine import FakeEngine
-from penstock_testing.worker import running_worker
+from penstock_testing.engines.fake import FakeEngine
+from penstock_testing.servers.worker import running_worker
 
 
 def test_the_least_of_the_last_round_trips_counts_in_whole_milliseconds() -> None:

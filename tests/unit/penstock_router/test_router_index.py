@@ -3,7 +3,7 @@
 from penstock_core.blocks import pack_hashes
 from penstock_router.index.index import PrefixIndex
 from penstock_router.index.runs import slots_of
-from penstock_testing.index_check import check_integrity
+from penstock_testing.state.index_check import check_integrity
 
 
 def pack(*hashes: int) -> bytes:

@@ -171,3 +171,28 @@ def test_time_works_on_the_online_prompt_first() -> None:
     load.reserve("online", 30, 0.05, RESERVATION_TTL_S)
     assert load.left_tokens(0.06, for_batch=False) == 20
     assert load.left_tokens(0.06) == 120
+
+
+def serve(load: WorkerLoad, request_id: str, seconds: float, *, is_batch: bool) -> None:
+    load.apply(Admitted(request_id, 100, 0, is_batch=is_batch), 0.0)
+    load.apply(prefilled(request_id, seconds=seconds), seconds)
+
+
+def test_prompts_of_batch_that_sat_out_do_not_make_a_worker_look_slow() -> None:
+    alone, beside = WorkerLoad(), WorkerLoad()
+    for number in range(20):
+        for load in (alone, beside):
+            serve(load, f"online {number}", 0.1, is_batch=False)
+        serve(beside, f"offline {number}", 2.0, is_batch=True)
+
+    assert beside.prefill_line() == alone.prefill_line()
+    assert beside.utilisation(2.0) == alone.utilisation(2.0)
+
+
+def test_where_nothing_else_is_served_prompts_of_batch_tell_how_fast_a_worker_is() -> None:
+    load = WorkerLoad()
+    before = load.prefill_line()
+    for number in range(20):
+        serve(load, f"offline {number}", 2.0, is_batch=True)
+
+    assert load.prefill_line() > before

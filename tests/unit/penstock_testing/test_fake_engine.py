@@ -16,7 +16,7 @@ from penstock_engine.api import (
     Sampling,
     TokenOut,
 )
-from penstock_testing.engine import FakeConfig, FakeEngine
+from penstock_testing.engines.fake import FakeConfig, FakeEngine
 
 PROMPT = list(range(100))
 

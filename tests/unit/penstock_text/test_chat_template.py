@@ -8,7 +8,7 @@ import pytest
 
 from penstock.common.v1 import chat_pb2
 from penstock_core.errors import InvalidRequest, NotSupported
-from penstock_testing.models import write_byte_tokenizer
+from penstock_testing.engines.models import write_byte_tokenizer
 from penstock_text import chat as chat_module
 from penstock_text.chat import ChatTemplate
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock_testing.models import write_byte_tokenizer
+from penstock_testing.engines.models import write_byte_tokenizer
 from penstock_text.detokenizer import IncrementalDetokenizer
 from penstock_text.tokenizer import Tokenizer
 

@@ -10,7 +10,7 @@ from penstock.common.v1 import chat_pb2, tokens_pb2
 from penstock.inference.v1.generate_pb2 import GenerateRequest
 from penstock_core.blocks import pack_tokens
 from penstock_core.errors import InvalidRequest
-from penstock_testing.models import write_byte_tokenizer
+from penstock_testing.engines.models import write_byte_tokenizer
 from penstock_text import prompt
 from penstock_text.chat import ChatTemplate
 from penstock_text.prompt import encode_prompt

@@ -8,7 +8,7 @@ import tokenizers
 
 from penstock_core.errors import NotFound, NotSupported
 from penstock_models import DEMO
-from penstock_testing.models import BYTE_EOS, EOS_TOKEN, write_byte_tokenizer
+from penstock_testing.engines.models import BYTE_EOS, EOS_TOKEN, write_byte_tokenizer
 from penstock_text.tokenizer import Tokenizer
 
 SENTENCEPIECE_DECODERS: dict[str, dict[str, object]] = {

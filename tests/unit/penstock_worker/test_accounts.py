@@ -5,7 +5,7 @@ import pytest
 from penstock_core.cost.pricing import NO_PRICE, Price
 from penstock_core.cost.spending import OTHERS, Account, nanos
 from penstock_engine.api import Share
-from penstock_worker.accounts import Accounts, Charge
+from penstock_worker.accounting.accounts import Accounts, Charge
 
 PRICE = Price(3600.0, "USD")
 

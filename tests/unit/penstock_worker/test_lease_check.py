@@ -9,7 +9,7 @@ from penstock.common.v1 import lease_pb2
 from penstock.inference.v1.generate_pb2 import GenerateRequest
 from penstock_core.errors import LeaseInvalid, LeaseStale
 from penstock_core.security.leases import sign
-from penstock_worker.lease import LeaseCheck, check_adapter
+from penstock_worker.intake.lease import LeaseCheck, check_adapter
 
 SECRET = b"shared"
 NOW_S = 1_000.0

@@ -6,9 +6,17 @@ from functools import partial
 
 import pytest
 
+from penstock.common.v1 import sampling_pb2
 from penstock.inference.v1 import generate_pb2
 from penstock_core.rpc.ticks import TICK_S
-from penstock_worker.outbox import COALESCE_S, COALESCE_TOKENS, Bounds, Outbox, Paces, Ticks
+from penstock_worker.generation.outbox import (
+    COALESCE_S,
+    COALESCE_TOKENS,
+    Bounds,
+    Outbox,
+    Paces,
+    Ticks,
+)
 
 NEVER_S = 3600.0
 
@@ -196,3 +204,14 @@ def test_a_group_without_streams_is_forgotten() -> None:
     del kept
 
     assert paces.num_groups == 0
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_batch_work_sends_seldom_unless_it_asks_for_more(asks: bool) -> None:
+    request = generate_pb2.GenerateRequest(priority=sampling_pb2.PRIORITY_CLASS_BATCH)
+    if asks:
+        request.coalescing.max_delay_ms = 20
+
+    bounds = Paces().of(request)
+
+    assert bounds == (Bounds(0.020, 1) if asks else Bounds(1.0, 64))

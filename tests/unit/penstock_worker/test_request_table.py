@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from penstock_core.errors import Conflict, Draining, Evicted, PenstockError
-from penstock_worker.requests import DrainResult, RequestTable
+from penstock_worker.intake.running import DrainResult, RequestTable
 
 
 class Request:

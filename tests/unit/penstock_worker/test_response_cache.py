@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock_worker.response_cache import ResponseCache
+from penstock_worker.answers.cache import ResponseCache
 
 FRAMES = [b"x" * 100]
 SIZE = 356

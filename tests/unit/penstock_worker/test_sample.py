@@ -8,9 +8,9 @@ from penstock.common.v1 import tokens_pb2
 from penstock.inference.v1 import generate_pb2
 from penstock_core.blocks import pack_tokens, unpack_tokens
 from penstock_engine.api import FinishReason, Logprob, TokenOut
-from penstock_testing.models import BYTE_EOS, write_byte_tokenizer
+from penstock_testing.engines.models import BYTE_EOS, write_byte_tokenizer
 from penstock_text.tokenizer import Tokenizer
-from penstock_worker.sample import Ends, Sample
+from penstock_worker.generation.sample import Ends, Sample
 
 STOP = generate_pb2.FINISH_REASON_STOP
 LENGTH = generate_pb2.FINISH_REASON_LENGTH

@@ -3,9 +3,9 @@
 from penstock.worker.v1 import state_pb2, worker_service_pb2
 from penstock_core.blocks import unpack_hashes
 from penstock_engine.api import KvMoved, KvRemoved, KvStored
-from penstock_testing.picture import Picture
-from penstock_worker import state_log
-from penstock_worker.state_log import StateLog
+from penstock_testing.state.picture import Picture
+from penstock_worker.state import log as state_log
+from penstock_worker.state.log import StateLog
 
 ROOT = 10**12
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from penstock_worker.vote import Vote, majority
+from penstock_worker.generation.vote import Vote, majority
 
 
 def test_case_and_white_space_make_no_other_answer() -> None:

@@ -137,19 +137,20 @@ class Scheduler:
         budget = self.limits.max_batched_tokens
         copies: Copies = []
         chunks: list[Chunk] = []
-        others = []
+        others, batch_rows = [], 0
         for sample in self._taking_part():
             if not sample.is_decoding:
                 others.append(sample)
             elif self._residency.secure_next_page(sample, copies):
                 chunks.append(Chunk(sample, sample.computed, 1, 1, (sample,)))
                 budget -= 1
+                batch_rows += sample.is_batch
         if drafts:
             spare = self.memory.available - len(self._running)
             budget -= add_drafts(chunks, drafts, DraftRoom(self.memory, budget // 2, spare))
         for sample in others:
             if sample.is_batch:  # ranked last, so that nobody else's budget is cut
-                budget = min(budget, self._batch_share.tokens)
+                budget = min(budget, self._batch_share.tokens(batch_rows))
             if sample.phase is Phase.RUNNING and budget > 0:  # a page may have been taken from it
                 chunks.append(self._prefill_chunk(sample, min(sample.uncomputed, budget)))
                 budget -= chunks[-1].count
@@ -159,7 +160,7 @@ class Scheduler:
     def apply(self, plan: StepPlan, result: StepResult, now: float) -> None:
         """Take in what a step computed and drew."""
         attribute(plan, result.seconds)
-        self._batch_share.note(plan, result.seconds)
+        self._batch_share.note(plan, result.seconds, now)
         drawn = iter(result.drawn)
         for chunk in plan.chunks:
             if chunk.drafts:
@@ -209,12 +210,22 @@ class Scheduler:
     # Prefill and what follows a step.
 
     def _taking_part(self) -> list[Sample]:
-        """Running samples that the next step computes: all, or all but BATCH while others prefill."""
+        """Running samples that the next step computes: all, or none of BATCH while others prefill.
+
+        Of those of BATCH that decode the first ones, if there are too many.
+        """
         samples = self._running.snapshot()
-        if samples and samples[-1].is_batch:  # ranked last
-            prefills = any(not s.is_decoding and not s.is_batch for s in samples)
-            return [s for s in samples if not s.is_batch] if prefills else samples
-        return samples
+        if not samples or not samples[-1].is_batch:  # ranked last
+            return samples
+        others = [sample for sample in samples if not sample.is_batch]
+        if not all(sample.is_decoding for sample in others):
+            return others
+        rows = self._batch_share.rows(beside=bool(others))
+        if not rows:
+            return others
+        batch = samples[len(others) :]
+        left_out = set([sample for sample in batch if sample.is_decoding][rows:])
+        return [s for s in samples if s not in left_out] if left_out else samples
 
     def _prefill_chunk(self, sample: Sample, count: int) -> Chunk:
         if count < sample.uncomputed:

@@ -9,6 +9,7 @@
 #include <limits>
 #include <vector>
 
+#include "ahead.h"
 #include "vec.h"
 
 namespace penstock {
@@ -22,6 +23,9 @@ constexpr int kQueryTile = 4;
 #else
 constexpr int kQueryTile = 1;
 #endif
+constexpr int kPair = std::min(2, kQueryTile);
+// Lines of what comes next that are asked for with each square of keys, and with each fourth dimension or key.
+constexpr int kSquareLines = 16, kFourthLines = 8;
 
 struct HeadShape {
   int heads;
@@ -55,6 +59,12 @@ struct Pages {
   Element* value_of(Element* key) const { return key + int64_t(shape.kv_heads) * shape.dim; }
   // The next head's key, from a head's value.
   Element* next_head(Element* value) const { return value - int64_t(shape.kv_heads - 1) * shape.dim; }
+};
+
+// Positions [0, count) of a sequence, from a head on.
+struct Span {
+  const int32_t* table;
+  int count, head;
 };
 
 // Sixteen positions' words of a transposed tile of keys, as rows of floats: one of a float, two of
@@ -100,11 +110,21 @@ class Attention {
 
   // Attend to positions [0, position of each row], the first row's being `position`; the job's
   // first head is `head`. Heads take turns at each tile, since a position's heads lie together.
-  void attend(const Pages<Element>& pages, const int32_t* table, int head, int position) {
-    const int group = shape_.group(), count = rows_ * group, last = position + rows_ - 1;
+  // `following` is probably attended to after this.
+  void attend(const Pages<Element>& pages, const Span& span, const Span& following) {
+    const int group = shape_.group(), count = rows_ * group, last = span.count - 1;
+    const int bytes = heads_ * shape_.dim * int(sizeof(Element));
+    const int apart = shape_.kv_heads * shape_.dim * int(sizeof(Element));
+    const int position = span.count - rows_;
     for (int tile = 0; tile <= last; tile += kTileKeys) {
       const int keys = std::min(kTileKeys, last + 1 - tile);
-      pages.locate(table, tile, keys, head, from_);
+      const bool ends = tile + kTileKeys > last;
+      const Span& then = ends ? following : span;
+      const int first_then = ends ? 0 : tile + kTileKeys;
+      const int coming = std::clamp(then.count - first_then, 0, kTileKeys);
+      pages.locate(span.table, tile, keys, span.head, from_);
+      pages.locate(then.table, first_then, coming, then.head, ahead_.at);
+      ahead_.begin(coming, bytes, apart);
       for (int h = 0; h < heads_; h++) {
         const int first = h * count;
         transpose_keys(keys);
@@ -141,6 +161,7 @@ class Attention {
               std::memcpy(&square[i], from_[at + i] + first * kWordElements, 4 * some);
           }
         }
+        ahead_.fetch(kSquareLines);
         transpose(square);
         for (int i = 0; i < some; i++)
           spread(square[i], first + i, &keys_[at], static_cast<Element*>(nullptr));
@@ -150,6 +171,7 @@ class Attention {
 
   void score(int q, int end) {
     for (; q + kQueryTile <= end; q += kQueryTile) score_tile<kQueryTile>(q);
+    for (; q + kPair <= end; q += kPair) score_tile<kPair>(q);
     for (; q < end; q++) score_tile<1>(q);
   }
 
@@ -157,12 +179,14 @@ class Attention {
   void score_tile(int first) {
     F32x16 sums[queries][kTileVectors] = {};
     const float* query = &queries_[int64_t(first) * width_];
-    for (int i = 0; i < shape_.dim; i++)
+    for (int i = 0; i < shape_.dim; i++) {
+      if (i % 4 == 0) ahead_.fetch(kFourthLines);
       PENSTOCK_UNROLL for (int v = 0; v < kTileVectors; v++) {
         F32x16 keys = load(&keys_[i * kTileKeys + v * kLanes]);
         PENSTOCK_UNROLL for (int q = 0; q < queries; q++)
           sums[q][v] = fused(keys, query[int64_t(q) * width_ + i], sums[q][v]);
       }
+    }
     PENSTOCK_UNROLL for (int q = 0; q < queries; q++)
       PENSTOCK_UNROLL for (int v = 0; v < kTileVectors; v++)
         store(&scores_[int64_t(first + q) * kTileKeys + v * kLanes], sums[q][v]);
@@ -215,6 +239,7 @@ class Attention {
       }
       int q = begin;
       for (; q + kQueryTile <= end; q += kQueryTile) add_slice<kQueryTile>(q, slice, rows, keys);
+      for (; q + kPair <= end; q += kPair) add_slice<kPair>(q, slice, rows, keys);
       for (; q < end; q++) add_slice<1>(q, slice, rows, keys);
     }
   }
@@ -227,12 +252,14 @@ class Attention {
     PENSTOCK_UNROLL for (int q = 0; q < queries; q++)
       PENSTOCK_UNROLL for (int v = 0; v < kSliceVectors; v++)
         sums[q][v] = load(target + int64_t(q) * width_ + v * kLanes);
-    for (int i = 0; i < keys; i++)
+    for (int i = 0; i < keys; i++) {
+      if (i % 4 == 0) ahead_.fetch(kFourthLines);
       PENSTOCK_UNROLL for (int v = 0; v < kSliceVectors; v++) {
         F32x16 value = load(rows[i] + v * kLanes);
         PENSTOCK_UNROLL for (int q = 0; q < queries; q++)
           sums[q][v] = fused(value, weights[q * kTileKeys + i], sums[q][v]);
       }
+    }
     PENSTOCK_UNROLL for (int q = 0; q < queries; q++)
       PENSTOCK_UNROLL for (int v = 0; v < kSliceVectors; v++)
         store(target + int64_t(q) * width_ + v * kLanes, sums[q][v]);
@@ -242,6 +269,7 @@ class Attention {
   const int width_;
   int heads_ = 0, rows_ = 0;
   Element* from_[kTileKeys];
+  Ahead<Element, kTileKeys> ahead_;
   Buffer<float> queries_, keys_, sums_, most_, totals_, scores_;
   Buffer<Element> values_;
 };

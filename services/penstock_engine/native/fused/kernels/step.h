@@ -252,7 +252,7 @@ class Stepper : public AnyStepper {
       member.stage(jobs, [&](int i) { write_keys(step, mine, layer, pages, jobs_[i]); });
     member.stage(jobs, [&](int i) {
       if (keys_with_attention_) write_keys(step, mine, layer, pages, jobs_[i]);
-      run_job(step, mine, layer, pages, jobs_[i]);
+      run_job(step, mine, layer, pages, i);
     });
   }
 
@@ -270,8 +270,15 @@ class Stepper : public AnyStepper {
       }
   }
 
+  // What a job attends to, up to its last row.
+  Span span_of(const PenstockStep& step, const Job& job) const {
+    return {step.tables + step.table_starts[job.chunk],
+            position_of(step, job.chunk, job.end - 1) + 1, job.head};
+  }
+
   void run_job(const PenstockStep& step, Scratch& mine, int layer, const Pages<Element>& pages,
-               const Job& job) {
+               int number) {
+    const Job& job = jobs_[number];
     const int group = shape_.group(), rows = job.end - job.begin;
     mine.attention.begin(job.heads, rows, [&](int head, int row, int member) {
       int position = position_of(step, job.chunk, job.begin + row);
@@ -279,8 +286,8 @@ class Stepper : public AnyStepper {
            mine.head.data());
       return mine.head.data();
     });
-    mine.attention.attend(pages, step.tables + step.table_starts[job.chunk], job.head,
-                          position_of(step, job.chunk, job.begin));
+    const Job& next = jobs_[std::min(number + 1, int(jobs_.size()) - 1)];
+    mine.attention.attend(pages, span_of(step, job), span_of(step, next));
     for (int q = 0; q < job.heads * rows * group; q++) {
       int head = (job.head + q / (rows * group)) * group + q % group;
       float* row = &wide_[int64_t(job.begin + q / group % rows) * attended_];

@@ -1,0 +1,1 @@
+"""Those who ask: politely, strictly, without sense, and while workers die."""

@@ -1,0 +1,1 @@
+"""Engines without a model, or with a tiny one, and what all of them must pass."""

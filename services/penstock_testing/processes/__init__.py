@@ -1,0 +1,1 @@
+"""Real processes, ours and others', to be scraped, stopped and killed."""

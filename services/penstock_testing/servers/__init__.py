@@ -1,0 +1,1 @@
+"""Servers of ours in this process, and others that pretend."""

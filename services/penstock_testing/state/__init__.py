@@ -1,0 +1,1 @@
+"""The routers' picture of their workers, checked."""

@@ -1,0 +1,1 @@
+"""One request, from its first token to its last message."""

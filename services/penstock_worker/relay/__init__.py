@@ -1,0 +1,1 @@
+"""Many calls of a router's on one."""

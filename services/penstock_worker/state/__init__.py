@@ -1,0 +1,1 @@
+"""What routers hear of this worker: its cache and its load."""

@@ -12,11 +12,11 @@ from penstock_core.errors import InvalidRequest, NotSupported, Overloaded
 from penstock_engine.api import Constraint, EngineRequest, FinishReason
 from penstock_engine.native.fused.following import FollowedMasks
 from penstock_engine.native.fused.library import open_library
-from penstock_engine.native.scheduling.plan import Chunk
-from penstock_engine.native.scheduling.request import Drawn, Matcher, Request
+from penstock_engine.native.scheduling.plan import Chunk, StepPlan
+from penstock_engine.native.scheduling.request import Matcher, Request
 from penstock_engine.native.structured.grammars import Grammars, LibraryCompiler
 from penstock_engine.native.structured.llguidance_c import CMatcher, open_grammar_library
-from penstock_engine.native.structured.masks import Masks, RowMasks, StepMasks
+from penstock_engine.native.structured.masks import FollowedRows, Masks, RowMasks, StepMasks
 from penstock_engine.native.structured.vocabulary import Cutter, Vocabulary
 
 WORDS = [b"ab", b"abc", b"true", b'{"', b'":']
@@ -83,9 +83,11 @@ def row_masks(
 ) -> RowMasks:
     request = Request(spec, 0, 0.0, matchers)
     draws = tuple(request.samples)
-    finish = masks.begin([Chunk(draws[0], 0, 1 + len(drafts), 1 + len(drafts), draws, drafts)])
+    chunk = Chunk(draws[0], 0, 1 + len(drafts), 1 + len(drafts), draws, drafts)
+    finish = masks.begin(StepPlan((chunk,)))
     assert finish is not None
-    return finish()
+    found = finish()
+    return found.collect(found) if isinstance(found, FollowedRows) else found
 
 
 def allowed(found: RowMasks, row: int = 0) -> list[int]:
@@ -176,24 +178,6 @@ async def test_each_draft_has_its_own_mask_and_leaves_no_trace(
         assert allowed(together, row) == allowed(row_masks(masks, spec, matchers))
         matchers[0].advance(draft)
     assert matchers[0].ended is FinishReason.STOP
-
-
-async def test_masks_are_the_same_after_a_matcher_heard_of_its_token_with_others(
-    grammars: AnyGrammars, masks: StepMasks
-) -> None:
-    spec = ask(Constraint("choice", options=("no", "yes", "nope")), n=2)
-    matchers = await grammars.matchers(spec)
-    row_masks(masks, spec, matchers)
-    for first, second in zip(b"no", b"ye", strict=True):
-        row_masks(masks, spec, matchers)
-        masks.drew([Drawn((first,)), Drawn((second,))])
-        for matcher, token in zip(matchers, (first, second), strict=True):
-            matcher.advance(token)
-    found = row_masks(masks, spec, matchers)
-
-    assert [matcher.ended for matcher in matchers] == [None, None]
-    assert allowed(found, 0) == [ord("p"), EOS]
-    assert allowed(found, 1) == [ord("s")]
 
 
 async def test_a_sample_that_ends_while_another_goes_on_leaves_the_rest_alone(

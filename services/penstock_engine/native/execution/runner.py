@@ -91,15 +91,13 @@ class Runner:
         """Compute a step and draw its tokens."""
         began = time.perf_counter()
         drawn: list[Drawn] = []
-        masking = self._masks.begin(plan.chunks) if self._masks is not None else None
+        masking = self._masks.begin(plan) if self._masks is not None else None
         with torch.inference_mode():
             logits = self.logits(plan)
             drawers = _drawers(plan)
             if drawers:
                 masks = masking() if masking is not None else None
                 rows = self._sampler.draw(_rows_to_draw(logits, plan, len(drawers)), drawers, masks)
-                if self._masks is not None and masks is not None:
-                    self._masks.drew(rows)
                 drawn = _settle(rows, plan.chunks) if plan.has_drafts else rows
         return StepResult(drawn, time.perf_counter() - began)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from penstock_engine.api import Logprob
 from penstock_engine.native.execution.truncation import truncate
 from penstock_engine.native.scheduling.request import Ahead, Drawn, Sample
-from penstock_engine.native.structured.masks import RowMasks
+from penstock_engine.native.structured.masks import FollowedRows, RowMasks, StepRows
 
 Drawer = Sample | Ahead
 """Whoever a token is drawn for: a sequence as it is, or as it will be if its drafts stand."""
@@ -28,7 +28,7 @@ Drawer = Sample | Ahead
 class Rows(Protocol):
     """What is done to all rows of logits ``(rows, vocab)`` in float32 at once."""
 
-    def forbid(self, logits: Tensor, masks: RowMasks) -> None:
+    def forbid(self, logits: Tensor, masks: StepRows) -> None:
         """Set what is not allowed to minus infinity, in place."""
         ...
 
@@ -37,11 +37,12 @@ class Rows(Protocol):
         logits: Tensor,
         temperatures: Sequence[float],
         points: Sequence[float],
-        masks: RowMasks | None = None,
+        masks: StepRows | None = None,
     ) -> list[int]:
         """The best token where the temperature is 0, else the one its point in [0, 1) falls to.
 
-        Of those that ``masks`` allows, if it was not applied to the logits before.
+        Of those that ``masks`` allows, which hears of them, and says which samples end instead, if it
+        is ``FollowedRows``.
         """
         ...
 
@@ -74,7 +75,7 @@ class Sampler:
         self._rows: Rows = rows or TorchRows()
 
     def draw(
-        self, logits: Tensor, samples: Sequence[Drawer], masks: RowMasks | None = None
+        self, logits: Tensor, samples: Sequence[Drawer], masks: StepRows | None = None
     ) -> list[Drawn]:
         """``logits`` is ``(samples, vocab)`` in float32 and is overwritten."""
         plain = [t for s in samples if (t := s.request.plain_temperature) is not None]
@@ -87,7 +88,7 @@ class Sampler:
         return drawn
 
     def _draw_adjusted(
-        self, logits: Tensor, samples: Sequence[Drawer], masks: RowMasks | None
+        self, logits: Tensor, samples: Sequence[Drawer], masks: StepRows | None
     ) -> list[Drawn]:
         logprobs = _raw_logprobs(logits, samples)
         _adjust(logits, samples)
@@ -100,7 +101,9 @@ class Sampler:
         if cut:
             if masks is not None:  # what is forbidden counts for nothing where a rest is cut off
                 self._rows.forbid(logits, masks)
-                waiting = None
+                waiting = (
+                    masks if isinstance(masks, FollowedRows) else None
+                )  # those still have to hear
             _truncate(logits, samples, cut, temperatures)
         drawn = self._pick(logits, samples, temperatures, waiting)
         if logprobs is not None:
@@ -114,7 +117,7 @@ class Sampler:
         logits: Tensor,
         samples: Sequence[Drawer],
         temperatures: Sequence[float],
-        masks: RowMasks | None,
+        masks: StepRows | None,
     ) -> list[Drawn]:
         points = [
             uniform(sample.request.spec.sampling.seed, sample.choice_index, sample.num_output)
@@ -128,8 +131,9 @@ class Sampler:
 class TorchRows:
     """``Rows`` with torch's operators, on any device."""
 
-    def forbid(self, logits: Tensor, masks: RowMasks) -> None:
+    def forbid(self, logits: Tensor, masks: StepRows) -> None:
         """See ``Rows.forbid``."""
+        assert isinstance(masks, RowMasks), "followers are the kernel's"
         rows = masks.rows
         allowed = masks.allowed[: len(rows)]
         bits = np.unpackbits(allowed.view(np.uint8), axis=1, bitorder="little")
@@ -145,7 +149,7 @@ class TorchRows:
         logits: Tensor,
         temperatures: Sequence[float],
         points: Sequence[float],
-        masks: RowMasks | None = None,
+        masks: StepRows | None = None,
     ) -> list[int]:
         """See ``Rows.pick``; draws by inverse transform in vocabulary order."""
         if masks is not None:

@@ -9,8 +9,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from penstock_engine.api import FinishReason
 from penstock_engine.native.fused.library import Library
-from penstock_engine.native.structured.masks import RowMasks
+from penstock_engine.native.structured.masks import FollowedRows, RowMasks, StepRows
+
+ENDED = {1: FinishReason.STOP, 2: FinishReason.CONSTRAINT}
+"""By what the kernel calls complete and broken; 0 is open."""
 
 
 class KernelRows:
@@ -18,11 +22,14 @@ class KernelRows:
 
     def __init__(self, library: Library) -> None:
         self._draw = library.draw
+        self._draw_followed = library.draw_followed
         self._forbid = library.forbid
 
-    def forbid(self, logits: Tensor, masks: RowMasks) -> None:
+    def forbid(self, logits: Tensor, masks: StepRows) -> None:
         """See ``Rows.forbid``."""
         assert logits.is_contiguous(), "rows are found by their distance"
+        if isinstance(masks, FollowedRows):
+            masks = masks.collect(masks)
         where, words = array("q", masks.rows), masks.allowed.shape[1]
         place, count = where.buffer_info()
         self._forbid(logits.data_ptr(), logits.shape[1], place, count, masks.address, words)
@@ -32,7 +39,7 @@ class KernelRows:
         logits: Tensor,
         temperatures: Sequence[float],
         points: Sequence[float],
-        masks: RowMasks | None = None,
+        masks: StepRows | None = None,
     ) -> list[int]:
         """The best token where the temperature is 0, else the one its point in [0, 1) falls to.
 
@@ -45,6 +52,12 @@ class KernelRows:
         told = (logits.data_ptr(), rows, vocabulary, _address(scales), _address(places))
         if masks is None:
             self._draw(*told, None, None, 0, _address(out))
+        elif isinstance(masks, FollowedRows):
+            ends = array("b", bytes(rows))
+            drafts = None if masks.drafts is None else _address(masks.drafts)
+            found = _address(masks.followers), drafts, _address(out), _address(ends)
+            if self._draw_followed(*told, *found):
+                masks.ends |= {row: ENDED[code] for row, code in enumerate(ends) if code}
         else:
             where = _where(masks, rows)
             masked = (_address(where), masks.address, masks.allowed.shape[1])

@@ -1,30 +1,29 @@
 """Constraints followed by the kernel's threads, between steps and beside them.
 
-Owns a sample's follower (``Follower``, instead of ``GrammarMatcher``) and the masks of a step that are
-collected from them (``FollowedMasks``, instead of ``Masks``). A follower told a token finds out at
-once what may come next, on a thread that would idle until the next step; nothing of that needs the
-GIL. Knows no logits.
+Owns a sample's follower (``Follower``, instead of ``GrammarMatcher``) and who has one among the rows of a
+step (``FollowedMasks``, instead of ``Masks``). A follower hears of its token within the draw or, on
+a thread that idles until the next step, beside what Python does then, and finds out there what may come next;
+nothing of that needs the GIL. Knows no logits.
 """
 
 import weakref
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from ctypes import c_int64
 
 import numpy as np
 
-from penstock_engine.api import FinishReason
+from penstock_engine.native.fused.draw import ENDED
 from penstock_engine.native.fused.library import CFollower, CGrammar, Following, Library
-from penstock_engine.native.scheduling.plan import Chunk
-from penstock_engine.native.scheduling.request import Drawn
+from penstock_engine.native.scheduling.plan import StepPlan
 from penstock_engine.native.structured.grammars import Followed
 from penstock_engine.native.structured.llguidance_c import CMatcher, CTokenizer, GrammarLibrary
-from penstock_engine.native.structured.masks import RowMasks, Run, runs_of
+from penstock_engine.native.structured.masks import FollowedRows, RowMasks, Run, runs_of
 from penstock_engine.native.structured.vocabulary import Cutter
 
 _BUSY = -1
-_ENDED = {1: FinishReason.STOP, 2: FinishReason.CONSTRAINT}
-"""By what the kernel calls complete and broken; 0 is open."""
+_UNTOLD, _TOKEN = -1, 0xFFFFFFFF
+"""What a follower heard is negative until it heard of its token; see ``Follower::heard`` in the kernel."""
 _WORD_BITS = 32
 _FORESIGHT = 16
 """Tokens that are looked for where a constraint leaves no choice; no step checks more."""
@@ -44,47 +43,38 @@ class Follower:
     """A constraint as far as one sample has followed it. Owned by the step thread once made."""
 
     __slots__ = (
-        "__weakref__", "_following", "_raw", "address", "ended", "fresh", "num_foreseen", "told",
+        "__weakref__", "_following", "_heard", "_raw", "address", "ended", "num_foreseen",
     )  # fmt: skip
 
     def __init__(
-        self, following: Following, raw: CMatcher, address: int, ended: FinishReason | None
+        self, following: Following, raw: CMatcher, address: int, followed: Followed
     ) -> None:
         self._following = following
-        self._raw = raw  # lives as long
+        self._heard = c_int64.from_address(following.heard(address))
+        self._raw = raw  # lives at least as long
         self.address = address
-        self.ended = ended
+        self.ended = followed.ended
         """See ``GrammarMatcher.ended``."""
-        self.fresh = True
-        """Whether nobody was asked yet what may follow."""
-        self.told: tuple[int, int] | None = None
-        """The token that was drawn, if it was told already, and what came of that."""
         self.num_foreseen = 0
         """Tokens behind the last one told that alone may follow."""
-        weakref.finalize(self, _end, following, address, raw)
+        weakref.finalize(self, _end, following, address, followed.done)
 
     def advance(self, token: int) -> None:
         """The sample has one token more."""
-        if self.told is not None:
-            told, state = self.told
-            assert told == token, "a sample goes on with another token than was drawn for it"
-            self.told = None
-        else:
-            state = self._follow(token)
-        while state == _BUSY:
-            self._following.wait(self.address)
-            state = self._follow(token)
-        self.fresh = False
-        if state:
-            self.ended = _ENDED[state]
-
-    def _follow(self, token: int) -> int:
-        told = array("Q", [self.address]), array("i", [token])
-        state, foreseen = array("b", [0]), array("i", [0])
-        address, tokens, to, count = (a.buffer_info()[0] for a in (*told, state, foreseen))
-        self._following.follow_each(address, tokens, 1, to, count)
-        self.num_foreseen = foreseen[0]
-        return state[0]
+        heard = self._heard.value
+        if heard == token:  # as most are: it was told, and nothing came of it
+            self._heard.value = _UNTOLD
+            self.num_foreseen = 0
+            return
+        while heard < 0:
+            heard = self._following.hear(self.address, token)
+            if heard < 0:
+                self._following.wait(self.address)
+        self._heard.value = _UNTOLD
+        assert heard & _TOKEN == token, "a sample goes on with another token than was drawn for it"
+        self.num_foreseen = heard >> 40
+        if state := heard >> 32 & 0xFF:
+            self.ended = ENDED[state]
 
     def permitted(self, tokens: Sequence[int]) -> int:
         """How many of these tokens could follow, in order."""
@@ -104,19 +94,9 @@ class Follower:
         return tokens[: min(self.num_foreseen, limit)]
 
 
-def _end(following: Following, address: int, _raw: CMatcher) -> None:
-    """The follower first: what it follows is kept until then by being named here."""
-    following.end(address)
-
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """Rows of some followers, numbered as the step's draws are; drafts of each if not all were known."""
-
-    followers: Sequence[Follower]
-    rows: Sequence[int]
-    addresses: "array[int]"
-    counts: "array[int] | None" = None
+def _end(following: Following, address: int, done: Callable[[int], None]) -> None:
+    """The follower first: ``done`` keeps what it follows until then."""
+    done(following.end(address))
 
 
 class FollowedMasks:
@@ -127,8 +107,6 @@ class FollowedMasks:
         self._grammars = grammars
         self._vocab_size = vocab_size
         self._words = vocab_size // _WORD_BITS + 1
-        self._make_room(1)
-        self._asked: _Asked | None = None
         addresses = {field: grammars.address(name) for field, name in _GRAMMAR.items()}
         self.chores = self._following.chores(CGrammar(**addresses))
         weakref.finalize(self, self._following.end_chores, self.chores)
@@ -151,93 +129,53 @@ class FollowedMasks:
             foresight=0 if request.speculation is False else _FORESIGHT,
         )
         address = self._following.create(self.chores, told)
-        return Follower(self._following, raw, address, followed.ended)
+        return Follower(self._following, raw, address, followed)
 
-    def begin(self, chunks: Sequence[Chunk]) -> Callable[[], RowMasks] | None:
-        """See ``StepMasks.begin``; valid until the next step."""
-        followers: list[Follower] = []
-        rows: list[int] = []
-        row, is_known = 0, True
-        for chunk in chunks:  # a plain loop: in a small model's step each microsecond is seen
-            for sample in chunk.draws:
-                matcher = sample.matcher
-                if isinstance(matcher, Follower):
-                    followers.append(matcher)
-                    rows.append(row)
-                    is_known = is_known and not (matcher.fresh or chunk.drafts)
-                row += 1
-            row += len(chunk.drafts)
-        self._asked = None
-        if not followers:
+    def begin(self, plan: StepPlan) -> Callable[[], FollowedRows] | None:
+        """See ``StepMasks.begin``."""
+        if plan.has_drafts or plan.num_prefill_tokens:
+            return self._ask(runs_of(plan.chunks, Follower), plan)
+        matchers = [sample.matcher for chunk in plan.chunks for sample in chunk.draws]
+        if not any(matchers):
             return None
-        if is_known:
-            addresses = array("Q", [follower.address for follower in followers])
-            self._asked = _Asked(followers, rows, addresses)
-        else:
-            self._asked = self._ask(runs_of(chunks, Follower))
-        return self._collect
+        addresses = [found.address if isinstance(found, Follower) else 0 for found in matchers]
+        rows = FollowedRows(array("Q", addresses), None, self._collect)
+        return lambda: rows
 
-    def drew(self, drawn: Sequence[Drawn]) -> None:
-        """See ``StepMasks.drew``: followers hear of their tokens all at once, and before anybody else."""
-        asked = self._asked
-        if asked is None or asked.counts is not None:
-            return
-        count = len(asked.rows)
-        self._have_room(count)
-        tokens, states, foreseen = self._tokens, self._states, self._foreseen
-        for place, row in enumerate(asked.rows):
-            ids = drawn[row].token_ids
-            tokens[place] = ids[0] if ids else -1
-        addresses, (told, came, ahead) = asked.addresses.buffer_info()[0], self._heard
-        self._following.follow_each(addresses, told, count, came, ahead)
-        for place, follower in enumerate(asked.followers):
-            if tokens[place] >= 0:
-                follower.told = tokens[place], states[place]
-                follower.num_foreseen = foreseen[place]
-
-    def _ask(self, runs: Sequence[Run[Follower]]) -> _Asked:
-        """Of some nothing is known, or not what may follow their drafts."""
+    def _ask(
+        self, runs: Sequence[Run[Follower]], plan: StepPlan
+    ) -> Callable[[], FollowedRows] | None:
+        """Of some perhaps nothing is known, or not what may follow their drafts: begin on that now."""
+        if not runs:
+            return None
         addresses = array("Q", [run.matcher.address for run in runs])
         counts = array("i", [len(run.drafts) for run in runs])
         drafts = array("I", [draft for run in runs for draft in run.drafts])
         self._following.ask(
             addresses.buffer_info()[0], counts.buffer_info()[0], drafts.buffer_info()[0], len(runs)
         )
-        rows = [run.row + i for run in runs for i in range(1 + len(run.drafts))]
-        return _Asked([run.matcher for run in runs], rows, addresses, counts)
+        size = sum(len(chunk.draws) + len(chunk.drafts) for chunk in plan.chunks)
+        followers, behind = array("Q", bytes(8 * size)), array("i", [-1]) * size
+        for run in runs:
+            for count in range(1 + len(run.drafts)):
+                followers[run.row + count] = run.matcher.address
+                behind[run.row + count] = count if run.drafts else -1
+        rows = FollowedRows(followers, behind, self._collect)
+        return lambda: rows
 
     def close(self) -> None:
         """Nothing is held that collecting this does not free."""
 
-    def _collect(self) -> RowMasks:
-        asked = self._asked
-        assert asked is not None, "masks are collected that nobody asked for"
-        self._have_room(len(asked.rows))
-        place, size = asked.addresses.buffer_info()
-        counts = None if asked.counts is None else asked.counts.buffer_info()[0]
-        told = (place, counts, size, *self._places)
-        ended = self._following.known(*told, 0)
-        if ended == _BUSY:
-            ended = self._following.answer(*told, 1)
-        ends = {}
-        if ended:
-            codes = zip(asked.rows, self._ends, strict=False)
-            ends = {row: _ENDED[code] for row, code in codes if code}
-        return RowMasks(asked.rows, self._masks, ends, self._places[0])
-
-    def _have_room(self, rows: int) -> None:
-        if rows > len(self._ends):
-            self._make_room(rows)
-
-    def _make_room(self, rows: int) -> None:
-        """What the kernel reads and writes at each step, at addresses that stay."""
-        self._masks = np.empty((rows, self._words), dtype=np.uint32)
-        self._ends = array("b", bytes(rows))
-        self._places = (self._masks.ctypes.data, self._ends.buffer_info()[0])
-        self._tokens = array("i", bytes(4 * rows))
-        self._states, self._foreseen = array("b", bytes(rows)), array("i", bytes(4 * rows))
-        told, came, ahead = self._tokens, self._states, self._foreseen
-        self._heard = tuple(numbers.buffer_info()[0] for numbers in (told, came, ahead))
+    def _collect(self, rows: FollowedRows) -> RowMasks:
+        which = [row for row, address in enumerate(rows.followers) if address]
+        followers = array("Q", [rows.followers[row] for row in which])
+        behind = array("i", [rows.drafts[row] if rows.drafts else -1 for row in which])
+        masks = np.empty((len(which), self._words), dtype=np.uint32)
+        ends, place = array("b", bytes(len(which))), masks.ctypes.data
+        asked = (followers.buffer_info()[0], behind.buffer_info()[0], len(which))
+        self._following.answer(*asked, place, ends.buffer_info()[0])
+        ended = {row: ENDED[code] for row, code in zip(which, ends, strict=True) if code}
+        return RowMasks(which, masks, ended, place)
 
 
 class FollowedCompiler:
@@ -254,6 +192,10 @@ class FollowedCompiler:
     def copy(self, raw: CMatcher) -> CMatcher:
         """See ``Compiler.copy``."""
         return raw.deep_copy()
+
+    def reset(self, raw: CMatcher) -> bool:
+        """See ``Compiler.reset``."""
+        return raw.reset()
 
     def matcher(self, raw: CMatcher, followed: Followed) -> Follower:
         """See ``Compiler.matcher``."""

@@ -6,7 +6,7 @@ no tensors. A call releases the GIL for its whole length.
 
 import ctypes
 from collections.abc import Callable
-from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_int64, c_uint32, c_void_p
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -146,27 +146,28 @@ class Following:
         chores: who does what followers leave to do, of grammars behind this interface.
         end_chores: forget them, once nobody else knows of them.
         create: a follower.
-        end: end it, waiting for who is at its chore.
-        follow_each: tell several a token each. This and the next two keep the GIL and never wait.
+        end: end it, waiting for who is at its chore; how many tokens it followed.
+        heard: where it says what came of its last token; see ``Follower::heard``.
+        hear: what came of a token, told now if it was not with its draw. This and the next two keep the GIL
+            and never wait long.
         foretell: the tokens that one foresees.
         permitted: how many of some tokens could follow.
         wait: for who is at its chore.
         ask: for rows of several, behind drafts too.
-        known: those rows if they are known already or quickly found; keeps the GIL and never waits.
-        answer: those rows; how many end their sample.
+        answer: copies of rows.
     """
 
     chores: Callable[[CGrammar], int]
     end_chores: Callable[[int], None]
     create: Callable[[int, CFollower], int]
-    end: Callable[[int], None]
-    follow_each: Callable[[int, int, int, int, int], None]
+    end: Callable[[int], int]
+    heard: Callable[[int], int]
+    hear: Callable[[int, int], int]
     foretell: Callable[[int, int], None]
     permitted: Callable[[int, int, int], int]
     wait: Callable[[int], None]
     ask: Callable[[int, int, int, int], None]
-    known: Callable[[int, int | None, int, int, int, int], int]
-    answer: Callable[[int, int | None, int, int, int, int], int]
+    answer: Callable[[int, int | None, int, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +180,7 @@ class Library:
         create: a model's state and threads, from its description; None if it cannot serve it.
         step: computes one step.
         draw: a token for each row of logits; see ``penstock_draw``.
+        draw_followed: the same under what followers allow; see ``penstock_draw_followed``.
         forbid: sets logits of forbidden tokens; see ``penstock_forbid``.
         destroy: ends the threads.
         following: constraints beside the steps.
@@ -189,6 +191,7 @@ class Library:
     create: Callable[[CModel], int | None]
     step: Callable[[int, CStep], None]
     draw: Callable[[int, int, int, int, int, int | None, int | None, int, int], None]
+    draw_followed: Callable[[int, int, int, int, int, int, int | None, int, int], int]
     forbid: Callable[[int, int, int, int, int, int], None]
     destroy: Callable[[int], None]
     following: Following
@@ -222,6 +225,10 @@ def load(path: Path) -> Library:
         *(c_void_p, c_int32, c_int64, c_void_p, c_void_p),
         *(c_void_p, c_void_p, c_int64, c_void_p),
     ]
+    found.penstock_draw_followed.argtypes = [
+        *(c_void_p, c_int32, c_int64, c_void_p, c_void_p),
+        *(c_void_p, c_void_p, c_void_p, c_void_p),
+    ]
     found.penstock_forbid.restype = None
     found.penstock_forbid.argtypes = [c_void_p, c_int64, c_void_p, c_int32, c_void_p, c_int64]
     found.penstock_destroy.restype = None
@@ -232,6 +239,7 @@ def load(path: Path) -> Library:
         create=found.penstock_create,
         step=found.penstock_step,
         draw=found.penstock_draw,
+        draw_followed=found.penstock_draw_followed,
         forbid=found.penstock_forbid,
         destroy=found.penstock_destroy,
         following=_following(found, ctypes.PyDLL(str(path))),
@@ -244,27 +252,26 @@ def _following(found: ctypes.CDLL, quick: ctypes.PyDLL) -> Following:
     found.penstock_chores.argtypes = [POINTER(CGrammar)]
     found.penstock_follower.restype = c_void_p
     found.penstock_follower.argtypes = [c_void_p, POINTER(CFollower)]
+    found.penstock_end_follower.argtypes = [c_void_p]
+    found.penstock_heard.restype, found.penstock_heard.argtypes = c_void_p, [c_void_p]
+    quick.penstock_hear.restype, quick.penstock_hear.argtypes = c_int64, [c_void_p, c_uint32]
+    quick.penstock_foretell.restype, quick.penstock_foretell.argtypes = None, [c_void_p] * 2
     quick.penstock_permitted.argtypes = [c_void_p, c_void_p, c_int32]
+    found.penstock_ask.restype = found.penstock_answer.restype = None
     found.penstock_ask.argtypes = [c_void_p, c_void_p, c_void_p, c_int32]
-    for either in (found, quick):
-        either.penstock_answer.argtypes = [*[c_void_p] * 2, c_int32, *[c_void_p] * 2, c_int32]
-    quick.penstock_follow_each.restype = None
-    quick.penstock_follow_each.argtypes = [c_void_p, c_void_p, c_int32, c_void_p, c_void_p]
-    quick.penstock_foretell.restype = None
-    quick.penstock_foretell.argtypes = [c_void_p, c_void_p]
-    for nothing in (found.penstock_end_chores, found.penstock_end_follower, found.penstock_await):
+    found.penstock_answer.argtypes = [c_void_p, c_void_p, c_int32, c_void_p, c_void_p]
+    for nothing in (found.penstock_end_chores, found.penstock_await):
         nothing.restype, nothing.argtypes = None, [c_void_p]
-    found.penstock_ask.restype = None
     return Following(
         chores=found.penstock_chores,
         end_chores=found.penstock_end_chores,
         create=found.penstock_follower,
         end=found.penstock_end_follower,
-        follow_each=quick.penstock_follow_each,
+        heard=found.penstock_heard,
+        hear=quick.penstock_hear,
         foretell=quick.penstock_foretell,
         permitted=quick.penstock_permitted,
         wait=found.penstock_await,
         ask=found.penstock_ask,
-        known=quick.penstock_answer,
         answer=found.penstock_answer,
     )

@@ -1,6 +1,6 @@
 """Constraints of requests, compiled: which tokens may follow in which state.
 
-Owns the compiler and its bounded cache, and what one sample has of a constraint (``GrammarMatcher``;
+Owns the compiler and its bounded cache, which learns from the samples that used it, and what one sample has of a constraint (``GrammarMatcher``;
 beside the fused kernel ``fused.following`` has its own).
 Compiling runs in a thread of its own, so that neither a step nor the event loop waits for it. Knows
 no logits; ``masks`` does.
@@ -14,10 +14,11 @@ us and 4-7 us), the dearest 0.1-4 ms and 2-12 ms (xgrammar: 0.03-0.1 ms and 4-7 
 
 import asyncio
 import json
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
@@ -28,6 +29,10 @@ from penstock_engine.native.scheduling.request import Matcher
 from penstock_engine.native.structured.vocabulary import Cutter, Vocabulary
 
 _MAX_CACHED = 64
+_MAX_DONE = 8
+_MAX_LEARNT = 1024
+"""Tokens that a template's lexer learns from: most schemas are known by then, and what is learnt takes memory in
+each copy and counts for the library's limits."""
 _MAX_CHARS = 1 << 18
 _MAX_COMPLAINT = 400
 # Models tend to write white space for ever where a grammar lets them.
@@ -37,18 +42,22 @@ _WHITE_SPACE = "[ \\n\\t]{1,32}"
 class GrammarMatcher:
     """A constraint as far as one sample has followed it. Owned by the step thread once made."""
 
-    __slots__ = ("_looks_ahead", "ended", "raw")
+    __slots__ = ("_followed", "_num_tokens", "ended", "raw")
 
-    def __init__(
-        self, raw: LLMatcher, ended: FinishReason | None = None, *, looks_ahead: bool = True
-    ) -> None:
+    def __init__(self, raw: LLMatcher, followed: "Followed") -> None:
         self.raw = raw
-        self._looks_ahead = looks_ahead
-        self.ended = ended
+        self._followed = followed
+        self._num_tokens = followed.num_tokens
+        self.ended = followed.ended
         """STOP once nothing may follow, CONSTRAINT once it cannot be followed any more."""
+
+    def __del__(self) -> None:
+        """Nobody asks any more."""
+        self._followed.done(self._num_tokens)
 
     def advance(self, token: int) -> None:
         """The sample has one token more."""
+        self._num_tokens += 1
         self.ended = _follow(self.raw, token)
 
     def permitted(self, tokens: Sequence[int]) -> int:
@@ -57,7 +66,7 @@ class GrammarMatcher:
 
     def foreseen(self, limit: int) -> Sequence[int]:
         """See ``Matcher.foreseen``."""
-        if self.ended or not self._looks_ahead:
+        if self.ended or self._followed.request.speculation is False:
             return ()
         return self.raw.compute_ff_tokens()[:limit]
 
@@ -91,11 +100,15 @@ R = TypeVar("R", bound=Raw)
 
 @dataclass(frozen=True, slots=True)
 class Followed:
-    """How far a request's sample is when its matcher is made."""
+    """How far a request's sample is when its matcher is made.
+
+    ``done`` is to be told once that nobody uses the grammar any more, and how many tokens it followed.
+    """
 
     request: EngineRequest
     num_tokens: int
     ended: FinishReason | None
+    done: Callable[[int], None]
 
 
 class Compiler(Protocol[R]):
@@ -109,9 +122,21 @@ class Compiler(Protocol[R]):
         """One that goes on from there by itself."""
         ...
 
+    def reset(self, raw: R) -> bool:
+        """Back to the beginning, knowing what was learnt on the way; False if that is not possible."""
+        ...
+
     def matcher(self, raw: R, followed: Followed) -> Matcher:
         """What a sample follows."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Taught(Generic[R]):
+    """A grammar whose lexer went through so many tokens."""
+
+    raw: R
+    num_tokens: int = 0
 
 
 class Grammars(Generic[R]):
@@ -131,7 +156,8 @@ class Grammars(Generic[R]):
         self._num_waiting = 0
         self._thread = ThreadPoolExecutor(1, "engine-grammars")
         self._compiler: Compiler[R] | None = None
-        self._compiled: OrderedDict[Constraint, R] = OrderedDict()
+        self._compiled: OrderedDict[Constraint, _Taught[R]] = OrderedDict()
+        self._done: deque[tuple[Constraint, _Taught[R]]] = deque(maxlen=_MAX_DONE)
 
     async def matchers(self, request: EngineRequest) -> tuple[Matcher, ...]:
         """One for each sample, behind the tokens that it emitted before a resume.
@@ -164,19 +190,40 @@ class Grammars(Generic[R]):
     def _make(self, constraint: Constraint, request: EngineRequest) -> tuple[Matcher, ...]:
         if self._compiler is None:
             self._compiler = self._new_compiler()
+        self._learn(self._compiler)
         template = self._compiled.get(constraint)
         if template is None:
-            template = self._compiled[constraint] = _compile(self._compiler, constraint)
+            template = _Taught(_compile(self._compiler, constraint))
+            self._compiled[constraint] = template
             if len(self._compiled) > _MAX_CACHED:
                 self._compiled.popitem(last=False)
         self._compiled.move_to_end(constraint)
         made = []
         for index in range(request.n):
-            raw = self._compiler.copy(template)
+            raw = self._compiler.copy(template.raw)
             emitted = request.emitted[index] if index < len(request.emitted) else ()
-            followed = Followed(request, len(emitted), _replay(raw, emitted))
+            done = partial(self._keep, constraint, raw, template.num_tokens)
+            followed = Followed(request, len(emitted), _replay(raw, emitted), done)
             made.append(self._compiler.matcher(raw, followed))
         return tuple(made)
+
+    def _learn(self, compiler: Compiler[R]) -> None:
+        """Copy those from now on that went furthest: a lexer finds out its states as it comes to them."""
+        while self._done:
+            constraint, taught = self._done.popleft()
+            known = self._compiled.get(constraint)
+            if (
+                known is not None
+                and known.num_tokens < taught.num_tokens
+                and compiler.reset(taught.raw)
+            ):
+                self._compiled[constraint] = taught
+
+    # In any thread.
+
+    def _keep(self, constraint: Constraint, raw: R, learnt: int, num_tokens: int) -> None:
+        if learnt < _MAX_LEARNT:
+            self._done.append((constraint, _Taught(raw, learnt + num_tokens)))
 
     def _new_compiler(self) -> Compiler[R]:
         assert self._vocabulary is not None, "a constraint is compiled without a vocabulary"
@@ -199,10 +246,13 @@ class LibraryCompiler:
         """See ``Compiler.copy``."""
         return raw.deep_copy()
 
+    def reset(self, raw: LLMatcher) -> bool:
+        """See ``Compiler.reset``."""
+        return raw.reset() and not raw.is_error()
+
     def matcher(self, raw: LLMatcher, followed: Followed) -> GrammarMatcher:
         """See ``Compiler.matcher``."""
-        looks_ahead = followed.request.speculation is not False
-        return GrammarMatcher(raw, followed.ended, looks_ahead=looks_ahead)
+        return GrammarMatcher(raw, followed)
 
 
 class _Tokens:

@@ -93,6 +93,7 @@ _SIGNATURES = {
     "llg_matcher_compute_mask_into": (c_int32, c_void_p, c_void_p, c_size_t),
     "llg_matcher_consume_token": (c_int32, c_void_p, c_uint32),
     "llg_matcher_validate_tokens": (c_int32, c_void_p, c_void_p, c_size_t),
+    "llg_matcher_reset": (c_int32, c_void_p),
     "llg_matcher_rollback": (c_int32, c_void_p, c_size_t),
     "llg_matcher_compute_ff_tokens": (c_int32, c_void_p, c_void_p, c_size_t),
     "llg_matcher_is_stopped": (c_bool, c_void_p),
@@ -189,6 +190,11 @@ class CMatcher:
         """Follow a token; False if it is not allowed, which is an error for good."""
         consumed: int = self._functions.llg_matcher_consume_token(self.address, token)
         return consumed == 0
+
+    def reset(self) -> bool:
+        """Back to the beginning; False if it is in error."""
+        done: int = self._functions.llg_matcher_reset(self.address)
+        return done == 0 and not self.is_error()
 
     def is_stopped(self) -> bool:
         """Whether nothing may follow."""

@@ -1,15 +1,16 @@
 """Which tokens a step may draw for its constrained rows.
 
-Owns the masks of one step (``RowMasks``, ``StepMasks``), and how they are found without the fused
+Owns what is known of one step (``RowMasks``, ``FollowedRows``, ``StepMasks``), and how they are found without the fused
 kernel: in a thread beside the forward pass if there are many, since they depend on the tokens so far
 and on drafts, not on logits. Beside the kernel ``fused.following`` finds them sooner. A row where only
 the end is possible is not drawn for: it ends its sample. Knows neither grammars (``grammars`` does)
 nor how draws are made.
 """
 
+from array import array
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
@@ -17,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock_engine.api import FinishReason
-from penstock_engine.native.scheduling.plan import Chunk
-from penstock_engine.native.scheduling.request import Drawn, Sample
+from penstock_engine.native.scheduling.plan import Chunk, StepPlan
+from penstock_engine.native.scheduling.request import Sample
 from penstock_engine.native.structured.grammars import GrammarMatcher
 
 M = TypeVar("M")
@@ -47,18 +48,34 @@ class RowMasks:
     address: int
 
 
+@dataclass(slots=True)
+class FollowedRows:
+    """Rows whose masks are where the fused kernel needs them, so that nobody else has to see them.
+
+    Attributes:
+        followers: address of each row's follower, 0 where there is none.
+        drafts: behind how many drafts a row is, -1 where its sample has none; None if no sample has any.
+        collect: copies of the masks.
+        ends: why the sample of a row ends instead of drawing, once it was drawn for.
+    """
+
+    followers: "array[int]"
+    drafts: "array[int] | None"
+    collect: Callable[["FollowedRows"], RowMasks]
+    ends: dict[int, FinishReason] = field(default_factory=dict)
+
+
+StepRows = RowMasks | FollowedRows
+
+
 class StepMasks(Protocol):
     """Whoever knows the masks of a step's draws. Closed by its owner."""
 
-    def begin(self, chunks: Sequence[Chunk]) -> Callable[[], RowMasks] | None:
+    def begin(self, plan: StepPlan) -> Callable[[], StepRows] | None:
         """Start on the masks of a step's draws; None if no sample of it is constrained.
 
         What it returns waits for them; call it before any of the samples moves on.
         """
-        ...
-
-    def drew(self, drawn: Sequence[Drawn]) -> None:
-        """Hear what was drawn for the rows of the last ``begin``; matchers are told by others."""
         ...
 
     def close(self) -> None:
@@ -84,17 +101,14 @@ class Masks:
         self._words = vocab_size // _WORD_BITS + 1  # one bit more than tokens: "may end here"
         self._thread = ThreadPoolExecutor(1, "engine-masks")
 
-    def begin(self, chunks: Sequence[Chunk]) -> Callable[[], RowMasks] | None:
+    def begin(self, plan: StepPlan) -> Callable[[], RowMasks] | None:
         """See ``StepMasks.begin``."""
-        runs = runs_of(chunks, GrammarMatcher)
+        runs = runs_of(plan.chunks, GrammarMatcher)
         if not runs:
             return None
         if sum(1 + len(run.drafts) for run in runs) <= _FEW_ROWS:
             return partial(self._compute, runs)
         return self._thread.submit(self._compute, runs).result
-
-    def drew(self, drawn: Sequence[Drawn]) -> None:
-        """See ``StepMasks.drew``; of no use here."""
 
     def close(self) -> None:
         """End the thread."""

@@ -1,23 +1,14 @@
-// Constraints followed beside the steps: which tokens may come next is found out between two steps,
-// while the team's threads would be idle, and what is left of that beside the next step's products.
+// What may follow a constrained sample's tokens. A follower is one sample's: it is told each token, and its
+// mask is asked for before the next draw.
 //
-// The grammars are another library's, behind its C interface, so none of this needs Python's lock. A
-// follower is one sample's: it is told each token, and asked before the next draw. Whoever comes first
-// does its chore: a thread of the team, or the one that asks. Waking a thread takes longer than most
-// masks. So few are found where they are asked for, more by threads that are woken for the next step anyway,
-// and threads are woken for the masks of a large batch only. How long they took lately tells.
+// The grammars are another library's, behind its C interface, so none of this needs Python's lock. What
+// has to be done for a follower is done by one thread at a time; chores.h says by whom.
 #pragma once
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
-#include <deque>
-#include <functional>
-#include <memory>
-#include <mutex>
 #include <vector>
-
-#include <sched.h>
 
 extern "C" {
 
@@ -46,9 +37,11 @@ struct PenstockFollower {
 namespace penstock {
 
 constexpr int64_t kWorthHelpNs = 15'000;  // what a thread's coming late to a step takes
-constexpr int64_t kWorthWakingNs = 100'000;  // what waking it before takes, and what else that delays
 
 enum Following : int32_t { kBusy = -1, kOpen = 0, kComplete = 1, kBroken = 2 };
+
+// What `Follower::heard` is besides a token and what came of it.
+enum : int64_t { kUntold = -1, kUnheard = -2 };
 
 // What may follow a sample's tokens, and each of its drafts.
 class Follower {
@@ -65,24 +58,33 @@ class Follower {
 
   int64_t words() const { return words_; }
 
-  // The sample has one token more.
-  Following take(uint32_t token) {
-    const bool looks_ahead = no_choice_ || !drafts_.empty();
-    ready_ = 0;
-    drafts_.clear();
-    followed_++;
-    state_ = grammar_.consume(matcher_, token) != 0 || grammar_.failed(matcher_) ? kBroken
-             : grammar_.stopped(matcher_)                                        ? kComplete
-                                                                                 : kOpen;
-    foreseen_ = 0;
-    if (state_ == kOpen && looks_ahead && !ahead_.empty())
-      foreseen_ = std::max(grammar_.forced(matcher_, ahead_.data(), ahead_.size()), 0);
-    return state_;
+  // The token that was drawn last, and what came of it: a Following from bit 32 on, from bit 40 on how many
+  // tokens can be foreseen behind it. The only part that may be read by a thread that does not
+  // have the follower for itself (Python's reads it in place), so it is all there or not there.
+  std::atomic<int64_t> heard{kUntold};
+  bool unheard() const { return heard.load(std::memory_order_acquire) == kUnheard; }
+
+  // The sample has one token more, to be taken in by who hears of it.
+  void tell(uint32_t token) {
+    told_ = token;
+    heard.store(kUnheard, std::memory_order_relaxed);  // others see it no sooner than they get the follower
+  }
+
+  void hear() {
+    const int64_t came = take(told_), ahead = foreseen_;
+    heard.store(ahead << 40 | came << 32 | told_, std::memory_order_release);
+  }
+
+  // Whether to hear means to cut bytes into tokens, too, which needs Python's lock.
+  bool looks_ahead() const { return !ahead_.empty() && (no_choice_ || !drafts_.empty()); }
+
+  // Whether a token that its mask allowed ends the sample, so that nothing follows it.
+  bool stops_at(uint32_t token) const {
+    return std::find(stops_.begin(), stops_.end(), int32_t(token)) != stops_.end();
   }
 
   // Tokens that alone may follow, in order. To look takes longer than most masks, so that is done only
   // behind a token that there was no choice about either.
-  int foreseen() const { return foreseen_; }
   void foretell(uint32_t* to) const { std::copy_n(ahead_.begin(), foreseen_, to); }
 
   int permitted(const uint32_t* tokens, int count) {
@@ -123,16 +125,32 @@ class Follower {
     row_ns_ += (taken_ns.count() / std::max(unknown, 1) - row_ns_) / 4;
   }
 
-  // So many rows, no more than were asked for: behind the sample's tokens, and behind each draft.
-  void give(int rows, uint32_t* masks, int8_t* ends) {
+  // What may follow behind so many of the drafts that were asked for, and why the sample ends there
+  // (a Following). The mask stays where it is until the next token or question.
+  const uint32_t* mask(int drafts) {
     if (!ready()) find();
-    std::copy_n(masks_.begin(), rows * words_, masks);
-    std::copy_n(ends_.begin(), rows, ends);
+    return &masks_[drafts * words_];
   }
+  int8_t end(int drafts) const { return ends_[drafts]; }
+  int followed() const { return followed_; }
 
   std::atomic<int> chore{0};  // see Chores
 
  private:
+  Following take(uint32_t token) {
+    const bool looks = looks_ahead();
+    ready_ = 0;
+    drafts_.clear();
+    followed_++;
+    state_ = grammar_.consume(matcher_, token) != 0 || grammar_.failed(matcher_) ? kBroken
+             : grammar_.stopped(matcher_)                                        ? kComplete
+                                                                                 : kOpen;
+    foreseen_ = 0;
+    if (state_ == kOpen && looks)
+      foreseen_ = std::max(grammar_.forced(matcher_, ahead_.data(), ahead_.size()), 0);
+    return state_;
+  }
+
   // A row where nothing may follow stays open, and says why its sample ends instead.
   void find_row(int row, bool reached) {
     uint32_t* allowed = &masks_[row * words_];
@@ -162,88 +180,13 @@ class Follower {
   const int vocabulary_;
   const int64_t words_;
   std::vector<uint32_t> ahead_, drafts_, masks_;
+  uint32_t told_ = 0;
   int foreseen_ = 0;
   bool no_choice_ = false;  // about the token behind the last row found
   std::vector<int8_t> ends_;
   Following state_ = kOpen;
   int ready_ = 0;  // rows that are known
   int64_t row_ns_ = kWorthHelpNs;
-};
-
-// Followers that wait for somebody with time. Those who ask for one's rows do its chore themselves if
-// nobody has begun on it.
-class Chores {
- public:
-  explicit Chores(const PenstockGrammar& grammar) : grammar(grammar) {}
-
-  const PenstockGrammar grammar;
-
-  bool idle(const Follower& follower) const {
-    return follower.chore.load(std::memory_order_acquire) == kIdle;
-  }
-
-  bool any() const { return waiting_.load(std::memory_order_relaxed) != 0; }
-
-  // `wake` makes threads with time call help(); null once they are gone.
-  void attach(std::function<void()> wake) {
-    std::lock_guard lock(mutex_);
-    wake_ = std::move(wake);
-  }
-
-  // Its follower is idle: nobody but the caller knows of it.
-  void post(Follower& follower) {
-    std::lock_guard lock(mutex_);
-    follower.chore.store(kQueued, std::memory_order_relaxed);
-    queue_.push_back(&follower);
-    waiting_.store(int(queue_.size()), std::memory_order_release);
-  }
-
-  // Have it begin now.
-  void wake() {
-    std::lock_guard lock(mutex_);
-    if (wake_ && !queue_.empty()) wake_();
-  }
-
-  void help() {
-    while (any()) {
-      Follower* next = nullptr;
-      {
-        std::lock_guard lock(mutex_);
-        if (queue_.empty()) return;
-        next = queue_.front();
-        queue_.pop_front();
-        waiting_.store(int(queue_.size()), std::memory_order_release);
-        next->chore.store(kRunning, std::memory_order_relaxed);
-      }
-      next->find();
-      next->chore.store(kIdle, std::memory_order_release);
-    }
-  }
-
-  // Make a follower idle without waiting; false if somebody is at it.
-  bool recall(Follower& follower) {
-    if (idle(follower)) return true;
-    std::lock_guard lock(mutex_);
-    auto found = std::find(queue_.begin(), queue_.end(), &follower);
-    if (found == queue_.end()) return idle(follower);
-    queue_.erase(found);
-    waiting_.store(int(queue_.size()), std::memory_order_release);
-    follower.chore.store(kIdle, std::memory_order_relaxed);
-    return true;
-  }
-
-  // The same, waiting for who is at it. He may wait for Python's lock, so not to be called with it held.
-  void await(Follower& follower) {
-    while (!recall(follower)) sched_yield();
-  }
-
- private:
-  enum { kIdle, kQueued, kRunning };
-
-  std::mutex mutex_;
-  std::deque<Follower*> queue_;
-  std::atomic<int> waiting_{0};
-  std::function<void()> wake_;
 };
 
 }  // namespace penstock

@@ -27,34 +27,46 @@ std::shared_ptr<Chores>* as_chores(void* handle) {
   return static_cast<std::shared_ptr<Chores>*>(handle);
 }
 
-// What finding the rows of those that nobody is at will take.
-int64_t expected_ns(void* const* followers, int32_t count) {
-  int64_t sum = 0;
-  for (int32_t i = 0; i < count; i++) {
-    auto& [chores, mine] = *static_cast<Followed*>(followers[i]);
-    if (chores->idle(mine)) sum += mine.expected_ns();
-  }
-  return sum;
-}
+Followed& as_followed(void* handle) { return *static_cast<Followed*>(handle); }
 
-// Whether all rows can be had at once.
-bool quick(void* const* followers, int32_t count) {
-  for (int32_t i = 0; i < count; i++) {
-    auto& [chores, mine] = *static_cast<Followed*>(followers[i]);
-    if (!chores->idle(mine)) return false;
-  }
-  return expected_ns(followers, count) < kWorthHelpNs;
-}
-
-// Have rows found in passing if that will take long enough.
+// Have masks found by threads that watch or, if that will take long enough, come to the next step. Some
+// handles may be null.
 void find_later(void* const* followers, int32_t count) {
-  const int64_t expected = expected_ns(followers, count);
-  if (expected < kWorthHelpNs) return;
+  int64_t expected = 0;
+  Chores* all = nullptr;
   for (int32_t i = 0; i < count; i++) {
-    auto& [chores, mine] = *static_cast<Followed*>(followers[i]);
+    if (!followers[i]) continue;
+    auto& [chores, mine] = as_followed(followers[i]);
+    all = chores.get();
+    if (chores->idle(mine)) expected += mine.expected_ns();
+  }
+  if (!expected || (expected < kWorthHelpNs && !all->watched())) return;
+  for (int32_t i = 0; i < count; i++) {
+    if (!followers[i]) continue;
+    auto& [chores, mine] = as_followed(followers[i]);
     if (chores->idle(mine) && mine.expected_ns() > 0) chores->post(mine);
   }
-  if (expected >= kWorthWakingNs) static_cast<Followed*>(followers[0])->chores->wake();
+  if (expected >= kWorthWakingNs && !all->watched()) all->wake();
+}
+
+// A follower for the caller alone, who does not hold Python's lock.
+Follower& taken(void* handle) {
+  auto& [chores, mine] = as_followed(handle);
+  chores->await(mine);
+  if (mine.unheard()) mine.hear();
+  return mine;
+}
+
+int32_t draw_row(const LogitRow& row, float temperature, double point) {
+  return temperature > 0 ? draw_at(row, temperature, point) : best_of(row);
+}
+
+// A follower hears of its token and finds what may follow on another thread if one would begin at once.
+void tell(Followed& followed, uint32_t token) {
+  auto& [chores, mine] = followed;
+  mine.tell(token);
+  if (chores->watched() && !mine.looks_ahead()) return chores->post(mine);
+  mine.hear();
 }
 
 }  // namespace
@@ -102,11 +114,32 @@ void penstock_draw(const float* logits, int32_t rows, int64_t vocabulary, const 
                    int64_t words, int32_t* out) {
   for (int32_t row = 0; row < rows; row++) {
     const bool masked = where && where[row] >= 0;
-    const penstock::LogitRow mine{logits + row * vocabulary, vocabulary,
-                                  masked ? allowed + where[row] * words : nullptr};
-    out[row] = temperatures[row] > 0 ? penstock::draw_at(mine, temperatures[row], points[row])
-                                     : penstock::best_of(mine);
+    const uint32_t* mask = masked ? allowed + where[row] * words : nullptr;
+    out[row] = draw_row({logits + row * vocabulary, vocabulary, mask}, temperatures[row], points[row]);
   }
+}
+
+// The same under what followers allow, null for a row that has none: `drafts[row]` names the one of its rows,
+// negative where it has no drafts; all are without if drafts is null. Those hear of their tokens. `ends` says
+// why a sample ends instead; how many do.
+int32_t penstock_draw_followed(const float* logits, int32_t rows, int64_t vocabulary,
+                               const float* temperatures, const double* points,
+                               void* const* followers, const int32_t* drafts, int32_t* out,
+                               int8_t* ends) {
+  int32_t ended = 0;
+  for (int32_t row = 0; row < rows; row++) {
+    void* handle = followers[row];
+    Follower* mine = handle ? &taken(handle) : nullptr;
+    const int at = drafts ? std::max(drafts[row], 0) : 0;
+    const uint32_t* mask = mine ? mine->mask(at) : nullptr;
+    out[row] = draw_row({logits + row * vocabulary, vocabulary, mask}, temperatures[row], points[row]);
+    ends[row] = mine ? mine->end(at) : kOpen;
+    ended += ends[row] != kOpen;
+    const bool is_told = mine && ends[row] == kOpen && (!drafts || drafts[row] < 0);
+    if (is_told && !mine->stops_at(out[row])) tell(as_followed(handle), out[row]);
+  }
+  find_later(followers, rows);
+  return ended;
 }
 
 // Forbids tokens in some rows of logits, by one bit a token and `words` words a row.
@@ -126,68 +159,64 @@ void* penstock_follower(void* chores, const PenstockFollower* from) {
   return new Followed{*as_chores(chores), {(*as_chores(chores))->grammar, *from}};
 }
 
-void penstock_end_follower(void* follower) {
+// How many tokens it followed.
+int32_t penstock_end_follower(void* follower) {
   auto* mine = static_cast<Followed*>(follower);
   mine->chores->await(mine->follower);
+  const int32_t followed = mine->follower.followed();
   delete mine;
+  return followed;
 }
 
-// Tell tokens, none where negative, and hear what comes of each and how many can be foreseen; what may
-// follow is found out in passing if that will take long enough. Does not wait: kBusy where it had to.
-void penstock_follow_each(void* const* followers, const int32_t* tokens, int32_t count,
-                          int8_t* states, int32_t* foreseen) {
-  for (int32_t i = 0; i < count; i++) {
-    auto& [chores, mine] = *static_cast<Followed*>(followers[i]);
-    if (tokens[i] >= 0) states[i] = int8_t(chores->recall(mine) ? mine.take(tokens[i]) : kBusy);
-    foreseen[i] = mine.foreseen();
+// Where its `heard` can be read at any time, and set to kUntold once it says something.
+const void* penstock_heard(void* follower) { return &as_followed(follower).follower.heard; }
+
+// What came of a token, which its follower is told if it was not told its draw. Does not wait for more than a
+// stage's length: kUnheard where it had to.
+int64_t penstock_hear(void* follower, uint32_t token) {
+  auto& [chores, mine] = as_followed(follower);
+  for (int spins = 0; spins < kSpins; spins++, relax()) {
+    const int64_t heard = mine.heard.load(std::memory_order_acquire);
+    if (heard >= 0) return heard;
+    if (!chores->recall(mine)) continue;
+    if (mine.heard.load(std::memory_order_acquire) == kUntold) mine.tell(token);
+    if (mine.unheard()) mine.hear();
+    find_later(&follower, 1);
   }
-  find_later(followers, count);
+  return kUnheard;
 }
 
 // As many tokens as were said to be foreseen.
-void penstock_foretell(void* follower, uint32_t* to) {
-  static_cast<Followed*>(follower)->follower.foretell(to);
-}
+void penstock_foretell(void* follower, uint32_t* to) { as_followed(follower).follower.foretell(to); }
 
-// How many of these tokens could follow; kBusy as above.
+// How many of these tokens could follow; kBusy where that had to wait for who is at its chore.
 int32_t penstock_permitted(void* follower, const uint32_t* tokens, int32_t count) {
-  auto& [chores, mine] = *static_cast<Followed*>(follower);
+  auto& [chores, mine] = as_followed(follower);
   if (!chores->recall(mine)) return kBusy;
   return mine.permitted(tokens, count);
 }
 
 void penstock_await(void* follower) {
-  auto& [chores, mine] = *static_cast<Followed*>(follower);
+  auto& [chores, mine] = as_followed(follower);
   chores->await(mine);
 }
 
 // Ask for rows of followers, `counts[i]` drafts of each behind its tokens; they are found out from now on.
 void penstock_ask(void* const* followers, const int32_t* counts, const uint32_t* drafts,
                   int32_t count) {
-  for (int32_t i = 0; i < count; drafts += counts[i++]) {
-    auto& [chores, mine] = *static_cast<Followed*>(followers[i]);
-    chores->await(mine);
-    mine.draft(drafts, counts[i]);
-  }
+  for (int32_t i = 0; i < count; drafts += counts[i++]) taken(followers[i]).draft(drafts, counts[i]);
   find_later(followers, count);
 }
 
-// Their rows, `counts[i]` behind each one's tokens and none if counts is null: masks, and why a sample
-// ends there. How many end; if `waits` is 0, kBusy where some are being found or will take long to find.
-int32_t penstock_answer(void* const* followers, const int32_t* counts, int32_t count,
-                        uint32_t* masks, int8_t* ends, int32_t waits) {
-  if (!waits && !quick(followers, count)) return kBusy;
-  int32_t ended = 0;
+// Copies of rows' masks, named as for penstock_draw_followed, and why their samples end there.
+void penstock_answer(void* const* followers, const int32_t* drafts, int32_t count, uint32_t* masks,
+                     int8_t* ends) {
   for (int32_t i = 0; i < count; i++) {
-    auto& [chores, mine] = *static_cast<Followed*>(followers[i]);
-    const int rows = 1 + (counts ? counts[i] : 0);
-    if (waits) chores->await(mine);
-    mine.give(rows, masks, ends);
-    for (int row = 0; row < rows; row++) ended += ends[row] != kOpen;
-    masks += rows * mine.words();
-    ends += rows;
+    Follower& mine = taken(followers[i]);
+    const int at = drafts ? std::max(drafts[i], 0) : 0;
+    masks = std::copy_n(mine.mask(at), mine.words(), masks);
+    ends[i] = mine.end(at);
   }
-  return ended;
 }
 
 void penstock_destroy(void* stepper) { delete static_cast<AnyStepper*>(stepper); }

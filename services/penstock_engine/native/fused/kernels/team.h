@@ -6,8 +6,9 @@
 // two items, which a barrier would: with barriers one busy neighbour makes each of some fifty waits a
 // step a scheduling quantum long. A thread that comes late finds finished stages and runs past.
 //
-// Waiting spins shortly, then yields; between steps it does chores, if there are, spins shortly, then
-// sleeps. Who is still at a chore when a step begins comes late.
+// Waiting spins shortly, then yields; between steps it does chores as they come, spins shortly, then
+// sleeps. Where there were chores it watches for more, past the draws up to the next step: Python's lock
+// leaves that core idle anyway. Who is still at a chore when a step begins comes late.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -15,22 +16,11 @@
 #include <memory>
 #include <thread>
 #include <vector>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-#include <sched.h>
 
-#include "follow.h"
+#include "chores.h"
+#include "wait.h"
 
 namespace penstock {
-
-inline void relax() {
-#if defined(__x86_64__)
-  _mm_pause();
-#else
-  std::atomic_signal_fence(std::memory_order_seq_cst);
-#endif
-}
 
 class Team {
  public:
@@ -102,9 +92,8 @@ class Team {
 
     void await(int count) {
       const uint64_t complete = stage_ << kTagShift | uint64_t(count);
-      for (int spins = 0; team_.done_.value.load(std::memory_order_acquire) < complete;)
-        if (++spins < kSpins) relax();
-        else sched_yield();
+      for (Patience patience; team_.done_.value.load(std::memory_order_acquire) < complete;)
+        patience.wait();
     }
 
     Team& team_;
@@ -123,9 +112,7 @@ class Team {
     step(caller);
     // Nobody enters any more; who is inside finds every stage done and leaves.
     inside_.fetch_sub(kStepOpen, std::memory_order_acq_rel);
-    for (int spins = 0; inside_.load(std::memory_order_acquire) != 0;)
-      if (++spins < kSpins) relax();
-      else sched_yield();
+    for (Patience patience; inside_.load(std::memory_order_acquire) != 0;) patience.wait();
     first_stage_ = caller.last();
   }
 
@@ -133,19 +120,37 @@ class Team {
   struct alignas(64) Counter {
     std::atomic<uint64_t> value{0};
   };
-  static constexpr int kSpins = 2000;  // some tens of microseconds: a stage's length
   static constexpr int kStepOpen = 1 << 16;
+  // From a step's end to the draws of a full batch, or from there to the next step.
+  static constexpr int kWatchingSpins = 6 * kSpins;
 
   void wake() {
     epoch_.fetch_add(1, std::memory_order_release);
     epoch_.notify_all();
   }
 
+  // Between steps. `posted` is what Chores had said after the last one.
+  void rest(uint32_t seen, uint32_t& posted) {
+    int patience = kSpins;
+    if (chores_ && chores_->posted() != posted) {
+      posted = chores_->posted();
+      patience = kWatchingSpins;
+    }
+    if (chores_) chores_->watch(true);
+    for (int spins = 0; epoch_.load(std::memory_order_acquire) == seen && spins < patience; spins++) {
+      if (chores_ && chores_->any()) {
+        chores_->help();
+        spins = 0;
+      }
+      relax();
+    }
+    if (chores_) chores_->watch(false);
+  }
+
   void serve(int rank) {
-    uint32_t seen = 0;
+    uint32_t seen = 0, posted = 0;
     while (true) {
-      for (int spins = 0; epoch_.load(std::memory_order_acquire) == seen && spins < kSpins; spins++)
-        relax();
+      rest(seen, posted);
       epoch_.wait(seen);
       seen = epoch_.load(std::memory_order_acquire);
       if (stopping_.load()) return;

@@ -124,6 +124,22 @@ async def test_what_was_drawn_is_followed_whether_or_not_it_was_drawn_under_draf
     assert matcher.permitted(list(b"ax")) == 2
 
 
+@pytest.mark.parametrize(("samples", "looks"), [(1, True), (8, True), (9, False)])
+async def test_only_where_few_are_followed_is_it_looked_for_what_alone_may_follow(
+    kernel: Kernel, samples: int, looks: bool
+) -> None:
+    request = await made(kernel, ask(Constraint("regex", "x{40}"), n=samples))
+    rows = kernel.begin(request)
+
+    drawn = kernel.rows.pick(torch.zeros(samples, SIZE), [0.0] * samples, [0.0] * samples, rows)
+
+    assert drawn == [ord("x")] * samples
+    for sample in request.samples:
+        assert sample.matcher is not None
+        sample.matcher.advance(ord("x"))
+        assert (list(sample.matcher.foreseen(5)) == [ord("x")] * 5) is looks
+
+
 async def test_rows_without_a_constraint_draw_freely_beside_others(kernel: Kernel) -> None:
     bound = await made(kernel, ask(Constraint("regex", "a+")))
     free = Request(EngineRequest("free", [1], 9), 1, 0.0)

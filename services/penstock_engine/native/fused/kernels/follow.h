@@ -64,9 +64,10 @@ class Follower {
   std::atomic<int64_t> heard{kUntold};
   bool unheard() const { return heard.load(std::memory_order_acquire) == kUnheard; }
 
-  // The sample has one token more, to be taken in by who hears of it.
-  void tell(uint32_t token) {
+  // The sample has one token more, to be taken in by who hears of it; `may_look` if it pays to look ahead now.
+  void tell(uint32_t token, bool may_look) {
     told_ = token;
+    may_look_ = may_look;
     heard.store(kUnheard, std::memory_order_relaxed);  // others see it no sooner than they get the follower
   }
 
@@ -76,7 +77,9 @@ class Follower {
   }
 
   // Whether to hear means to cut bytes into tokens, too, which needs Python's lock.
-  bool looks_ahead() const { return !ahead_.empty() && (no_choice_ || !drafts_.empty()); }
+  bool looks_ahead() const {
+    return may_look_ && !ahead_.empty() && (no_choice_ || !drafts_.empty());
+  }
 
   // Whether a token that its mask allowed ends the sample, so that nothing follows it.
   bool stops_at(uint32_t token) const {
@@ -182,6 +185,7 @@ class Follower {
   std::vector<uint32_t> ahead_, drafts_, masks_;
   uint32_t told_ = 0;
   int foreseen_ = 0;
+  bool may_look_ = true;
   bool no_choice_ = false;  // about the token behind the last row found
   std::vector<int8_t> ends_;
   Following state_ = kOpen;

@@ -1,5 +1,7 @@
 // The C interface: nothing but plain structs and pointers crosses it, so no header of Python's or
 // torch's is needed and a build takes seconds.
+#include <algorithm>
+
 #include "draw.h"
 #include "step.h"
 
@@ -61,10 +63,14 @@ int32_t draw_row(const LogitRow& row, float temperature, double point) {
   return temperature > 0 ? draw_at(row, temperature, point) : best_of(row);
 }
 
+// To look ahead takes longer than a mask and this thread's time, and what is foreseen goes through a step as rows
+// of its own, which in larger batches cost what tokens do. So it pays for so many at most.
+constexpr int kFewFollowed = 8;
+
 // A follower hears of its token and finds what may follow on another thread if one would begin at once.
-void tell(Followed& followed, uint32_t token) {
+void tell(Followed& followed, uint32_t token, bool may_look) {
   auto& [chores, mine] = followed;
-  mine.tell(token);
+  mine.tell(token, may_look);
   if (chores->watched() && !mine.looks_ahead()) return chores->post(mine);
   mine.hear();
 }
@@ -127,6 +133,7 @@ int32_t penstock_draw_followed(const float* logits, int32_t rows, int64_t vocabu
                                void* const* followers, const int32_t* drafts, int32_t* out,
                                int8_t* ends) {
   int32_t ended = 0;
+  const bool few = rows - std::count(followers, followers + rows, nullptr) <= kFewFollowed;
   for (int32_t row = 0; row < rows; row++) {
     void* handle = followers[row];
     Follower* mine = handle ? &taken(handle) : nullptr;
@@ -136,7 +143,7 @@ int32_t penstock_draw_followed(const float* logits, int32_t rows, int64_t vocabu
     ends[row] = mine ? mine->end(at) : kOpen;
     ended += ends[row] != kOpen;
     const bool is_told = mine && ends[row] == kOpen && (!drafts || drafts[row] < 0);
-    if (is_told && !mine->stops_at(out[row])) tell(as_followed(handle), out[row]);
+    if (is_told && !mine->stops_at(out[row])) tell(as_followed(handle), out[row], few);
   }
   find_later(followers, rows);
   return ended;
@@ -179,7 +186,7 @@ int64_t penstock_hear(void* follower, uint32_t token) {
     const int64_t heard = mine.heard.load(std::memory_order_acquire);
     if (heard >= 0) return heard;
     if (!chores->recall(mine)) continue;
-    if (mine.heard.load(std::memory_order_acquire) == kUntold) mine.tell(token);
+    if (mine.heard.load(std::memory_order_acquire) == kUntold) mine.tell(token, true);
     if (mine.unheard()) mine.hear();
     find_later(&follower, 1);
   }

@@ -123,6 +123,7 @@ class Team {
   static constexpr int kStepOpen = 1 << 16;
   // From a step's end to the draws of a full batch, or from there to the next step.
   static constexpr int kWatchingSpins = 6 * kSpins;
+  static constexpr int kYieldSpins = 40;  // that take as long
 
   void wake() {
     epoch_.fetch_add(1, std::memory_order_release);
@@ -142,7 +143,13 @@ class Team {
         chores_->help();
         spins = 0;
       }
-      relax();
+      // Beyond a short while the event loop may want the core: what was drawn is on its way to it.
+      if (spins < kSpins) {
+        relax();
+      } else {
+        sched_yield();
+        spins += kYieldSpins;
+      }
     }
     if (chores_) chores_->watch(false);
   }

@@ -4,19 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from penstock_core.errors import NotSupported
 from penstock_engine.native.execution.sampling import Rows, TorchRows
 from penstock_engine.native.fused.draw import KernelRows
-from penstock_engine.native.fused.library import open_library
 from penstock_engine.native.structured.masks import RowMasks
+from penstock_testing.engines.kernel import kernel_or_lack
 
 
 @pytest.fixture(scope="module")
 def kernel() -> Rows:
-    try:
-        return KernelRows(open_library())
-    except NotSupported as error:
-        pytest.skip(error.message)
+    library = kernel_or_lack()
+    if isinstance(library, str):
+        pytest.skip(library)
+    return KernelRows(library)
 
 
 @pytest.mark.parametrize("vocabulary", [1, 5, 16, 100, 4096, 8191])

@@ -8,26 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from penstock_core.errors import NotSupported
 from penstock_engine.api import EngineRequest
 from penstock_engine.native.execution.runner import Runner
-from penstock_engine.native.fused.library import open_library
 from penstock_engine.native.loading import draw_up, load_runner
 from penstock_engine.native.scheduling.plan import Chunk, StepPlan
 from penstock_engine.native.scheduling.request import Request, Sample
 from penstock_engine.native.settings import NativeSettings
 from penstock_testing.engines.checkpoints import write_checkpoint
+from penstock_testing.engines.kernel import kernel_or_lack
 
-
-def _there_is_a_kernel() -> bool:
-    try:
-        open_library()
-    except NotSupported:
-        return False
-    return True
-
-
-pytestmark = pytest.mark.skipif(not _there_is_a_kernel(), reason="no compiler or no AVX2 here")
+pytestmark = pytest.mark.skipif(
+    isinstance(kernel_or_lack(), str), reason="no compiler or no AVX2 here"
+)
 
 QWEN3 = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
 SHAPES: dict[str, dict[str, Any]] = {

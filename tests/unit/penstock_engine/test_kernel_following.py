@@ -9,11 +9,9 @@ import pytest
 import torch
 from llguidance import LLMatcher
 
-from penstock_core.errors import NotSupported
 from penstock_engine.api import Constraint, EngineRequest, FinishReason
 from penstock_engine.native.fused.draw import KernelRows
 from penstock_engine.native.fused.following import FollowedMasks, Follower
-from penstock_engine.native.fused.library import open_library
 from penstock_engine.native.scheduling.plan import Chunk, StepPlan
 from penstock_engine.native.scheduling.request import Matcher, Request
 from penstock_engine.native.structured import grammars as module
@@ -21,6 +19,7 @@ from penstock_engine.native.structured.grammars import Grammars, LibraryCompiler
 from penstock_engine.native.structured.llguidance_c import CMatcher, open_grammar_library
 from penstock_engine.native.structured.masks import FollowedRows
 from penstock_engine.native.structured.vocabulary import Vocabulary
+from penstock_testing.engines.kernel import kernel_or_lack
 
 TOKENS = [*(bytes([value]) for value in range(256)), b"ab", b"true", b'{"', b'":', b""]
 SIZE, EOS = len(TOKENS), len(TOKENS) - 1
@@ -48,10 +47,9 @@ class Kernel:
 
 @pytest.fixture(scope="module")
 def kernel() -> Iterator[Kernel]:
-    try:
-        library = open_library()
-    except NotSupported as error:
-        pytest.skip(error.message)
+    library = kernel_or_lack()
+    if isinstance(library, str):
+        pytest.skip(library)
     functions = open_grammar_library()
     assert functions is not None
     masks = FollowedMasks(library, functions, SIZE)

@@ -9,10 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from penstock_core.errors import NotSupported
 from penstock_engine.api import EngineRequest
 from penstock_engine.native.execution.runner import Runner
-from penstock_engine.native.fused.library import open_library
 from penstock_engine.native.loading import adapter_shelf, draw_up, load_runner
 from penstock_engine.native.lora.reading import read_adapter
 from penstock_engine.native.scheduling.plan import Chunk, StepPlan
@@ -20,17 +18,9 @@ from penstock_engine.native.scheduling.request import Request, Sample
 from penstock_engine.native.settings import NativeSettings
 from penstock_testing.engines.adapters import merge_adapter, write_adapter
 from penstock_testing.engines.checkpoints import write_checkpoint
+from penstock_testing.engines.kernel import kernel_or_lack
 
-
-def _there_is_a_kernel() -> bool:
-    try:
-        open_library()
-    except NotSupported:
-        return False
-    return True
-
-
-HAS_KERNEL = _there_is_a_kernel()
+HAS_KERNEL = not isinstance(kernel_or_lack(), str)
 fused_only = pytest.mark.skipif(not HAS_KERNEL, reason="no compiler or no AVX2 here")
 KERNELS = ["eager", pytest.param("fused", marks=fused_only)]
 

@@ -11,13 +11,13 @@ from llguidance import LLMatcher
 from penstock_core.errors import InvalidRequest, NotSupported, Overloaded
 from penstock_engine.api import Constraint, EngineRequest, FinishReason
 from penstock_engine.native.fused.following import FollowedMasks
-from penstock_engine.native.fused.library import open_library
 from penstock_engine.native.scheduling.plan import Chunk, StepPlan
 from penstock_engine.native.scheduling.request import Matcher, Request
 from penstock_engine.native.structured.grammars import Grammars, LibraryCompiler
 from penstock_engine.native.structured.llguidance_c import CMatcher, open_grammar_library
 from penstock_engine.native.structured.masks import FollowedRows, Masks, RowMasks, StepMasks
 from penstock_engine.native.structured.vocabulary import Cutter, Vocabulary
+from penstock_testing.engines.kernel import kernel_or_lack
 
 WORDS = [b"ab", b"abc", b"true", b'{"', b'":']
 TOKENS = [*(bytes([value]) for value in range(256)), *WORDS, b""]
@@ -52,10 +52,9 @@ def parts(request: pytest.FixtureRequest) -> Iterator[tuple[AnyGrammars, StepMas
 
 
 def kernel_parts(words: Vocabulary) -> tuple[AnyGrammars, StepMasks]:
-    try:
-        library = open_library()
-    except NotSupported as error:
-        pytest.skip(error.message)
+    library = kernel_or_lack()
+    if isinstance(library, str):
+        pytest.skip(library)
     functions = open_grammar_library()
     assert functions is not None, "the pinned llguidance exports no C interface that is known"
     masks = FollowedMasks(library, functions, SIZE)

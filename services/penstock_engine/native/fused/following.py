@@ -8,6 +8,7 @@ nothing of that needs the GIL. Knows no logits.
 
 import weakref
 from array import array
+from collections import deque
 from collections.abc import Callable, Sequence
 from ctypes import c_int64
 
@@ -46,10 +47,8 @@ class Follower:
         "__weakref__", "_following", "_heard", "_raw", "address", "ended", "num_foreseen",
     )  # fmt: skip
 
-    def __init__(
-        self, following: Following, raw: CMatcher, address: int, followed: Followed
-    ) -> None:
-        self._following = following
+    def __init__(self, leavers: "Leavers", raw: CMatcher, address: int, followed: Followed) -> None:
+        self._following = following = leavers.following
         self._heard = c_int64.from_address(following.heard(address))
         self._raw = raw  # lives at least as long
         self.address = address
@@ -57,7 +56,7 @@ class Follower:
         """See ``GrammarMatcher.ended``."""
         self.num_foreseen = 0
         """Tokens behind the last one told that alone may follow."""
-        weakref.finalize(self, _end, following, address, followed.done)
+        weakref.finalize(self, leavers.end, address, followed.done)
 
     def advance(self, token: int) -> None:
         """The sample has one token more."""
@@ -94,9 +93,33 @@ class Follower:
         return tokens[: min(self.num_foreseen, limit)]
 
 
-def _end(following: Following, address: int, done: Callable[[int], None]) -> None:
-    """The follower first: ``done`` keeps what it follows until then."""
-    done(following.end(address))
+class Leavers:
+    """Followers that nobody holds any more. A thread may be at the chore of one: it is ended later then.
+
+    Not waited for, since that may be the thread which finds it unused: a chore can run Python.
+    """
+
+    def __init__(self, following: Following) -> None:
+        self.following = following
+        self._waiting: deque[tuple[int, Callable[[int], None]]] = deque()
+
+    def end(self, address: int, done: Callable[[int], None]) -> None:
+        """Of a follower that nobody holds; ``done`` keeps what it follows until then. From any thread."""
+        self._waiting.append((address, done))
+        self.retry()
+
+    def retry(self) -> None:
+        """End those that nobody is at any more. From any thread, also in the midst of itself."""
+        for _ in range(len(self._waiting)):
+            try:
+                address, done = self._waiting.popleft()
+            except IndexError:  # another thread was sooner
+                return
+            followed = self.following.end(address)
+            if followed == _BUSY:
+                self._waiting.append((address, done))
+            else:
+                done(followed)
 
 
 class FollowedMasks:
@@ -104,6 +127,7 @@ class FollowedMasks:
 
     def __init__(self, library: Library, grammars: GrammarLibrary, vocab_size: int) -> None:
         self._following = library.following
+        self._leavers = Leavers(library.following)
         self._grammars = grammars
         self._vocab_size = vocab_size
         self._words = vocab_size // _WORD_BITS + 1
@@ -128,8 +152,9 @@ class FollowedMasks:
             vocabulary=self._vocab_size,
             foresight=0 if request.speculation is False else _FORESIGHT,
         )
+        self._leavers.retry()
         address = self._following.create(self.chores, told)
-        return Follower(self._following, raw, address, followed)
+        return Follower(self._leavers, raw, address, followed)
 
     def begin(self, plan: StepPlan) -> Callable[[], FollowedRows] | None:
         """See ``StepMasks.begin``."""
@@ -164,7 +189,8 @@ class FollowedMasks:
         return lambda: rows
 
     def close(self) -> None:
-        """Nothing is held that collecting this does not free."""
+        """End what could not be ended before; nobody computes any more."""
+        self._leavers.retry()
 
     def _collect(self, rows: FollowedRows) -> RowMasks:
         which = [row for row, address in enumerate(rows.followers) if address]

@@ -146,10 +146,10 @@ class Following:
         chores: who does what followers leave to do, of grammars behind this interface.
         end_chores: forget them, once nobody else knows of them.
         create: a follower.
-        end: end it, waiting for who is at its chore; how many tokens it followed.
+        end: end it; how many tokens it followed, or negative while somebody is at its chore. This, ``hear``,
+            ``foretell`` and ``permitted`` keep the GIL and never wait long.
         heard: where it says what came of its last token; see ``Follower::heard``.
-        hear: what came of a token, told now if it was not with its draw. This and the next two keep the GIL
-            and never wait long.
+        hear: what came of a token, told now if it was not with its draw.
         foretell: the tokens that one foresees.
         permitted: how many of some tokens could follow.
         wait: for who is at its chore.
@@ -252,7 +252,7 @@ def _following(found: ctypes.CDLL, quick: ctypes.PyDLL) -> Following:
     found.penstock_chores.argtypes = [POINTER(CGrammar)]
     found.penstock_follower.restype = c_void_p
     found.penstock_follower.argtypes = [c_void_p, POINTER(CFollower)]
-    found.penstock_end_follower.argtypes = [c_void_p]
+    quick.penstock_end_follower.argtypes = [c_void_p]
     found.penstock_heard.restype, found.penstock_heard.argtypes = c_void_p, [c_void_p]
     quick.penstock_hear.restype, quick.penstock_hear.argtypes = c_int64, [c_void_p, c_uint32]
     quick.penstock_foretell.restype, quick.penstock_foretell.argtypes = None, [c_void_p] * 2
@@ -266,7 +266,7 @@ def _following(found: ctypes.CDLL, quick: ctypes.PyDLL) -> Following:
         chores=found.penstock_chores,
         end_chores=found.penstock_end_chores,
         create=found.penstock_follower,
-        end=found.penstock_end_follower,
+        end=quick.penstock_end_follower,
         heard=found.penstock_heard,
         hear=quick.penstock_hear,
         foretell=quick.penstock_foretell,

@@ -166,10 +166,11 @@ void* penstock_follower(void* chores, const PenstockFollower* from) {
   return new Followed{*as_chores(chores), {(*as_chores(chores))->grammar, *from}};
 }
 
-// How many tokens it followed.
+// How many tokens it followed; kBusy while somebody is at its chore. That may be this very thread: to cut bytes
+// into tokens it runs Python, which may find just then that nobody holds this follower any more.
 int32_t penstock_end_follower(void* follower) {
   auto* mine = static_cast<Followed*>(follower);
-  mine->chores->await(mine->follower);
+  if (!mine->chores->recall(mine->follower)) return kBusy;
   const int32_t followed = mine->follower.followed();
   delete mine;
   return followed;

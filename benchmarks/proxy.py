@@ -6,7 +6,8 @@ A worker process with an engine that only keeps time, a router process, and this
 Prints JSON: tokens a second of the router's CPU time when ``--streams`` run at ``--rate`` tokens a
 second each (through the router, then in lookaside, where no token passes it), and the time to first
 token of ``--requests-per-s`` through the router against straight from the worker, with the router's
-CPU time for each that passed it. Long runs are
+CPU time for each that passed it; then the same through a process that decides nothing and forwards
+bytes with ``grpc.aio``, which is the least that any router of this kind can add. Long runs are
 theirs: the cost of routing is part of the figures.
 
 The client shares the cores with what is measured. So for the latencies it sends requests that were
@@ -23,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,12 +50,25 @@ _DELTA_TAG = generate_pb2.GenerateResponse.DELTA_FIELD_NUMBER << 3 | 2
 
 
 @dataclass(frozen=True, slots=True)
+class Way:
+    """Where a process between client and worker listens."""
+
+    target: str
+    process: psutil.Process
+
+    def cpu_s(self) -> float:
+        """CPU time that the process has used."""
+        used = self.process.cpu_times()
+        return float(used.user + used.system)
+
+
+@dataclass(frozen=True, slots=True)
 class Setup:
-    """Where everything listens, and the router's process."""
+    """Where the worker listens, and what leads to it."""
 
     worker: str
-    router: str
-    process: psutil.Process
+    router: Way
+    forwarder: Way
 
 
 async def _serve_engine(endpoint_file: Path, rate: float, burst: int) -> None:
@@ -76,8 +90,28 @@ async def _serve_engine(endpoint_file: Path, rate: float, burst: int) -> None:
         await asyncio.Event().wait()
 
 
+async def _forward(worker: str, target: str) -> None:
+    """The forwarder's process: bytes from the worker as they come."""
+    async with channel(worker) as connected:
+        call = _raw(connected)
+
+        async def generate(raw: bytes, _: object) -> AsyncIterator[bytes]:
+            async for event in call(raw, timeout=_LONG_S):
+                yield event
+
+        method: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_stream_rpc_method_handler(generate)
+        service, name = GENERATE.removeprefix("/").split("/")
+        server = grpc.aio.server()
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(service, {name: method}),)
+        )
+        server.add_insecure_port(target)
+        await server.start()
+        await server.wait_for_termination()
+
+
 async def _proxy(setup: Setup, options: argparse.Namespace) -> dict[str, float]:
-    async with channel(setup.router) as connected:
+    async with channel(setup.router.target) as connected:
         stub = _Stub(connected)
 
         async def stream(number: int) -> tuple[int, int]:
@@ -92,7 +126,7 @@ async def _proxy(setup: Setup, options: argparse.Namespace) -> dict[str, float]:
 
 async def _lookaside(setup: Setup, options: argparse.Namespace) -> dict[str, float]:
     wanted = GenerateOptions(max_tokens=_num_tokens(options), temperature=0.0)
-    async with AsyncClient(setup.router) as client:
+    async with AsyncClient(setup.router.target) as client:
 
         async def stream(number: int) -> tuple[int, int]:
             whole = await client.generate(
@@ -114,9 +148,9 @@ async def _measured(
         await asyncio.sleep(random.Random(number).random())
         return await stream(number)
 
-    before, began = _cpu_s(setup), time.perf_counter()
+    before, began = setup.router.cpu_s(), time.perf_counter()
     counts = await asyncio.gather(*(one(number) for number in range(options.streams)))
-    cpu_s, seconds = _cpu_s(setup) - before, time.perf_counter() - began
+    cpu_s, seconds = setup.router.cpu_s() - before, time.perf_counter() - began
     messages, tokens = (sum(column) for column in zip(*counts, strict=True))
     return {
         "streams": options.streams,
@@ -128,12 +162,12 @@ async def _measured(
     }
 
 
-async def _latency(setup: Setup, options: argparse.Namespace) -> dict[str, float]:
-    """Requests at random times, each either way; the order is drawn."""
-    times: dict[str, list[float]] = {setup.router: [], setup.worker: []}
+async def _latency(setup: Setup, way: Way, options: argparse.Namespace) -> dict[str, float]:
+    """Requests at random times, each straight or by ``way``; the order is drawn."""
+    times: dict[str, list[float]] = {way.target: [], setup.worker: []}
     count = int(options.requests_per_s * options.seconds)
-    async with channel(setup.router) as router, channel(setup.worker) as worker:
-        calls = {setup.router: _raw(router), setup.worker: _raw(worker)}
+    async with channel(way.target) as between, channel(setup.worker) as worker:
+        calls = {way.target: _raw(between), setup.worker: _raw(worker)}
 
         async def one(raw: bytes, target: str) -> None:
             began, first_s = time.perf_counter(), 0.0
@@ -144,17 +178,17 @@ async def _latency(setup: Setup, options: argparse.Namespace) -> dict[str, float
 
         rng = random.Random(0)
         planned = [(_short(n), rng.choice(list(times))) for n in range(count)]
-        before = _cpu_s(setup)
+        before = way.cpu_s()
         async with asyncio.TaskGroup() as group:
             for raw, target in planned:
                 group.create_task(one(raw, target))
                 await asyncio.sleep(rng.expovariate(options.requests_per_s))
-        cpu_s = _cpu_s(setup) - before
-    through, straight = (statistics.median(times[t]) * 1000 for t in (setup.router, setup.worker))
+        cpu_s = way.cpu_s() - before
+    through, straight = (statistics.median(times[t]) * 1000 for t in (way.target, setup.worker))
     return {
         "requests_per_s": options.requests_per_s,
-        "router_us_per_request": round(cpu_s * 1e6 / len(times[setup.router])),
-        "router_p50_ms": round(through, 3),
+        "us_per_request": round(cpu_s * 1e6 / len(times[way.target])),
+        "p50_ms": round(through, 3),
         "direct_p50_ms": round(straight, 3),
         "added_p50_ms": round(through - straight, 3),
     }
@@ -188,44 +222,42 @@ def _request(number: int, options: argparse.Namespace) -> generate_pb2.GenerateR
     return request
 
 
-def _cpu_s(setup: Setup) -> float:
-    used = setup.process.cpu_times()
-    return float(used.user + used.system)
+@asynccontextmanager
+async def _running(rate: float, burst: int) -> AsyncIterator[Setup]:
+    """The worker, the router and the forwarder, ready."""
+    async with AsyncExitStack() as running:
+        directory = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="pk-")))
+        told = directory / "worker"
+        engine = ("--engine", str(told), "--rate", str(rate), "--burst", str(burst))
+        await running.enter_async_context(_process(__file__, *engine))
+        async with asyncio.timeout(_READY_S):
+            worker = await asyncio.to_thread(_told, told)
+        router, forwarder = (
+            f"unix:{directory / name}" for name in ("router.sock", "forwarder.sock")
+        )
+        settings = {"PENSTOCK_ROUTER_WORKERS": worker, "PENSTOCK_ROUTER_LISTEN": router}
+        routing = await running.enter_async_context(_process("-m", "penstock_router", **settings))
+        forward = (__file__, "--forward", worker, forwarder)
+        forwarding = await running.enter_async_context(_process(*forward))
+        await _answers(router)
+        await _answers(forwarder)
+        yield Setup(worker, Way(router, routing), Way(forwarder, forwarding))
 
 
 @asynccontextmanager
-async def _running(rate: float, burst: int) -> AsyncIterator[Setup]:
-    """The worker and the router, ready."""
-    with tempfile.TemporaryDirectory(prefix="pk-") as directory:
-        told, socket = Path(directory) / "worker", Path(directory) / "router.sock"
-        argv = (
-            sys.executable,
-            __file__,
-            "--engine",
-            str(told),
-            "--rate",
-            str(rate),
-            "--burst",
-            str(burst),
-        )
-        worker = await asyncio.create_subprocess_exec(*argv)
-        router = None
-        try:
-            async with asyncio.timeout(_READY_S):
-                endpoint = await asyncio.to_thread(_told, told)
-            settings = {"WORKERS": endpoint, "LISTEN": f"unix:{socket}"}
-            router = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "penstock_router",
-                env={**_environment(), **{f"PENSTOCK_ROUTER_{k}": v for k, v in settings.items()}},
-                stderr=asyncio.subprocess.DEVNULL,
-            )  # fmt: skip
-            await _answers(f"unix:{socket}")
-            yield Setup(endpoint, f"unix:{socket}", psutil.Process(router.pid))
-        finally:
-            for process in (worker, router):
-                if process is not None:
-                    process.kill()
-                    await process.wait()
+async def _process(*arguments: str, **environment: str) -> AsyncIterator[psutil.Process]:
+    """A Python of its own, killed in the end."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *arguments,
+        env={**os.environ, **environment},
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        yield psutil.Process(process.pid)
+    finally:
+        process.kill()
+        await process.wait()
 
 
 def _told(file: Path) -> str:
@@ -234,10 +266,6 @@ def _told(file: Path) -> str:
             return text
         time.sleep(0.05)
     raise TimeoutError("the worker did not start")
-
-
-def _environment() -> dict[str, str]:
-    return dict(os.environ)
 
 
 async def _answers(target: str) -> None:
@@ -258,13 +286,16 @@ async def _answers(target: str) -> None:
 async def _main(options: argparse.Namespace) -> None:
     if options.engine:
         await _serve_engine(Path(options.engine), options.rate, options.burst)
+    if options.forward:
+        await _forward(*options.forward)
     report: dict[str, object] = {}
     async with _running(options.rate, options.burst) as setup:
         if options.streams:
             report["proxy"] = await _proxy(setup, options)
             report["lookaside"] = await _lookaside(setup, options)
         if options.requests_per_s:
-            report["added_latency"] = await _latency(setup, options)
+            report["added_latency"] = await _latency(setup, setup.router, options)
+            report["added_by_forwarding_alone"] = await _latency(setup, setup.forwarder, options)
     sys.stdout.write(json.dumps(report, indent=1) + "\n")
 
 
@@ -276,4 +307,5 @@ if __name__ == "__main__":
     parser.add_argument("--requests-per-s", type=float, default=200.0)
     parser.add_argument("--burst", type=int, default=8)
     parser.add_argument("--engine", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--forward", nargs=2, help=argparse.SUPPRESS)
     uvloop.run(_main(parser.parse_args()))

@@ -42,7 +42,7 @@ class WorkerSettings(TlsSettings):
         2048, ge=0, description="most tokens of one text to embed; 0 computes no embeddings"
     )
     speculation: Literal["none", "ngram", "draft", "auto"] = Field(
-        "none", description="drafts to check: none, ngram, draft or auto (the better of both)"
+        "auto", description="drafts to check: none, ngram, draft or auto (what is measured to pay)"
     )
     draft_model: str = Field("", description="model that drafts; empty: the one the model brings")
     max_draft_tokens: int = Field(7, ge=1, le=64, description="most tokens drafted at once")

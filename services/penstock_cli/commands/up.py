@@ -46,7 +46,7 @@ Adapters = Annotated[
 
 
 class Speculation(StrEnum):
-    """Where drafts come from; AUTO takes the better of prompt lookup and draft model."""
+    """Where drafts come from; AUTO takes of prompt lookup, draft model and none what pays."""
 
     NONE = "none"
     NGRAM = "ngram"
@@ -59,7 +59,7 @@ def up(
     model: Annotated[str, typer.Option(help="'demo', a directory or a Hugging Face id.")] = "demo",
     speculation: Annotated[
         Speculation, typer.Option(help="Draft tokens and check them: same answers, sooner.")
-    ] = Speculation.NONE,
+    ] = Speculation.AUTO,
     draft_model: Annotated[
         str, typer.Option(help="Small model with the same tokenizer; the demo model brings one.")
     ] = "",

@@ -47,7 +47,7 @@ class EngineChoice:
         adapters: directory of LoRA adapters; empty for none.
     """
 
-    speculation: str = "none"
+    speculation: str = "auto"
     draft_model: str = ""
     quantization: str = "none"
     adapters: str = ""

@@ -148,15 +148,15 @@ def test_processes_find_one_another(tmp_path: Path) -> None:
 
 
 def test_workers_compute_as_told(tmp_path: Path) -> None:
-    told = replace(site(tmp_path, 1), engine=EngineChoice("auto", "org/small", "int8", "/loras"))
+    told = replace(site(tmp_path, 1), engine=EngineChoice("draft", "org/small", "int8", "/loras"))
 
     worker = platform_specs(told)[0].env
 
-    assert worker["PENSTOCK_WORKER_SPECULATION"] == "auto"
+    assert worker["PENSTOCK_WORKER_SPECULATION"] == "draft"
     assert worker["PENSTOCK_WORKER_DRAFT_MODEL"] == "org/small"
     assert worker["PENSTOCK_WORKER_QUANTIZATION"] == "int8"
     assert worker["PENSTOCK_WORKER_ADAPTERS"] == "/loras"
-    assert platform_specs(site(tmp_path, 1))[0].env["PENSTOCK_WORKER_SPECULATION"] == "none"
+    assert platform_specs(site(tmp_path, 1))[0].env["PENSTOCK_WORKER_SPECULATION"] == "auto"
 
 
 def test_workers_share_the_cores_and_have_at_least_one_each(

@@ -66,7 +66,8 @@ def main() -> int:
                 kv_blocks=CONTEXT // 32 + 1,
             )
         )
-        bits = sum(_bits(load_runner(plan), file) for file in files) / num_bytes
+        runner = load_runner(plan)
+        bits = sum(_bits(runner, file) for file in files) / num_bytes
         rows.append({"computed": str(plan.compute), "bits_per_byte": round(bits, 4)})
         if not options.json:
             print(f"{rows[-1]['computed']:50} {bits:.4f} bits per byte", flush=True)

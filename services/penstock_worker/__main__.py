@@ -72,7 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def calm_threads(threads: int) -> None:
     """Let idle OpenMP threads sleep: spinning ones starve the neighbours on a shared machine."""
-    count = threads or len(os.sched_getaffinity(0))
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = threads or cpus
     for name, value in (
         ("OMP_WAIT_POLICY", "PASSIVE"),
         ("GOMP_SPINCOUNT", "0"),

@@ -66,14 +66,18 @@ async def greedy(
 
 @pytest.mark.parametrize("kind", ["demo", "tiny"])
 @pytest.mark.parametrize("speculation", ["none", "ngram"])
+@pytest.mark.parametrize("quantization", ["none", "int8"])
 async def test_captured_steps_draw_the_tokens_of_a_cpu(
-    kind: str, speculation: str, tmp_path: Path
+    kind: str, speculation: str, quantization: str, tmp_path: Path
 ) -> None:
     model = DEMO if kind == "demo" else write_checkpoint(tmp_path)
     prompts = [[(7 * i + n) % 250 for i in range(n)] for n in (1, 3, 17, 31, 32, 33, 90, 200, 64)]
 
-    graphs = await greedy(model, prompts, device="cuda", speculation=speculation)
-    eager = await greedy(model, prompts, device="cuda", kernel="eager")
-    cpu = await greedy(model, prompts, device="cpu", kernel="eager")
+    async def said(device: str, **changes: object) -> list[list[int]]:
+        return await greedy(model, prompts, device=device, quantization=quantization, **changes)  # type: ignore[arg-type]
+
+    graphs = await said("cuda", speculation=speculation)
+    eager = await said("cuda", kernel="eager")
+    cpu = await said("cpu", kernel="eager")
 
     assert graphs == eager == cpu

@@ -10,9 +10,13 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from statistics import mean, median
+from typing import TYPE_CHECKING
 
 from penstock_cli.bench.speculation import SpeculationRow
 from penstock_engine.api import Engine, EngineRequest, RequestDone, Sampling, TokenOut
+
+if TYPE_CHECKING:
+    from penstock_engine.native.ceilings import Ceilings
 
 Tell = Callable[[str], None]
 
@@ -96,6 +100,18 @@ class SharedRow:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchUse:
+    """Fractions of the ceilings that a batch used: of reading by its steps, of multiplying by all its tokens.
+
+    A step is as long as a token takes (TPOT); prompts count among the tokens.
+    """
+
+    batch: int
+    read_fraction: float
+    matmul_fraction: float
+
+
+@dataclass(frozen=True, slots=True)
 class MachineRow:
     """What the machine could do, and which fraction of it was used.
 
@@ -104,16 +120,19 @@ class MachineRow:
         read_gb_per_s: measured reading ceiling, 1e9 bytes a second.
         matmul_gflops: measured multiplying ceiling, 1e9 operations a second.
         weight_bytes: read by each step.
-        single_read_fraction: of the reading ceiling, by one stream's decoding.
+        batches: fractions of both, by batch size.
         prefill_matmul_fraction: of the multiplying ceiling, by the long prompt.
+        shared_matmul_fraction: by the requests that share their beginning, with the cache: what is
+            computed once counts once.
     """
 
     dtype: str
     read_gb_per_s: float
     matmul_gflops: float
     weight_bytes: int
-    single_read_fraction: float
+    batches: tuple[BatchUse, ...]
     prefill_matmul_fraction: float
+    shared_matmul_fraction: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +175,29 @@ async def measure(engine: Engine, load: EngineLoad, tell: Tell) -> EngineBench:
     shared = await bench.shared_row()
     info = engine.info()
     return EngineBench(info.engine, info.device, load, tuple(rows), cache, prefill, shared)
+
+
+def machine_row(bench: EngineBench, ceilings: "Ceilings") -> MachineRow:
+    """What was measured of the engine against what the machine can do."""
+    load, shared = bench.load, bench.shared
+    computed = shared.shared_tokens + shared.requests * (shared.own_tokens + shared.new_tokens)
+    with_prompts = (load.prompt_tokens + load.new_tokens) / load.new_tokens
+    return MachineRow(
+        dtype=ceilings.dtype,
+        read_gb_per_s=ceilings.read_bytes_per_s / 1e9,
+        matmul_gflops=ceilings.matmul_flops_per_s / 1e9,
+        weight_bytes=ceilings.weight_bytes,
+        batches=tuple(
+            BatchUse(
+                row.batch,
+                ceilings.read_fraction(1 / row.tpot_s),
+                ceilings.matmul_fraction(row.decode_tokens_per_s * with_prompts),
+            )
+            for row in bench.batches
+        ),
+        prefill_matmul_fraction=ceilings.matmul_fraction(bench.prefill.tokens_per_s),
+        shared_matmul_fraction=ceilings.matmul_fraction(computed / shared.on_s),
+    )
 
 
 class _Bench:

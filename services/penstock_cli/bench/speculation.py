@@ -52,6 +52,7 @@ class SpeculationRow:
     cpu_speedup: float
     drafted_tokens: int
     accepted_tokens: int
+    model: str = ""
 
 
 def code_prompts(encode: Callable[[str], Sequence[int]], load: SpeculationLoad) -> list[list[int]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from penstock_cli.bench.engine import EngineBench, EngineLoad, MachineRow, measure
+from penstock_cli.bench.engine import EngineBench, EngineLoad, machine_row, measure
 from penstock_cli.bench.index import IndexLoad, measure_index
 from penstock_cli.bench.speculation import (
     SpeculationLoad,
@@ -22,6 +22,7 @@ from penstock_cli.options import Json, Quantization, Weights
 from penstock_cli.views.benches import engine_view, index_view
 from penstock_cli.views.documents import to_json
 from penstock_engine.api import Engine
+from penstock_models import DEMO, DEMO_DRAFT
 from penstock_text.source import own_draft, resolve_model
 from penstock_text.tokenizer import Tokenizer
 
@@ -123,31 +124,40 @@ async def _measured(model: str, draft: str, chosen: _Chosen, load: EngineLoad) -
         bench = await measure(measured, load, _say)
     finally:
         await measured.close()
-    single_steps_per_s = 1 / next(iter(bench.batches)).tpot_s
-    machine = MachineRow(
-        ceilings.dtype,
-        ceilings.read_bytes_per_s / 1e9,
-        ceilings.matmul_flops_per_s / 1e9,
-        ceilings.weight_bytes,
-        ceilings.read_fraction(single_steps_per_s),
-        ceilings.matmul_fraction(bench.prefill.tokens_per_s),
-    )
-    drafter = resolve_model(draft, weights=True) if draft else None
-    speculation = await _speculation(settings, drafter, load.repeats)
-    return replace(bench, speculation=speculation, machine=machine)
+    speculation: list[SpeculationRow] = []
+    for subject in speculated(path, resolve_model(draft, weights=True) if draft else None):
+        speculation += await _speculation(settings, subject, load.repeats)
+    machine = machine_row(bench, ceilings)
+    return replace(bench, speculation=tuple(speculation), machine=machine)
+
+
+@dataclass(frozen=True, slots=True)
+class Speculated:
+    """A model that speculation is measured on, and what drafts for it."""
+
+    model: Path
+    draft: Path | None
+
+
+def speculated(model: Path, draft: Path | None) -> list[Speculated]:
+    """The model, if it has a tokenizer to read code with; without a draft model also the demo's pair."""
+    found = [Speculated(model, draft)] if (model / "tokenizer.json").is_file() else []
+    if draft is None:
+        found.append(Speculated(DEMO, DEMO_DRAFT))
+    return found
 
 
 async def _speculation(
-    settings: "NativeSettings", draft: Path | None, repeats: int
+    settings: "NativeSettings", subject: Speculated, repeats: int
 ) -> tuple[SpeculationRow, ...]:
-    """Engines that differ in speculation alone; nothing for a model without a tokenizer."""
+    """Engines that differ in speculation alone."""
     from penstock_engine.native.engine import NativeEngine  # noqa: PLC0415
 
-    if not (settings.model / "tokenizer.json").is_file():
-        return ()
-    load = SpeculationLoad(repeats=repeats)
+    load, draft = SpeculationLoad(repeats=repeats), subject.draft
     most = max(load.batches)
-    settings = replace(settings, max_batch=most, max_waiting=most, draft_model=draft)
+    settings = replace(
+        settings, model=subject.model, max_batch=most, max_waiting=most, draft_model=draft
+    )
     kinds = ("none", "ngram", "draft", "auto") if draft else ("none", "ngram")
     prompts = code_prompts(Tokenizer.load(settings.model).encode, load)
     async with AsyncExitStack() as stack:
@@ -157,7 +167,8 @@ async def _speculation(
             stack.push_async_callback(one.close)
             await one.start()
             engines[kind] = one
-        return await measure_speculation(engines, prompts, load, _say)
+        rows = await measure_speculation(engines, prompts, load, _say)
+        return tuple(replace(row, model=subject.model.name) for row in rows)
 
 
 def _say(part: str) -> None:

@@ -18,18 +18,26 @@ def engine_view(bench: EngineBench) -> RenderableType:
         title=f"{bench.engine} on {bench.device}: prompts of {load.prompt_tokens} tokens, "
         f"{load.new_tokens} new, medians of {load.repeats}"
     )
-    for name in ("batch", "TTFT", "TPOT", "tokens/s", "prefill tokens/s"):
+    for name in ("batch", "TTFT", "TPOT", "tokens/s", "prefill tokens/s", "reads", "multiplies"):
         table.add_column(name, justify="right")
+    uses = {use.batch: use for use in bench.machine.batches} if bench.machine else {}
     for row in bench.batches:
+        use = uses.get(row.batch)
         table.add_row(
             str(row.batch),
             duration(row.ttft_s),
             duration(row.tpot_s),
             f"{row.decode_tokens_per_s:.0f}",
             f"{row.prefill_tokens_per_s:.0f}",
+            f"{use.read_fraction:.0%}" if use else "",
+            f"{use.matmul_fraction:.0%}" if use else "",
         )
     cache, prefill, shared = bench.cache, bench.prefill, bench.shared
-    speculation = [_speculation_table(bench.speculation)] if bench.speculation else []
+    models = dict.fromkeys(row.model for row in bench.speculation)
+    speculation = [
+        _speculation_table(model, [row for row in bench.speculation if row.model == model])
+        for model in models
+    ]
     return Group(
         table,
         *speculation,
@@ -47,14 +55,15 @@ def engine_view(bench: EngineBench) -> RenderableType:
 
 def _machine_line(machine: MachineRow) -> str:
     return (
-        f"of this machine, in {machine.dtype}: one stream reads weights at "
-        f"{machine.single_read_fraction:.0%} of {machine.read_gb_per_s:.0f} GB/s, the long prompt "
-        f"multiplies at {machine.prefill_matmul_fraction:.0%} of {machine.matmul_gflops:.0f} GFLOP/s"
+        f"ceilings of this machine, in {machine.dtype}: reading {machine.read_gb_per_s:.0f} GB/s, "
+        f"multiplying {machine.matmul_gflops:.0f} GFLOP/s; the long prompt multiplies at "
+        f"{machine.prefill_matmul_fraction:.0%}, the shared prefix with the cache at "
+        f"{machine.shared_matmul_fraction:.0%}"
     )
 
 
-def _speculation_table(rows: Sequence[SpeculationRow]) -> Table:
-    table = Table(title="speculation on Python code")
+def _speculation_table(model: str, rows: Sequence[SpeculationRow]) -> Table:
+    table = Table(title=f"speculation on Python code{f', {model}' if model else ''}")
     for name in ("kind", "batch", "temp.", "tokens/s", "speed-up", "by CPU", "drafted", "accepted"):
         table.add_column(name, justify="right")
     for row in rows:

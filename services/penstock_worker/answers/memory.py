@@ -117,7 +117,7 @@ class Memory:
                 done.timing.CopyFrom(usage_pb2.Timing(ttft_s=now_s, total_s=now_s))
                 if done.HasField("cost"):  # nothing was computed
                     done.cost.CopyFrom(usage_pb2.Cost(currency=done.cost.currency))
-                outcome = Outcome(done.usage, done.timing, tuple(names), None)
+                outcome = Outcome(_undrafted(done.usage), done.timing, tuple(names), None)
                 self._reporter.ended(plan, progress, outcome)
             yield response
 
@@ -159,3 +159,11 @@ class Memory:
         for part in parts:
             digest.update(len(part).to_bytes(8, "little") + part)
         return digest.digest()
+
+
+def _undrafted(usage: usage_pb2.Usage) -> usage_pb2.Usage:
+    """What it took to have the answer, for telemetry: its drafts were counted when they were made."""
+    used = usage_pb2.Usage()
+    used.CopyFrom(usage)
+    used.drafted_tokens = used.accepted_draft_tokens = 0
+    return used

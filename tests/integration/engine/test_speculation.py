@@ -202,7 +202,9 @@ async def test_prompts_in_chunks_beside_decodes(model: Path, drafting: Drafting)
     """The budget of a step is small, so prompts, decodes and drafts compete for it."""
     requests = [ask(f"{i}", 30, prompt=[i, *PROMPT, *PROMPT], sampling=COOL) for i in range(5)]
 
-    await both(model, drafting, requests, max_batch=4, max_batched_tokens=7)
+    _, drafted = await both(model, drafting, requests, max_batch=4, max_batched_tokens=7)
+
+    assert accepted(drafted) > 0
 
 
 async def test_a_prefix_that_drafts_helped_to_fill_is_reused(
@@ -219,6 +221,7 @@ async def test_a_prefix_that_drafts_helped_to_fill_is_reused(
     cold, _ = await both(model, drafting, [ask("cold", 30, prompt=prompt)])
 
     assert warm.tokens == cold[0].tokens
+    assert accepted([first, warm]) > 0
     # All but the last token of the first answer had its KV, and none that fell is among them.
     assert warm.last.cached_tokens == (len(prompt) - 3) // BLOCK * BLOCK
 
@@ -227,7 +230,9 @@ async def test_a_prefix_that_drafts_helped_to_fill_is_reused(
 async def test_samples_fork(model: Path, drafting: Drafting, batch: int) -> None:
     requests = [ask("a", 25, n=4, sampling=WARM), ask("b", 12, n=2, sampling=COOL)]
 
-    await both(model, drafting, requests, max_batch=batch, max_batched_tokens=64)
+    _, drafted = await both(model, drafting, requests, max_batch=batch, max_batched_tokens=64)
+
+    assert accepted(drafted) > 0
 
 
 async def test_preemption(model: Path, drafting: Drafting) -> None:
@@ -239,6 +244,7 @@ async def test_preemption(model: Path, drafting: Drafting) -> None:
 
     assert sum(one.last.preemptions for one in plain) > 0
     assert sum(one.last.preemptions for one in drafted) > 0
+    assert accepted(drafted) > 0
 
 
 async def test_resumed_requests(model: Path, drafting: Drafting) -> None:

@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from penstock.inference.v1.generate_pb2 import GenerateRequest
+from penstock.inference.v1.generate_pb2 import RESPONSE_CACHE_MODE_USE, GenerateRequest
 from penstock_core.telemetry import semconv as sc
 from penstock_testing.callers.calls import Calls, calls_to
 from penstock_testing.engines.fake import FakeConfig, FakeEngine
@@ -149,6 +149,25 @@ async def test_drafts_are_told_by_outcome(recorded: Recorded) -> None:
     assert decode[sc.ACCEPTANCE_RATE] == pytest.approx(4 / 9)
     gained = usage.completion_tokens / (usage.completion_tokens - 4)
     assert decode[sc.TOKENS_PER_STEP] == pytest.approx(gained)
+
+
+async def test_drafts_of_an_answer_from_memory_are_not_told_again(recorded: Recorded) -> None:
+    engine = FakeEngine(FakeConfig(drafts=(9, 4)))
+    async with running_worker(engine) as worker, calls_to(worker.endpoint) as calls:
+        for number in range(2):
+            request = ask(f"r{number}")
+            request.sampling.temperature = 0
+            request.response_cache = RESPONSE_CACHE_MODE_USE
+            answers = await calls.generate(request)
+            await all_measured(recorded, calls, 1)  # a kept answer leaves fewer spans
+        points = recorded.points()[sc.ENGINE_DRAFT_TOKENS]
+        durations = recorded.points()[sc.REQUEST_DURATION]
+
+    assert [point.count for point in durations] == [2]  # type: ignore[attr-defined]
+    assert answers.completed is not None
+    assert answers.completed.from_response_cache
+    told = {p.attributes[sc.DRAFT_OUTCOME]: p.value for p in points}  # type: ignore[attr-defined]
+    assert told == {"accepted": 4, "rejected": 5}
 
 
 async def all_measured(recorded: Recorded, calls: Calls, count: int) -> None:

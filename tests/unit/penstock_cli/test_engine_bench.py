@@ -2,15 +2,42 @@
 
 import io
 from dataclasses import replace
+from pathlib import Path
 
+import pytest
 from rich.console import Console
 
-from penstock_cli.bench.engine import EngineBench, EngineLoad, MachineRow, SharedLoad, measure
+from penstock_cli.bench.engine import (
+    BatchRow,
+    CacheRow,
+    EngineBench,
+    EngineLoad,
+    PrefillRow,
+    SharedLoad,
+    SharedRow,
+    machine_row,
+    measure,
+)
+from penstock_cli.commands.bench import Speculated, speculated
 from penstock_cli.views.benches import engine_view
+from penstock_engine.native.ceilings import Ceilings
+from penstock_models import DEMO, DEMO_DRAFT
 from penstock_testing.engines.fake import FakeEngine
 
 SHARED = SharedLoad(requests=4, shared_tokens=64, own_tokens=8, new_tokens=3)
 LOAD = EngineLoad((1, 3), prompt_tokens=100, new_tokens=5, repeats=2, shared=SHARED)
+
+CEILINGS = Ceilings("bfloat16", 20e9, 400e9, weights=500, weight_bytes=1000)
+KNOWN = EngineBench(
+    "native",
+    "cpu",
+    LOAD,
+    # Of 105 tokens a request 5 are new.
+    (BatchRow(1, 0.1, 0.001, 40e6 / 21, 1.0), BatchRow(3, 0.1, 0.002, 120e6 / 21, 1.0)),
+    CacheRow(100, 96, 0.2, 0.1),
+    PrefillRow(2000, 1e-5, 200e6),
+    SharedRow(4, 64, 8, 3, 1.0, 108 / 100e6),
+)
 
 
 async def measured() -> tuple[EngineBench, FakeEngine, list[str]]:
@@ -78,13 +105,40 @@ async def test_same_seed_asks_the_same() -> None:
 async def test_table_names_the_engine_and_the_saving() -> None:
     bench, _, _ = await measured()
     console = Console(file=io.StringIO(), width=200, color_system=None)
-    machine = MachineRow("bfloat16", 20.0, 400.0, 1000, 0.5, 0.25)
-    console.print(engine_view(replace(bench, machine=machine)))
+    console.print(engine_view(replace(bench, machine=machine_row(KNOWN, CEILINGS))))
 
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()
     assert "96 of 100 prompt tokens cached" in text
     assert "times sooner" in text
     assert "4 requests of 64 shared" in text
-    assert "50% of 20 GB/s" in text
-    assert "25% of 400 GFLOP/s" in text
+    assert "reading 20 GB/s, multiplying 400 GFLOP/s" in text
+    assert "the long prompt multiplies at 50%" in text
+    assert "the shared prefix with the cache at 25%" in text
+    assert "30%" in text
+
+
+def test_every_load_is_set_against_the_machines_ceilings() -> None:
+    machine = machine_row(KNOWN, CEILINGS)
+
+    # 1,000 bytes of weights each millisecond of 20 GB/s; 500 weights a token.
+    assert [use.batch for use in machine.batches] == [1, 3]
+    assert [use.read_fraction for use in machine.batches] == pytest.approx([5e-5, 2.5e-5])
+    assert [use.matmul_fraction for use in machine.batches] == pytest.approx([0.1, 0.3])
+    assert machine.prefill_matmul_fraction == pytest.approx(0.5)
+    assert machine.shared_matmul_fraction == pytest.approx(0.25)
+
+
+def test_speculation_is_measured_on_the_model_and_where_nothing_drafts_for_it_on_the_demos(
+    tmp_path: Path,
+) -> None:
+    demo = Speculated(DEMO, DEMO_DRAFT)
+    bare, own = tmp_path / "bare", tmp_path / "own"
+    for folder in (bare, own):
+        folder.mkdir()
+    (own / "tokenizer.json").write_text("{}")
+
+    assert speculated(DEMO, DEMO_DRAFT) == [demo]
+    assert speculated(bare, None) == [demo]
+    assert speculated(own, None) == [Speculated(own, None), demo]
+    assert speculated(own, bare) == [Speculated(own, bare)]

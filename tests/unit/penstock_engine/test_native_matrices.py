@@ -66,3 +66,28 @@ def test_float32_stays_as_it_is() -> None:
 
 def test_int8_goes_before_packing() -> None:
     assert preparation(torch.bfloat16, CPU, int8=True) is quantize
+
+
+@pytest.mark.parametrize("rows", [1, 16, 100])
+@pytest.mark.parametrize("biased", [False, True])
+def test_int8_product_is_that_of_what_its_bytes_stand_for(rows: int, biased: bool) -> None:
+    weight = quantize(torch.randn(96, 64))
+    meant = weight.values.float() * weight.scales.unsqueeze(1)
+    some, bias = torch.randn(rows, 64), torch.randn(96) if biased else None
+
+    expected = torch.nn.functional.linear(some, meant, bias)
+    torch.testing.assert_close(linear(some, weight, bias), expected, rtol=1e-5, atol=1e-4)
+    narrow = linear(some.bfloat16(), weight, None if bias is None else bias.bfloat16())
+    torch.testing.assert_close(narrow.float(), expected, rtol=3e-2, atol=3e-1)
+
+
+def test_int8_in_float32_multiplies_with_a_widened_matrix() -> None:
+    """PyTorch's own product with bytes has no quick form in float32."""
+    weight, some = quantize(torch.randn(96, 64)), torch.randn(5, 64)
+
+    with torch.profiler.profile() as seen:
+        linear(some, weight)
+
+    names = {event.key for event in seen.key_averages()}
+    assert "aten::linear" in names
+    assert "aten::_weight_int8pack_mm" not in names

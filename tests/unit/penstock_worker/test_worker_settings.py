@@ -55,3 +55,15 @@ def test_idle_threads_sleep_unless_the_operator_said_otherwise(
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
     assert os.environ["OMP_NUM_THREADS"] == "3"
     assert os.environ["GOMP_SPINCOUNT"] == "7"
+
+
+def test_threads_are_counted_where_no_affinity_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 5)
+
+    calm_threads(0)
+
+    assert os.environ["OMP_NUM_THREADS"] == "5"

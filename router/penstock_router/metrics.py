@@ -101,6 +101,11 @@ class RouterMetrics:
         self._predicted[worker_id] += predicted
         self._actual[worker_id] += actual
 
+    def gone(self, worker_id: str) -> None:
+        """A worker is there no longer: workers come and go, and their series would only grow."""
+        for counts in (self._predicted, self._actual):
+            counts.pop(worker_id, None)
+
     def retried(self, slug: str, *, has_begun: bool) -> None:
         """A request goes to another worker, because of this error; if it has begun, it is resumed."""
         counter = self._resumes if has_begun else self._retries

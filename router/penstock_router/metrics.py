@@ -43,10 +43,8 @@ class RouterMetrics:
         )
 
         self._predicted, self._actual = Counter[str](), Counter[str]()
+        self._over_budget = Counter[str]()
         self._watch_hits()
-        self._over_budget = meter.create_counter(
-            sc.BUDGET_REFUSALS, unit="{request}", description="Refused: the budget is spent."
-        )
 
     def _watch_hits(self) -> None:
         def predicted(_options: CallbackOptions) -> Iterable[Observation]:
@@ -70,16 +68,26 @@ class RouterMetrics:
 
     def over_budget(self, tenant: str) -> None:
         """A request was refused because its tenant's budget is spent."""
-        self._over_budget.add(1, {sc.TENANT: tenant})
+        self._over_budget[tenant] += 1
 
     def watch_budgets(self, shares: Callable[[], Mapping[str, float]]) -> None:
-        """Read how much of each tenant's budget is spent whenever metrics are collected."""
+        """Read how much of each budget is spent whenever metrics are collected; tell its refusals from 0."""
 
         def spent(_options: CallbackOptions) -> Iterable[Observation]:
             return [Observation(share, {sc.TENANT: tenant}) for tenant, share in shares().items()]
 
         self._meter.create_observable_gauge(
             sc.BUDGET_SPENT, [spent], description="Part of the budget that is spent, by tenant."
+        )
+
+        def refused(_options: CallbackOptions) -> Iterable[Observation]:
+            return [Observation(self._over_budget[t], {sc.TENANT: t}) for t in shares()]
+
+        self._meter.create_observable_counter(
+            sc.BUDGET_REFUSALS,
+            [refused],
+            unit="{request}",
+            description="Refused: the budget is spent.",
         )
 
     def watch_quotas(self, decided_alone: Callable[[], int]) -> None:

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from penstock_core import blocks
+from penstock_router.decisions.book import Prefix
 from penstock_router.fleet.adapters import usual_load_s
 from penstock_router.fleet.tracked import Picture, TrackedWorker
 from penstock_router.index.matching import Known, match
@@ -66,6 +67,14 @@ class PromptLookup:
         if found.hot.key is not None:
             self._picture.demand.observe(found.hot.key, work_s, self._picture.clock())
         return work_s
+
+    def prefix(self) -> Prefix:
+        """What a record keeps of the prompt, to tell later what it shares with others."""
+        chains = self._prepared.chains
+        if not chains:
+            return Prefix()
+        (_, block_tokens), chain = max(chains.items(), key=lambda item: len(item[1]))
+        return Prefix.of(chain, block_tokens)
 
     def _look(self) -> _Found:
         versions, since = self._known.versions(), self._versions

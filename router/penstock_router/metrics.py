@@ -43,10 +43,8 @@ class RouterMetrics:
         )
 
         self._predicted, self._actual = Counter[str](), Counter[str]()
+        self._over_budget = Counter[str]()
         self._watch_hits()
-        self._over_budget = meter.create_counter(
-            sc.BUDGET_REFUSALS, unit="{request}", description="Refused: the budget is spent."
-        )
 
     def _watch_hits(self) -> None:
         def predicted(_options: CallbackOptions) -> Iterable[Observation]:
@@ -70,16 +68,26 @@ class RouterMetrics:
 
     def over_budget(self, tenant: str) -> None:
         """A request was refused because its tenant's budget is spent."""
-        self._over_budget.add(1, {sc.TENANT: tenant})
+        self._over_budget[tenant] += 1
 
     def watch_budgets(self, shares: Callable[[], Mapping[str, float]]) -> None:
-        """Read how much of each tenant's budget is spent whenever metrics are collected."""
+        """Read how much of each budget is spent whenever metrics are collected; tell its refusals from 0."""
 
         def spent(_options: CallbackOptions) -> Iterable[Observation]:
             return [Observation(share, {sc.TENANT: tenant}) for tenant, share in shares().items()]
 
         self._meter.create_observable_gauge(
             sc.BUDGET_SPENT, [spent], description="Part of the budget that is spent, by tenant."
+        )
+
+        def refused(_options: CallbackOptions) -> Iterable[Observation]:
+            return [Observation(self._over_budget[t], {sc.TENANT: t}) for t in shares()]
+
+        self._meter.create_observable_counter(
+            sc.BUDGET_REFUSALS,
+            [refused],
+            unit="{request}",
+            description="Refused: the budget is spent.",
         )
 
     def watch_quotas(self, decided_alone: Callable[[], int]) -> None:
@@ -100,6 +108,11 @@ class RouterMetrics:
         """A prefill is done: what was expected in the cache and what was there."""
         self._predicted[worker_id] += predicted
         self._actual[worker_id] += actual
+
+    def gone(self, worker_id: str) -> None:
+        """A worker is there no longer: workers come and go, and their series would only grow."""
+        for counts in (self._predicted, self._actual):
+            counts.pop(worker_id, None)
 
     def retried(self, slug: str, *, has_begun: bool) -> None:
         """A request goes to another worker, because of this error; if it has begun, it is resumed."""

@@ -280,6 +280,7 @@ class _Visitor:
             shadow_worker_id=router.shadow(inputs),
             shadow_digest=router.shadow_digest,
             tenant=self._prepared.principal.tenant,
+            prefix=self.lookup.prefix(),
         )
         _describe(self._span, record)
         return router.carry_out(self._prepared, self._attempt, record)

@@ -41,6 +41,12 @@ _MONEY = (
             [Query(f"max by ({_TENANT}) ({series(names.BUDGET_SPENT)})", _BY_TENANT)],
             "percentunit",
         ),
+        Panel(
+            "Refused for their budget",
+            "Requests of tenants whose budget of this period is spent.",
+            [Query(rate(names.BUDGET_REFUSALS, "_total", _TENANT), _BY_TENANT)],
+            "reqps",
+        ),
     ],
 )
 _UNIT_COST = (

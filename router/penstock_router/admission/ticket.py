@@ -46,7 +46,7 @@ class AdmissionParams:
         slo_s: time to first token below which a class does not wait for a better moment.
         aging: seconds of predicted prefill that a second of waiting makes up for.
         weights: shares of the classes beside SYSTEM, which goes before all.
-        starvation_s: a class whose oldest request waits longer goes first.
+        starvation_s: a class between SYSTEM and BATCH whose oldest request waits longer goes first.
         quantum_s: work by which a tenant may run ahead of the others where its prefix is hot.
         hot_share: share of a prompt that must be cached for that.
         plan_limit: requests, in their order, that a round of placements looks at.

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from penstock_core.errors import Overloaded
 from penstock_router.frames import Finished, LedgerEvent, PrefillDone
@@ -20,6 +20,8 @@ from penstock_router.policy.facts import Decision, Explanation, Ranking, Routing
 _MAX_DECISIONS = 2048
 _MAX_WATCHER_BACKLOG = 256
 _MAX_WATCHERS = 64
+# As public traces have it (Mooncake's blocks), so that a log can be played like one.
+PREFIX_TOKENS = 512
 
 
 class Inputs(NamedTuple):
@@ -30,6 +32,24 @@ class Inputs(NamedTuple):
     views: tuple[WorkerView, ...]
     request: RoutingRequest
     seed: int
+
+
+class Prefix(NamedTuple):
+    """What a prompt shares with others: packed chain hashes, one for every ``step_tokens`` tokens.
+
+    The hash of a block stands for all tokens before it too, so few are enough: a long prompt's take
+    bytes, not kilobytes. No step means that it was not recorded.
+    """
+
+    hashes: bytes = b""
+    step_tokens: int = 0
+
+    @classmethod
+    def of(cls, chain: bytes, block_tokens: int) -> Self:
+        """Every so manieth of a prompt's packed hashes."""
+        every = max(PREFIX_TOKENS // block_tokens, 1)
+        blocks = memoryview(chain).cast("Q")
+        return cls(blocks[every - 1 :: every].tobytes(), every * block_tokens)
 
 
 class DecisionRecord(NamedTuple):
@@ -52,6 +72,7 @@ class DecisionRecord(NamedTuple):
     shadow_worker_id: str = ""
     shadow_digest: str = ""
     tenant: str = ""
+    prefix: Prefix = Prefix()
 
     @property
     def worker_id(self) -> str:

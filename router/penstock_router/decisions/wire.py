@@ -3,6 +3,7 @@
 from dataclasses import asdict, fields
 
 from penstock.routing.v1 import decision_pb2
+from penstock_core.blocks import unpack_hashes
 from penstock_core.errors import InvalidRequest
 from penstock_router.decisions.book import DecisionRecord, Inputs, Outcome
 from penstock_router.policy.cost import CostParams
@@ -37,6 +38,8 @@ def decision_message(record: DecisionRecord) -> decision_pb2.DecisionRecord:
         queued_s=record.queued_s,
         shadow_worker_id=record.shadow_worker_id,
         shadow_policy_digest=record.shadow_digest,
+        prefix_hashes=unpack_hashes(record.prefix.hashes),
+        prefix_hash_tokens=record.prefix.step_tokens,
     )
 
 

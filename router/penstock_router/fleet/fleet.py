@@ -223,6 +223,8 @@ class Fleet:
         await asyncio.wait([link.task])
         await link.close()
         self._gone_divergences += link.worker.sync.divergences
+        if link.worker.worker_id not in {w.worker_id for w in self.workers()}:
+            self._picture.metrics.gone(link.worker.worker_id)
         logger.info("the worker at %s is gone", endpoint)
 
     def _look(self, group: asyncio.TaskGroup) -> None:

@@ -69,9 +69,8 @@ class Follower:
                 await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
         finally:
             self._worker.sync.forget()
-            for _ in self._worker.sync.sweep():
-                pass
             self._changes.notify()
+            await self._run_slices(self._worker.sync.sweep())
 
     async def _watch_once(self) -> bool:
         """Follow one stream to its end. Whether the picture was right at any time."""

@@ -36,6 +36,7 @@ class CostParams:
         busiest: upper bound of ``1 / (1 - utilisation)``.
         kv_knee: occupancy at which memory begins to weigh; ``kv_scale_s`` how much.
         tie_s, tie_share: candidates this close to the best count as equal.
+        trust: 0 takes workers' hits as promised, whatever became of earlier promises.
     """
 
     backlog: float = 1.0
@@ -54,18 +55,29 @@ class CostParams:
     tie_s: float = 0.001
     tie_share: float = 0.02
     adapter_load: float = 1.0
+    trust: float = 1.0
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """The defaults with what ``name=value,name=value`` says. Raises ValueError for nonsense."""
-        known = {f.name for f in fields(cls)}
+        return cls().with_changes(text)
+
+    def with_changes(self, text: str) -> Self:
+        """These with what ``name=value,name=value`` says. Raises ValueError for nonsense."""
+        known = {f.name for f in fields(self)}
         changes: dict[str, float] = {}
         for part in filter(None, (p.strip() for p in text.split(","))):
             name, sign, value = part.partition("=")
             if not sign or name.strip() not in known:
                 raise ValueError(f"{part!r} sets none of {', '.join(sorted(known))}")
-            changes[name.strip()] = float(value)
-        return replace(cls(), **changes)
+            try:
+                number = float(value)
+            except ValueError:
+                number = math.nan
+            if not math.isfinite(number):
+                raise ValueError(f"{part!r} sets {name.strip()} to no number")
+            changes[name.strip()] = number
+        return replace(self, **changes)
 
     def digest(self) -> str:
         """Names these parameters in decision records."""
@@ -140,6 +152,8 @@ def weigh(
             capacity, _, why_not,
         ) = worker  # fmt: skip
         matched, coming, eta, _ = matches.get(worker_id, NO_MATCH)
+        if not p.trust:
+            trust = 1.0
         trusted = matched * trust * confidence
         uncached = max(prompt - trusted - coming * trust, 1.0)
         ahead_s = p.backlog * (slope_s * backlog_tokens + (base_s if waiting else 0.0)) + planned_s

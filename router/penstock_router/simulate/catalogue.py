@@ -38,11 +38,12 @@ _ALIASES = {
 }
 OWN = "penstock"
 NAMES = (OWN, *_PEERS)
-# Weights of CostParams that an ablation may set to zero.
+# What of CostParams an ablation may switch off. The rule for ties has two parameters.
 TERMS = (
     "backlog", "pending", "externality", "lateness", "tpot", "kv_pressure", "replication",
-    "adapter_load",
+    "adapter_load", "trust", "tie",
 )  # fmt: skip
+_PARAMETERS = {"tie": ("tie_s", "tie_share")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,4 +88,5 @@ def check_terms(terms: Sequence[str]) -> None:
 def without(cost: CostParams, terms: Sequence[str]) -> CostParams:
     """The cost with some terms switched off. Raises InvalidRequest for an unknown one."""
     check_terms(terms)
-    return replace(cost, **dict.fromkeys(terms, 0.0))
+    parameters = [name for term in terms for name in _PARAMETERS.get(term, (term,))]
+    return replace(cost, **dict.fromkeys(parameters, 0.0))

@@ -12,11 +12,13 @@ Time comes in from outside; every change is told to a listener, as a worker's st
 """
 
 import heapq
+import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
+from penstock_core.errors import InvalidRequest
 from penstock_router.simulate.cache import BlockCache
 from penstock_router.simulate.trace import TraceRequest
 
@@ -47,6 +49,12 @@ class EngineModel:
     slowdown: float = 0.0
     stall: float = 0.0
     tokens_per_step: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Raises InvalidRequest for a figure that no clock can follow."""
+        for figure in fields(self):
+            if not math.isfinite(value := getattr(self, figure.name)):
+                raise InvalidRequest(f"{figure.name} cannot be {value}", field=figure.name)
 
     def at_speed(self, factor: float) -> "EngineModel":
         """The same worker, this much faster."""

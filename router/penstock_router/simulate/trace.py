@@ -8,12 +8,14 @@ Source: "Mooncake: Trading More Storage for Less Computation", FAST '25, artifac
 """
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from penstock_core.blocks import pack_hashes, reusable_blocks
 from penstock_core.errors import InvalidRequest
+from penstock_router.admission.ticket import PriorityClass
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +65,9 @@ def _parsed(lines: Iterable[str], block_tokens: int, speedup: float) -> Iterator
             continue
         try:
             yield _request(json.loads(line), number, block_tokens, speedup)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, OverflowError, KeyError, TypeError, AttributeError) as error:
             raise InvalidRequest(
-                f"line {number} is no request of a trace: {error!r}", field="trace"
+                f"line {number} is no request of a trace: {_said(error)}", field="trace"
             ) from error
 
 
@@ -74,16 +76,29 @@ def _request(entry: dict[str, object], number: int, size: int, speedup: float) -
     ids = entry["hash_ids"]
     if not isinstance(ids, list) or not all(isinstance(i, int) for i in ids):
         raise ValueError("hash_ids must be a list of integers")
+    arrival_s = float(str(entry["timestamp"])) / 1000 / speedup
+    if not math.isfinite(arrival_s):
+        raise ValueError("timestamp must be finite")
+    priority = str(entry.get("priority", "standard"))
+    if priority.upper() not in PriorityClass.__members__:
+        raise ValueError(f"{priority!r} is no class of requests")
+    deadline_s = float(str(entry.get("deadline_s", "inf")))
+    if math.isnan(deadline_s):
+        raise ValueError("deadline_s must be a number")
     return TraceRequest(
         request_id=f"r{number}",
-        arrival_s=float(str(entry["timestamp"])) / 1000 / speedup,
+        arrival_s=arrival_s,
         prompt_tokens=max(prompt, 1),
         output_tokens=max(output, 1),
         blocks=_hashes(ids, reusable_blocks(prompt, size)),
         tenant=str(entry.get("tenant", "default")),
-        priority=str(entry.get("priority", "standard")),
-        deadline_s=float(str(entry.get("deadline_s", "inf"))),
+        priority=priority,
+        deadline_s=deadline_s,
     )
+
+
+def _said(error: Exception) -> str:
+    return f"it has no {error}" if isinstance(error, KeyError) else str(error)
 
 
 def _count(value: object) -> int:

@@ -1,31 +1,37 @@
 """``penstock simulate``: a trace through simulated workers under one or more policies."""
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from penstock_cli.commands.replay import replay
+from penstock_cli.commands.replay import Change, replay
 from penstock_cli.execution import failures_told, output
 from penstock_cli.options import Json
 from penstock_cli.views.documents import to_json
 from penstock_cli.views.plots import save_plots
 from penstock_cli.views.simulations import simulating, simulation_view
 from penstock_core.errors import InvalidRequest
+from penstock_router.policy.cost import CostParams
 from penstock_router.simulate import catalogue
 from penstock_router.simulate.catalogue import Setup
 from penstock_router.simulate.engine import EngineModel
+from penstock_router.simulate.recorded import read_requests
 from penstock_router.simulate.report import Result
 from penstock_router.simulate.run import Run, simulate_all
-from penstock_router.simulate.trace import TraceRequest, read_trace
+from penstock_router.simulate.trace import TraceRequest
 
 EPILOG = (
     "Example: penstock simulate trace.jsonl --workers 8 --policy penstock --policy dynamo --json"
 )
-_TRACE_HELP = "Mooncake's format: timestamp (ms), input_length, output_length, hash_ids."
+_TRACE_HELP = (
+    "Mooncake's format: timestamp (ms), input_length, output_length, hash_ids; or a decision log."
+)
 _POLICY_HELP = f"Repeat to compare: {', '.join(catalogue.NAMES)}."
 _ABLATE_HELP = f"Switch a term of Penstock's cost off: {', '.join(catalogue.TERMS)}."
+_COST_HELP = "Change Penstock's cost: name=value, with commas, as in PENSTOCK_ROUTER_POLICY."
 _SPEEDS_HELP = "Relative speeds, with commas, over the workers in turn; 1 for all alike."
 
 
@@ -41,6 +47,7 @@ def simulate(
     seed: Annotated[int, typer.Option(help="Equal seeds give equal results.")] = 0,
     policy: Annotated[list[str] | None, typer.Option(help=_POLICY_HELP)] = None,
     ablate: Annotated[list[str] | None, typer.Option(help=_ABLATE_HELP)] = None,
+    cost: Annotated[str, typer.Option(help=_COST_HELP)] = "",
     attention: Annotated[float, typer.Option(min=0, help="Extra cost of 1 token behind 1.")] = 0.0,
     step_per_request_ms: Annotated[float, typer.Option(min=0, help="Of the batch.")] = 0.0,
     step_per_token_us: Annotated[float, typer.Option(min=0, help="Of all contexts.")] = 0.0,
@@ -56,22 +63,24 @@ def simulate(
     as_json: Json = False,
 ) -> None:
     """Play a trace through simulated workers, and compare routing policies by what users feel."""
+    change = Change(cost, tuple(ablate or ()))
     if replay_log is not None:
-        replay(replay_log, ablate or [], as_json=as_json)
+        if trace is not None or policy:
+            raise typer.BadParameter("--replay decides a log anew: neither a trace nor --policy")
+        replay(replay_log, change, as_json=as_json)
         return
     if trace is None:
         raise typer.BadParameter("a trace is needed, or --replay")
-    model = EngineModel(
-        cache_blocks=cache_blocks, block_tokens=block_tokens, max_active=max_active,
-        prefill_rate=prefill_rate, attention=attention, slowdown=slowdown, stall=stall,
-        step_s=step_ms / 1000, step_per_request_s=step_per_request_ms / 1000,
-        step_per_token_s=step_per_token_us / 1e6, tokens_per_step=accepted,
-    )  # fmt: skip
     with failures_told():
+        model = EngineModel(
+            cache_blocks=cache_blocks, block_tokens=block_tokens, max_active=max_active,
+            prefill_rate=prefill_rate, attention=attention, slowdown=slowdown, stall=stall,
+            step_s=step_ms / 1000, step_per_request_s=step_per_request_ms / 1000,
+            step_per_token_s=step_per_token_us / 1e6, tokens_per_step=accepted,
+        )  # fmt: skip
         names = [catalogue.canonical(name) for name in policy or [catalogue.OWN]]
-        cost = catalogue.without(Setup(()).cost, ablate or [])
-        setup = Setup(_fleet(model, workers, speeds), seed, cost)
-        results = _play(names, read_trace(trace, block_tokens, speedup), setup)
+        setup = Setup(_fleet(model, workers, speeds), seed, change.of(CostParams()))
+        results = _play(names, read_requests(trace, block_tokens, speedup), setup)
         if plot is not None:
             save_plots(results, plot)
     _show(results, setup, as_json=as_json)
@@ -94,6 +103,6 @@ def _fleet(model: EngineModel, workers: int, speeds: str) -> tuple[EngineModel, 
         factors = [float(part) for part in speeds.split(",")]
     except ValueError:
         factors = []
-    if not factors or min(factors) <= 0:
+    if not factors or not all(0 < factor < math.inf for factor in factors):
         raise InvalidRequest(f"{speeds!r} is no list of speeds like 1,0.5", field="speeds")
     return tuple(model.at_speed(factors[n % len(factors)]) for n in range(workers))

@@ -12,11 +12,11 @@ from penstock_router.decisions.replay import Replayed
 _MOST_ROWS = 20
 
 
-def replay_view(replayed: Sequence[Replayed], ablated: Sequence[str]) -> RenderableType:
-    """Totals, and the moves that cost most."""
+def replay_view(replayed: Sequence[Replayed], change: str) -> RenderableType:
+    """Totals, and the moves that cost most; ``change`` says what was altered, if anything."""
     same = sum(each.is_same for each in replayed)
     moves = sorted((r for r in replayed if r.moves), key=lambda r: r.loss_s, reverse=True)
-    policy = f"without {', '.join(ablated)}" if ablated else "under the logged policy"
+    policy = escape(change) or "under the logged policy"
     told = f"{len(replayed)} decisions {policy}: {same} the same bit for bit, {len(moves)} move"
     if not moves:
         return told

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -36,13 +37,15 @@ def simulation_view(results: Sequence[Result], setup: Setup) -> RenderableType:
     """One row for each policy."""
     model = setup.models[0]
     table = Table(
+        box=SIMPLE_HEAD,
+        padding=(0, 0, 0, 1),
         title=f"{len(results[0].ttft_s)} requests, {len(setup.models)} workers of "
         f"{model.cache_blocks} blocks of {model.block_tokens} tokens, "
         f"{model.prefill_rate:.0f} prompt tokens/s",
-        caption="simulated; TTFT counts from a request's arrival at the router",
+        caption="simulated; TTFT counts from arrival at the router; busy: with prefill",
     )
-    table.add_column("policy")
-    for name in ("hit rate", "TTFT mean", "p50", "p90", "p99", "prefill busy", "requests/s"):
+    table.add_column("policy", no_wrap=True)
+    for name in ("hit rate", "TTFT mean", "p50", "p90", "p99", "busy", "req/s"):
         table.add_column(name, justify="right")
     for each in results:
         s = each.summary

@@ -19,6 +19,7 @@ from penstock_core.rpc import server as rpc
 from penstock_core.rpc.status import from_rpc_error
 from penstock_router.process import running_router
 from penstock_router.settings import RouterSettings
+from penstock_router.simulate.recorded import read_requests
 from penstock_testing.engines.fake import FakeConfig, FakeEngine
 from penstock_testing.engines.models import write_byte_tokenizer
 from penstock_testing.processes.redis import redis_server
@@ -109,7 +110,7 @@ async def test_a_drain_of_the_only_worker_is_told_as_such() -> None:
 
 
 async def test_workers_are_found_in_the_registry_and_let_go_when_they_leave(
-    request: pytest.FixtureRequest,
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # redis-py looks up its own version on the disk with each connection.
     guard: BlockBuster = request.getfixturevalue("_no_blocking_calls")
@@ -123,11 +124,15 @@ async def test_workers_are_found_in_the_registry_and_let_go_when_they_leave(
         async with asyncio.timeout(DEADLINE_S):
             while fleet.states() != {"LIVE": 1}:
                 await fleet.changes.wait(0.1)
+            gone: list[str] = []
+            monkeypatch.setattr(router.picture.metrics, "gone", gone.append)
+            (name,) = (w.worker_id for w in fleet.workers())
             await worker.stop()
-            while fleet.states():
+            while fleet.states() or not gone:
                 await fleet.changes.wait(0.1)
         with pytest.raises(NoWorker):
             fleet.serving("fake")
+        assert gone == [name]
 
 
 async def test_a_worker_with_another_tokenizer_is_left_out(tmp_path: Path) -> None:
@@ -212,3 +217,16 @@ async def test_decisions_are_watched_and_logged(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert lines[0]["decision"]["request_id"] == "req-1"
     assert any(line.get("outcome", {}).get("status") == "OK" for line in lines)
+
+
+async def test_a_decision_log_is_a_trace_of_what_was_asked(tmp_path: Path) -> None:
+    log, shared = tmp_path / "decisions.jsonl", [n % 200 for n in range(700)]
+    settings = DEFAULT_SETTINGS.model_copy(update={"decision_log": str(log)})
+    async with running_cluster(FakeEngine(), settings=settings) as cluster:
+        for name, own in (("req-1", 201), ("req-2", 202)):
+            await cluster.generate(ask([*shared, *[own] * 700], name))
+            await cluster.explain(name)
+    first, second = read_requests(log, 512)
+    assert (first.request_id, first.prompt_tokens, first.output_tokens) == ("req-1", 1400, 4)
+    assert first.blocks[0] == second.blocks[0]
+    assert first.blocks[1] != second.blocks[1]

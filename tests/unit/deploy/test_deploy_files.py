@@ -18,6 +18,7 @@ from penstock_worker.settings import WorkerSettings
 
 ROOT = Path(__file__).resolve().parents[3]
 DEPLOY = ROOT / "deploy"
+PROCESSES = ("router", "services", "batch")
 COMPOSE = DEPLOY / "compose.yaml"
 ALERTS = DEPLOY / "telemetry/alerts.yaml"
 SETTINGS: tuple[type[ProcessSettings], ...] = (
@@ -47,6 +48,19 @@ def test_queries_name_metrics_that_exist(path: Path) -> None:
 
     labels = {"gen_ai_token_type", "gen_ai_request_model", "rpc_method", "rpc_status_code"}
     assert set(named) - emitted() - labels == set()
+
+
+def test_every_instrument_is_on_a_dashboard() -> None:
+    shown = "".join(files().values())
+    sources = [
+        path.read_text("utf-8") for name in PROCESSES for path in (ROOT / name).rglob("*.py")
+    ]
+    made = {n for text in sources for n in re.findall(r"create_\w+\(\s*sc\.([A-Z_]+)", text)}
+    # It measures nothing: its collection lets deferred measurements in.
+    made.remove("DEFERRED")
+    assert len(made) > 20
+    missing = [n for n in made if getattr(semconv, n).replace(".", "_") not in shown]
+    assert missing == []
 
 
 def test_every_alert_says_what_to_do() -> None:

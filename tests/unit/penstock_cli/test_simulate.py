@@ -15,6 +15,7 @@ from penstock_router.decisions.book import DecisionRecord, Inputs
 from penstock_router.policy.cost import CostParams
 from penstock_router.policy.decide import decide
 from penstock_router.policy.facts import Match, RoutingRequest, WorkerView
+from penstock_router.simulate.traces import CONVERSATION
 
 KEYS = {
     "policy", "hit_rate", "ttft_mean_s", "ttft_p50_s", "ttft_p90_s", "ttft_p99_s",
@@ -66,8 +67,32 @@ def test_engine_options_reach_the_engine(trace: str) -> None:
     assert slower["ttft_mean_s"] > base["ttft_mean_s"]
 
 
+def test_the_cost_can_be_changed() -> None:
+    words = (str(CONVERSATION), "--workers", "4", "--json")
+    base, other = (penstock(*words, *w) for w in ((), ("--cost", "externality=0,lateness=0")))
+    assert base != other
+    ablated = penstock(*words, "--ablate", "externality", "--ablate", "lateness")
+    assert ablated == other
+
+
+def test_names_of_policies_are_shown_whole(trace: str) -> None:
+    words = ["simulate", trace, "--policy", "least-prefill-work", "--policy", "smg-approximate"]
+    result = CliRunner().invoke(build_app(), words, env={"COLUMNS": "80"})
+    assert {"least-prefill-work", "smg-approximate"} <= set(result.stdout.split())
+
+
 @pytest.mark.parametrize(
-    "words", [("--policy", "astrology"), ("--speeds", "fast"), ("--ablate", "luck")]
+    "words",
+    [
+        ("--policy", "astrology"),
+        ("--speeds", "fast"),
+        ("--speeds", "1,nan"),
+        ("--speeds", "1,inf"),
+        ("--step-ms", "inf"),
+        ("--ablate", "luck"),
+        ("--cost", "luck=1"),
+        ("--cost", "tpot=nan"),
+    ],
 )
 def test_what_does_not_exist_is_told(trace: str, words: tuple[str, ...]) -> None:
     penstock(trace, *words, status=1)
@@ -88,3 +113,13 @@ def test_a_log_is_replayed(tmp_path: Path) -> None:
     (row,) = json.loads(penstock("--replay", str(log), "--ablate", "lateness", "--json"))
     assert not row["is_same"]
     assert row["worker_id"] == "b"
+    changed = ("--cost", "lateness=7", "--ablate", "trust")
+    assert "with lateness=7 and without trust: 0 the same" in penstock(
+        "--replay", str(log), *changed
+    )
+    penstock("--replay", str(log), "--cost", "lateness", status=1)
+
+
+def test_a_replay_takes_no_trace_and_no_policy(trace: str) -> None:
+    penstock(trace, "--replay", trace, status=2)
+    penstock("--replay", trace, "--policy", "dynamo", status=2)

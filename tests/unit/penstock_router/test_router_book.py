@@ -179,6 +179,14 @@ def test_a_view_is_kept_until_something_changes() -> None:
     assert worker.view(0.01).backlog_tokens == 70
 
 
+def test_a_view_has_the_time_of_a_token_that_speculation_leaves() -> None:
+    worker = TrackedWorker("host:1", Picture(DecisionBook(), RouterMetrics(), lambda: 0.0))
+    worker.load.take_report(frames.LoadReport(step_s=0.03, tokens_per_step=2.5), 0.0)
+    assert worker.view(0.0).step_s == pytest.approx(0.012)
+    worker.load.take_report(frames.LoadReport(step_s=0.03, tokens_per_step=0.0), 0.0)
+    assert worker.view(0.0).step_s == 0.03
+
+
 def test_a_view_shows_batch_work_to_batch_only() -> None:
     worker = TrackedWorker("host:1", Picture(DecisionBook(), RouterMetrics(), lambda: 0.0))
     facts = frames.WorkerFacts("w", "e", "host:1")

@@ -224,3 +224,18 @@ def test_a_decision_is_a_pure_function_whose_terms_add_up(
     if why.decision.chosen is not None:
         least = min(c.total_s for c in open_to)
         assert why.decision.chosen.total_s <= least + max(0.001, 0.02 * least) + 1e-12
+
+
+def test_trust_can_be_switched_off() -> None:
+    doubted = worker("b", trust=0.3)
+    asked = request(b=Match(960))
+    (usual,) = explain([doubted], asked, 0.0, 1, PARAMS).candidates
+    (blind,) = explain([doubted], asked, 0.0, 1, replace(PARAMS, trust=0.0)).candidates
+    assert usual.trusted_tokens == pytest.approx(288)
+    assert blind.trusted_tokens == 960
+
+
+@pytest.mark.parametrize("text", ["tpot=nan", "tpot=inf", "tpot=much", "tpot"])
+def test_parameters_are_numbers(text: str) -> None:
+    with pytest.raises(ValueError, match="tpot"):
+        CostParams.parse(text)

@@ -45,6 +45,8 @@ class DecisionRecord(google.protobuf.message.Message):
     QUEUED_S_FIELD_NUMBER: builtins.int
     SHADOW_WORKER_ID_FIELD_NUMBER: builtins.int
     SHADOW_POLICY_DIGEST_FIELD_NUMBER: builtins.int
+    PREFIX_HASHES_FIELD_NUMBER: builtins.int
+    PREFIX_HASH_TOKENS_FIELD_NUMBER: builtins.int
     decision_id: builtins.str
     """Its id."""
     request_id: builtins.str
@@ -83,6 +85,8 @@ class DecisionRecord(google.protobuf.message.Message):
     """Worker that a shadow policy would have chosen; empty if none runs."""
     shadow_policy_digest: builtins.str
     """Digest of the shadow policy's parameters."""
+    prefix_hash_tokens: builtins.int
+    """Tokens from one of prefix_hashes to the next; 0 if they were not recorded."""
     @property
     def candidates(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Candidate]:
         """Every worker that was considered, best first."""
@@ -90,6 +94,10 @@ class DecisionRecord(google.protobuf.message.Message):
     @property
     def inputs(self) -> Global___DecisionInputs:
         """Everything the decision was made from; decide() gives the same again."""
+
+    @property
+    def prefix_hashes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Chain hashes of the prompt's blocks, every prefix_hash_tokens tokens one: what it shares with other prompts."""
 
     def __init__(
         self,
@@ -115,9 +123,11 @@ class DecisionRecord(google.protobuf.message.Message):
         queued_s: builtins.float = ...,
         shadow_worker_id: builtins.str = ...,
         shadow_policy_digest: builtins.str = ...,
+        prefix_hashes: collections.abc.Iterable[builtins.int] | None = ...,
+        prefix_hash_tokens: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["inputs", b"inputs"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "candidates", b"candidates", "chosen_worker_id", b"chosen_worker_id", "counterfactual_loss_s", b"counterfactual_loss_s", "counterfactual_worker_id", b"counterfactual_worker_id", "decision_id", b"decision_id", "decision_us", b"decision_us", "inputs", b"inputs", "margin_s", b"margin_s", "model", b"model", "num_blocks", b"num_blocks", "policy_digest", b"policy_digest", "prompt_tokens", b"prompt_tokens", "queued_s", b"queued_s", "reason", b"reason", "request_id", b"request_id", "seed", b"seed", "shadow_policy_digest", b"shadow_policy_digest", "shadow_worker_id", b"shadow_worker_id", "trace_id", b"trace_id", "unix_time_s", b"unix_time_s"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "candidates", b"candidates", "chosen_worker_id", b"chosen_worker_id", "counterfactual_loss_s", b"counterfactual_loss_s", "counterfactual_worker_id", b"counterfactual_worker_id", "decision_id", b"decision_id", "decision_us", b"decision_us", "inputs", b"inputs", "margin_s", b"margin_s", "model", b"model", "num_blocks", b"num_blocks", "policy_digest", b"policy_digest", "prefix_hash_tokens", b"prefix_hash_tokens", "prefix_hashes", b"prefix_hashes", "prompt_tokens", b"prompt_tokens", "queued_s", b"queued_s", "reason", b"reason", "request_id", b"request_id", "seed", b"seed", "shadow_policy_digest", b"shadow_policy_digest", "shadow_worker_id", b"shadow_worker_id", "trace_id", b"trace_id", "unix_time_s", b"unix_time_s"]) -> None: ...
 
 Global___DecisionRecord: typing_extensions.TypeAlias = DecisionRecord
 

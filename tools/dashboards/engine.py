@@ -54,6 +54,12 @@ _KV_CACHE = (
             "Times that a worker lost track of its cache; routers then know nothing of it.",
             [Query(f"delta({series(names.ENGINE_CACHE_LOSSES)}[{WINDOW}])", "{{instance}}")],
         ),
+        Panel(
+            "Age of the figures",
+            "Of TensorRT-LLM's own, that the panels here are made from; 0 where the engine counts itself.",
+            [Query(series(names.ENGINE_FIGURES_AGE, "_seconds"), "{{instance}}")],
+            "s",
+        ),
     ],
 )
 _SPECULATION = (
@@ -97,6 +103,12 @@ _RESPONSES = (
             "Kept",
             "Answers that are kept, by worker.",
             [Query(series(names.RESPONSE_CACHE_ENTRIES), "{{instance}}")],
+        ),
+        Panel(
+            "Memory",
+            "That kept answers take, by worker.",
+            [Query(series(names.RESPONSE_CACHE_BYTES), "{{instance}}")],
+            "bytes",
         ),
     ],
 )

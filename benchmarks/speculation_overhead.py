@@ -5,7 +5,7 @@ random order, in one process. Of each trio the ratios of tokens a second are tak
 by this process's CPU time: speculating over both plain ones' mean, and plain over plain, which tells what the
 machine's noise looks like. Means of the logarithms, with 95 % intervals from resampled trios.
 
-    python benchmarks/speculation_overhead.py [--batch 16] [--temperature 0.8] [--trios 60] [--json]
+    python benchmarks/speculation_overhead.py [--batch 16] [--temperature 0.8] [--quantization int8] [--trios 60]
 """
 
 import argparse
@@ -16,7 +16,7 @@ import random
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 
 from penstock_cli.bench.speculation import SpeculationLoad, code_prompts
@@ -103,10 +103,10 @@ def _log_ratio(trio: Mapping[str, Round], who: str, measure: str) -> float:
 
 async def run(options: argparse.Namespace) -> list[Row]:
     """Start the engines, measure, close them."""
-    plain = NativeSettings(DEMO, max_batch=options.batch, speculation="none")
-    speculating = NativeSettings(
-        DEMO, max_batch=options.batch, speculation="auto", draft_model=DEMO_DRAFT
+    plain = NativeSettings(
+        DEMO, max_batch=options.batch, speculation="none", quantization=options.quantization
     )
+    speculating = replace(plain, speculation="auto", draft_model=DEMO_DRAFT)
     engines = {
         PLAIN: NativeEngine(plain),
         SPECULATING: NativeEngine(speculating),
@@ -128,6 +128,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--temperature", type=float, default=0.8)
+    parser.add_argument("--quantization", choices=("none", "int8"), default="none")
     parser.add_argument("--trios", type=int, default=60)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()

@@ -171,9 +171,9 @@ class WrittenCalls:
         """Where the notation ends; None if more has to be known."""
         if self._json.is_broken:
             return _IS_TEXT
-        undecided = len(self._held) if is_end else None
         if not self._json.is_whole:
-            return _IS_TEXT if is_end else None
+            return None
+        undecided = len(self._held) if is_end else None
         at = self._visible(self._begin + self._json.size)
         if at is None:
             return undecided

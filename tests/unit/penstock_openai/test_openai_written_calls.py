@@ -102,6 +102,8 @@ def test_an_answer_that_is_only_a_call_has_no_content(text: str) -> None:
         '<tool_call>{"name": "f", "arguments": {}, "arguments": {}}</tool_call>',
         '<tool_call>{"name": "f"}</tool_call>',
         f"<tool_call>{F} and more</tool_call>",
+        '<tool_call>{"name": "f", "arguments": {"a": -Infinity}}</tool_call>',
+        f"{F}</tool_call>",
         f"{F} is how I would call it",
         f"It would be {F}",
         f"[{F}, 7]",
@@ -148,8 +150,9 @@ def test_without_parallel_calls_what_follows_the_first_is_text(text: str) -> Non
     assert G in message["content"]
 
 
-def test_a_stream_gives_the_text_then_each_call_by_name_and_arguments() -> None:
-    choices = streamed(events(list(TWO)))
+@pytest.mark.parametrize("pieces", [list(TWO), [TWO]])
+def test_a_stream_gives_the_text_then_each_call_by_name_and_arguments(pieces: list[str]) -> None:
+    choices = streamed(events(pieces))
 
     deltas = [choice["delta"] for choice in choices]
     assert deltas[0] == {"role": "assistant", "content": None}
@@ -200,6 +203,7 @@ def test_samples_are_read_each_for_itself() -> None:
         (["[", "1]"], ["", "[1]"]),
         (["<tool_call>{", "}"], ["", "<tool_call>{}"]),
         ([F, " ", "not"], ["", "", f"{F} not"]),
+        ([F, " ", "<", "not"], ["", "", F, " <not"]),
         (["<think>", "hm", "m</", "think>", "\n\n", "So"],
          ["<think>", "hm", "m", "</think>", "", "\n\nSo"]),
     ],

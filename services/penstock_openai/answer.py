@@ -11,6 +11,7 @@ from penstock.inference.v1 import generate_pb2
 from penstock_core.cost.pricing import add_costs
 from penstock_openai.json_object import Json
 from penstock_openai.tool_calls import CallReader
+from penstock_openai.written_calls import WrittenCalls
 
 FINISH_REASONS = {
     generate_pb2.FINISH_REASON_UNSPECIFIED: "stop",
@@ -24,7 +25,10 @@ FINISH_REASONS = {
 
 @dataclass(slots=True)
 class Choice:
-    """One sample so far. ``chars`` counts the characters its tokens stand for, echo included."""
+    """One sample so far. ``chars`` counts the characters its tokens stand for, echo included.
+
+    ``forced`` or ``written`` reads tool calls, where the answer's format expects any.
+    """
 
     index: int
     has_begun: bool = False
@@ -34,7 +38,8 @@ class Choice:
     echo_chars: int = 0
     finish_reason: str | None = None
     matched_stop: str | int | None = None
-    call: CallReader = field(default_factory=CallReader)
+    forced: CallReader | None = None
+    written: WrittenCalls | None = None
 
     def finish(self, event: generate_pb2.Finished) -> None:
         """Note why the sample ended."""

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from penstock.inference.v1 import generate_pb2
 from penstock_core.requests.tool_calls import FREE_CHOICES
 from penstock_openai.bodies import validated
-from penstock_openai.formats import ChatFormat, CompletionFormat, Format, ToolCallFormat
+from penstock_openai.formats import (
+    ChatFormat,
+    CompletionFormat,
+    Format,
+    ToolCallFormat,
+    WrittenCallFormat,
+)
 from penstock_openai.responses import Shape
 from penstock_openai.schemas import ChatBody, CompletionBody
 from penstock_openai.translate import chat_request, completion_requests
@@ -41,13 +47,25 @@ def completion_generation(body: CompletionBody) -> Generation:
 def chat_generation(body: ChatBody) -> Generation:
     """What a conversation asks for. Raises InvalidRequest, NotSupported."""
     request = chat_request(body)
-    is_call = request.chat.tool_choice not in FREE_CHOICES
-    form = ToolCallFormat if is_call else ChatFormat
     return Generation(
         requests=(request,),
-        form=form(logprobs=bool(body.logprobs)),
+        form=_chat_format(body, request),
         shape=Shape(prompts=1, samples=body.n or 1),
         model=body.model,
+    )
+
+
+def _chat_format(body: ChatBody, request: generate_pb2.GenerateRequest) -> Format:
+    chat, logprobs = request.chat, bool(body.logprobs)
+    if chat.tool_choice not in FREE_CHOICES:
+        return ToolCallFormat(logprobs=logprobs)
+    # What ``response_format`` held the output to is the answer that was asked for, and no call.
+    if not chat.tools or chat.tool_choice == "none" or request.HasField("constraint"):
+        return ChatFormat(logprobs=logprobs)
+    return WrittenCallFormat(
+        logprobs=logprobs,
+        tools={tool.name for tool in chat.tools},
+        is_parallel=body.parallel_tool_calls is not False,
     )
 
 

@@ -113,7 +113,7 @@ class Collector:
 
 
 class Chunks:
-    """Renders a streamed answer; keeps only positions, no text."""
+    """Renders a streamed answer; keeps positions, and text only where it may be a tool call."""
 
     def __init__(self, form: Format, shape: Shape, head: Head, *, usage: bool) -> None:
         self._form = form
@@ -145,8 +145,8 @@ class Chunks:
     def _delta(self, choice: Choice, delta: generate_pb2.Delta) -> Iterator[Json]:
         yield from self._begin(choice)
         if delta.text or delta.logprobs:
-            piece = self._form.piece(choice, delta.text, delta.logprobs)
-            yield {"index": choice.index, **piece, "finish_reason": None}
+            for piece in self._form.pieces(choice, delta.text, delta.logprobs):
+                yield {"index": choice.index, **piece, "finish_reason": None}
         # Text lags behind tokens, so offsets are counted over tokens; an echo has text only.
         if delta.is_echo and not delta.logprobs:
             choice.chars += len(delta.text)
@@ -154,9 +154,10 @@ class Chunks:
 
     def _finish(self, choice: Choice) -> Iterator[Json]:
         yield from self._begin(choice)
-        yield _ended(
-            {"index": choice.index, **self._form.piece(choice, "", ())}, choice, self._form
-        )
+        *pieces, last = self._form.pieces(choice, "", ())
+        for piece in pieces:
+            yield {"index": choice.index, **piece, "finish_reason": None}
+        yield _ended({"index": choice.index, **last}, choice, self._form)
 
     def _begin(self, choice: Choice) -> Iterator[Json]:
         opening = None if choice.has_begun else self._form.opening()

@@ -186,6 +186,8 @@ class ChatBody(GenerationBody):
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = Field(
         None, json_schema_extra={"forms": "'none', 'auto', 'required' or a named function"}
     )
+    # False: what follows a first call that the model chose to make is text.
+    parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
     # Would change the answer, so refused unless they ask for what is given anyway.
     modalities: list[str] | None = None
@@ -196,7 +198,6 @@ class ChatBody(GenerationBody):
     moderation: JsonValue = None
     # Accepted and without effect here.
     metadata: dict[str, str] | None = None
-    parallel_tool_calls: bool | None = None
     prediction: JsonValue = None
     prompt_cache_key: str | None = None
     prompt_cache_options: JsonValue = None

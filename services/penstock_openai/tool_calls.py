@@ -5,24 +5,28 @@ Owns what of ``{"name": ..., "arguments": {...}}`` is passed on when. Pure.
 
 import json
 import re
+import secrets
+import string
 from dataclasses import dataclass, field
-
-from penstock_core.ids import new_id
 
 _HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*')
 # What may still turn out to be the end of the call around the arguments.
 _TAIL = re.compile(r"[\s}]*$")
 
 
-def _new_call_id() -> str:
-    return new_id("call")
+_ID_LETTERS = string.ascii_letters + string.digits
+
+
+def new_call_id() -> str:
+    """An id that every chat template takes back: Mistral's want nine letters and digits."""
+    return "".join(secrets.choice(_ID_LETTERS) for _ in range(9))
 
 
 @dataclass(slots=True)
 class CallReader:
     """One call. ``name`` is None until it is known."""
 
-    id: str = field(default_factory=_new_call_id)
+    id: str = field(default_factory=new_call_id)
     name: str | None = None
     _unread: str = ""
     _has_begun: bool = False

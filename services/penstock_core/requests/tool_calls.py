@@ -13,7 +13,10 @@ from penstock_core.errors import InvalidRequest
 
 REQUIRED = "required"
 FREE_CHOICES = frozenset({"", "none", "auto"})
-"""Choices that leave the output to the model, whose calls are text as its template writes them."""
+"""Choices that leave the output to the model, which writes calls as its chat template taught it.
+
+They are part of the text until ``penstock_openai.written_calls`` reads them, online and in batches.
+"""
 
 _NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
 # Below these a "$ref" is data.

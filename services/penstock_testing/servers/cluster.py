@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 
@@ -115,10 +116,11 @@ async def running_cluster(
     lease_secret: str = "",
     settings: RouterSettings = DEFAULT_SETTINGS,
     options: Options = DEFAULT_OPTIONS,
+    model: Path | None = None,
 ) -> AsyncIterator[Cluster]:
     """Workers ``worker-1``, ``worker-2``... with these engines, and a router that knows them all.
 
-    ``options`` are the workers'.
+    ``options`` and ``model``, the directory with the tokenizer, are the workers'.
     """
     async with AsyncExitStack() as stack:
         workers = []
@@ -128,6 +130,7 @@ async def running_cluster(
                 options=options,
                 worker_id=f"worker-{number}",
                 lease_secret=lease_secret.encode(),
+                model=model,
             )
             workers.append(await stack.enter_async_context(worker))
         chosen = settings.model_copy(

@@ -17,6 +17,7 @@ from penstock_testing.servers.gateway import running_gateway
 
 TOOL = {"type": "function", "function": {"name": "f"}}
 USER = {"role": "user", "content": "hello"}
+CALLS = {"role": "user", "content": '<tool_call>{"name": "f", "arguments": {}}</tool_call>' * 2}
 # Goes with a prompt that is refused; whether it is asked for before that is a race.
 FINE = "fine"
 EMBEDDING_BODIES: list[dict[str, Any]] = [
@@ -52,6 +53,9 @@ CHAT_BODIES: list[dict[str, Any]] = [
     {"messages": [{"role": "system", "content": [{"type": "text", "text": "be"}]}, USER]},
     {"messages": [USER], "logprobs": True, "top_logprobs": 2, "max_completion_tokens": 3},
     {"messages": [USER], "tools": [TOOL], "tool_choice": "auto", "verbosity": "low"},
+    {"messages": [CALLS], "tools": [TOOL]},
+    {"messages": [CALLS], "tools": [TOOL], "parallel_tool_calls": False},
+    {"messages": [CALLS], "tools": [TOOL], "tool_choice": "none"},
     {"messages": [USER], "response_format": {"type": "json_object"}},
     {"messages": [USER], "tools": [TOOL], "tool_choice": "required"},
     {"messages": [USER], "tools": [TOOL], "tool_choice": TOOL},
@@ -64,6 +68,9 @@ CHAT_BODIES: list[dict[str, Any]] = [
 
 def without_own_words(body: dict[str, Any]) -> dict[str, Any]:
     """A body without what differs between any two answers."""
+    for choice in body.get("choices", ()):
+        for call in choice.get("message", {}).get("tool_calls", ()):
+            del call["id"]
     return {name: value for name, value in body.items() if name not in OWN_WORDS}
 
 
@@ -118,4 +125,5 @@ async def test_a_line_means_what_its_body_means_online(
     found = [responses[number] for number in range(len(bodies))]
     assert [(r["status_code"], without_own_words(r["body"])) for r in found] == wanted
     assert {status for status, _ in wanted} == {200, 400}
+    assert path != CHAT or any("tool_calls" in str(body) for _, body in wanted)
     assert asked(by_batch) == asked(by_http)

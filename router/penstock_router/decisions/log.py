@@ -1,12 +1,14 @@
-"""Appends decisions and outcomes to a file as JSON lines, off the event loop."""
+"""Decisions and outcomes in a file, as JSON lines: appended off the event loop, and read."""
 
 import asyncio
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from google.protobuf.json_format import MessageToJson
+from google.protobuf.json_format import MessageToJson, Parse, ParseError
 
 from penstock.routing.v1 import routing_service_pb2
+from penstock_core.errors import InvalidRequest
 from penstock_router.decisions import wire
 from penstock_router.decisions.book import DecisionBook, DecisionRecord, Entry
 
@@ -31,6 +33,25 @@ async def write_decisions(book: DecisionBook, path: Path) -> None:
         finally:
             rest = [queue.get_nowait() for _ in range(queue.qsize())]
             await loop.run_in_executor(writer, _append, path, rest)
+
+
+def read_decisions(path: Path) -> Iterator[routing_service_pb2.WatchDecisionsResponse]:
+    """What was written, in its order.
+
+    Raises:
+        InvalidRequest: a line is no record; says which.
+        OSError: the file cannot be read.
+    """
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            entry = routing_service_pb2.WatchDecisionsResponse()
+            try:
+                Parse(line, entry)
+            except ParseError as error:
+                raise InvalidRequest(f"line {number} is no record: {error}", field="log") from error
+            yield entry
 
 
 def _append(path: Path, entries: list[Entry]) -> None:

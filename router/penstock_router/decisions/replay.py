@@ -7,10 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from google.protobuf.json_format import Parse, ParseError
-
-from penstock.routing.v1 import decision_pb2, routing_service_pb2
-from penstock_core.errors import InvalidRequest
+from penstock.routing.v1 import decision_pb2
+from penstock_router.decisions.log import read_decisions
 from penstock_router.decisions.wire import inputs_of
 from penstock_router.policy.cost import CostParams
 from penstock_router.policy.decide import explain
@@ -48,19 +46,9 @@ def replay_log(path: Path, change: Change | None = None) -> Iterator[Replayed]:
         InvalidRequest: a line is no record, or holds no inputs; says which.
         OSError: the log cannot be read.
     """
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            entry = routing_service_pb2.WatchDecisionsResponse()
-            try:
-                Parse(line, entry)
-            except ParseError as error:
-                raise InvalidRequest(
-                    f"line {number} is no record: {error}", field="replay"
-                ) from error
-            if entry.HasField("decision"):
-                yield replay_record(entry.decision, change)
+    for entry in read_decisions(path):
+        if entry.HasField("decision"):
+            yield replay_record(entry.decision, change)
 
 
 def replay_record(record: decision_pb2.DecisionRecord, change: Change | None = None) -> Replayed:

@@ -6,14 +6,12 @@ does not.
 """
 
 import math
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from google.protobuf.json_format import Parse, ParseError
-
-from penstock.routing.v1 import decision_pb2, routing_service_pb2
+from penstock.routing.v1 import decision_pb2
 from penstock_core.blocks import reusable_blocks
 from penstock_core.errors import InvalidRequest
+from penstock_router.decisions.log import read_decisions
 from penstock_router.simulate.trace import TraceRequest, read_trace
 
 _BEGINNINGS = ('{"decision"', '{"outcome"')
@@ -39,13 +37,12 @@ def read_log(path: Path, block_tokens: int, speedup: float = 1.0) -> list[TraceR
     """The requests of a decision log; of each its first attempt. Raises as ``read_requests``."""
     first: dict[str, decision_pb2.DecisionRecord] = {}
     outputs: dict[str, int] = {}
-    with path.open(encoding="utf-8") as lines:
-        for entry in _entries(lines):
-            if entry.HasField("decision"):
-                first.setdefault(entry.decision.request_id, entry.decision)
-            else:
-                told = outputs.get(entry.outcome.request_id, 0)
-                outputs[entry.outcome.request_id] = told + entry.outcome.output_tokens
+    for entry in read_decisions(path):
+        if entry.HasField("decision"):
+            first.setdefault(entry.decision.request_id, entry.decision)
+        else:
+            told = outputs.get(entry.outcome.request_id, 0)
+            outputs[entry.outcome.request_id] = told + entry.outcome.output_tokens
     if not first:
         raise InvalidRequest(f"{path} holds no decision", field="trace")
     begin = min(_arrived_s(record) for record in first.values())
@@ -61,18 +58,6 @@ def read_log(path: Path, block_tokens: int, speedup: float = 1.0) -> list[TraceR
         for record in first.values()
     ]
     return sorted(found, key=lambda request: request.arrival_s)
-
-
-def _entries(lines: Iterable[str]) -> Iterator[routing_service_pb2.WatchDecisionsResponse]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        entry = routing_service_pb2.WatchDecisionsResponse()
-        try:
-            Parse(line, entry)
-        except ParseError as error:
-            raise InvalidRequest(f"line {number} is no record: {error}", field="trace") from error
-        yield entry
 
 
 def _arrived_s(record: decision_pb2.DecisionRecord) -> float:

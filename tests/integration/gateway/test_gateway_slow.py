@@ -60,11 +60,14 @@ async def trickle(writer: asyncio.StreamWriter, raw: bytes) -> None:
 
 
 async def end_of(reader: asyncio.StreamReader) -> bytes:
-    """What comes until the server closes the connection."""
+    """What comes until the server closes the connection, which resets it for who still writes."""
+    told = b""
     try:
-        return await reader.read()
+        while piece := await reader.read(4096):
+            told += piece
     except ConnectionResetError:
-        return b""
+        pass
+    return told
 
 
 async def answer(reader: asyncio.StreamReader) -> bytes:

@@ -7,7 +7,7 @@
 
 ``prefill(U) = base + slope * U + pair * U * (N - U / 2)`` for U uncached of N prompt tokens: linear
 in what is computed, and each token attends to those before it.
-``externality = prefill(U) * (busy * rho / (1 - rho) + queued * waiting + shared * running)``: work is
+``externality = prefill(U) * (busy * rho^4 / (1 - rho) + queued * waiting + shared * running)``: work is
 pooled, so a second of prefill anywhere delays those who come in a fleet of utilisation rho, and those
 who wait; on its own worker it slows those that decode. ``replication`` takes the externality back
 where a copy of a hot prefix is wanted.
@@ -23,6 +23,9 @@ from typing import NamedTuple, Self
 
 from penstock_router.policy.facts import NO_MATCH, Candidate, Match, RoutingRequest, WorkerView
 
+# The square root of 2 * (n + 1) for seven workers.
+_POOLED = 4
+
 
 @dataclass(frozen=True, slots=True)
 class CostParams:
@@ -35,7 +38,8 @@ class CostParams:
         busy, queued, shared: parts of the externality, by requests to come, waiting and decoding.
         busiest: upper bound of ``1 / (1 - utilisation)``.
         kv_knee: occupancy at which memory begins to weigh; ``kv_scale_s`` how much.
-        tie_s, tie_share: candidates this close to the best count as equal.
+        tie_s, tie_share: candidates this close to the best count as equal; the share is of its time
+            to first token, as the externality is much the same for all.
         trust: 0 takes workers' hits as promised, whatever became of earlier promises.
     """
 
@@ -46,7 +50,7 @@ class CostParams:
     kv_pressure: float = 1.0
     replication: float = 1.0
     lateness: float = 0.2
-    busy: float = 6.0
+    busy: float = 22.0
     queued: float = 0.1
     shared: float = 0.01
     busiest: float = 4.0
@@ -118,13 +122,17 @@ def totals(workers: Sequence[WorkerView]) -> Totals:
 def scene(of: Totals, now: float, p: CostParams) -> Scene:
     """The scene of a decision among workers with these totals.
 
-    Work is pooled: a request that comes later may go anywhere, so a second of prefill spent on any
-    worker delays ``rho / (1 - rho)`` requests to come, with rho the fleet's utilisation, and its
-    share of those that wait now.
+    Work is pooled: a request that comes later may go to any of several workers, so a second of
+    prefill spent on one of them delays as many of those to come as wait in such a queue, and they
+    are few until the fleet's utilisation rho is high: ``rho ** sqrt(2 * (n + 1)) / (1 - rho)``. In
+    a large fleet n is what caches leave a request to choose among. It delays its share of those
+    that wait now, too.
+
+    Source: Sakasegawa, "An approximation formula Lq = alpha rho^beta / (1 - rho)", 1977.
     """
-    busy = min(of.utilisation / of.workers, 1 - 1 / p.busiest)
+    rho = min(of.utilisation / of.workers, 1 - 1 / p.busiest)
     waiting = of.waiting / of.workers
-    delayed = p.busy * busy / (1 - busy) + p.queued * waiting
+    delayed = p.busy * rho**_POOLED / (1 - rho) + p.queued * waiting
     return Scene(now, of.best_step_s, delayed)
 
 

@@ -1,8 +1,9 @@
 """The decision: a pure function of what is known, the request, the clock and a seed.
 
-Ties (``CostParams.tie_s`` or ``tie_share`` of the best) go to the larger hit, then to a rendezvous
-hash of the first block nobody holds. Routers that know the same therefore choose the same, and the
-second request with a new prefix goes where the first one went, whichever router took it.
+Ties (``CostParams.tie_s``, or ``tie_share`` of the best one's TTFT) go to the larger hit, then to a
+rendezvous hash of the first block nobody holds. Routers that know the same therefore choose the
+same, and the second request with a new prefix goes where the first one went, whichever router took
+it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -212,8 +213,8 @@ def _refused(worker: WorkerView, request: RoutingRequest) -> Candidate:
 
 
 def _tied(priced: Sequence[Candidate], params: CostParams) -> list[Candidate]:
-    least = min(c.total_s for c in priced)
-    limit = least + max(params.tie_s, params.tie_share * least)
+    best = min(priced, key=_by_price)
+    limit = best.total_s + max(params.tie_s, params.tie_share * best.ttft_s)
     return [c for c in priced if c.total_s <= limit]
 
 

@@ -16,6 +16,8 @@ import xxhash
 from penstock_router.policy.facts import Match
 
 _WINDOW_S = 30.0
+# What came sooner is counted as if it had taken this long, since two requests are no stream yet.
+_LEAST_S = 5.0
 _MOST_KEYS = 256
 _UTILISATION = 0.7
 _NOBODY: frozenset[str] = frozenset()
@@ -23,16 +25,21 @@ _NOBODY: frozenset[str] = frozenset()
 
 @dataclass(slots=True)
 class _Rate:
-    """Seconds of work a second, fading."""
+    """Seconds of work a second, fading; of a prefix that is new, over the time since it came up."""
 
-    value: float = 0.0
+    since: float
+    faded: float = 0.0
     at: float = 0.0
 
     def now(self, now: float) -> float:
-        return self.value * math.exp(-max(now - self.at, 0.0) / _WINDOW_S)
+        watched_s = max(now - self.since, _LEAST_S)
+        return self._faded(now) / -math.expm1(-watched_s / _WINDOW_S)
 
     def add(self, work_s: float, now: float) -> None:
-        self.value, self.at = self.now(now) + work_s / _WINDOW_S, now
+        self.faded, self.at = self._faded(now) + work_s / _WINDOW_S, now
+
+    def _faded(self, now: float) -> float:
+        return self.faded * math.exp(-max(now - self.at, 0.0) / _WINDOW_S)
 
 
 class Deepest(NamedTuple):
@@ -61,8 +68,15 @@ class PrefixDemand:
         return key in self._rates
 
     def observe(self, key: int, work_s: float, now: float) -> None:
-        """A request behind this prefix came, and will cost so much where it is held."""
-        self._rates.setdefault(key, _Rate()).add(work_s, now)
+        """A request behind this prefix came, and will cost so much where it is held.
+
+        The first one only begins the watch: one request has no rate.
+        """
+        rate = self._rates.get(key)
+        if rate is None:
+            self._rates[key] = _Rate(now)
+        else:
+            rate.add(work_s, now)
         if len(self._rates) > 2 * _MOST_KEYS:
             hottest = sorted(self._rates, key=lambda k: -self._rates[k].now(now))[:_MOST_KEYS]
             self._rates = {k: self._rates[k] for k in hottest}

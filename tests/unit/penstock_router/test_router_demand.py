@@ -34,6 +34,21 @@ def test_a_prefix_that_is_seldom_asked_for_gets_none() -> None:
     assert demand.replicas(None, frozenset(), NAMES, 0.0) == frozenset()
 
 
+def test_a_prefix_that_everybody_asks_for_from_now_on_has_its_copies_within_seconds() -> None:
+    demand = PrefixDemand()
+    for n in range(72):
+        demand.observe(7, 0.3, n / 24)  # seven workers' work, for three seconds
+    assert demand.replicas(7, frozenset({"a"}), NAMES, 3.0) == frozenset({"b", "c", "d"})
+
+
+def test_one_long_prompt_is_no_stream_of_them() -> None:
+    demand = PrefixDemand()
+    demand.observe(7, 60.0, 0.0)
+    assert demand.replicas(7, frozenset({"a"}), NAMES, 0.0) == frozenset()
+    demand.observe(7, 1.0, 0.1)
+    assert demand.replicas(7, frozenset({"a"}), NAMES, 0.1) == frozenset()
+
+
 def test_only_the_hottest_prefixes_are_kept() -> None:
     demand = PrefixDemand()
     for n in range(5000):

@@ -119,6 +119,29 @@ def test_among_near_equals_the_larger_hit_wins() -> None:
     assert winner(choose(full, worker("b", backlog_tokens=0), asked=asked)) == "a"
 
 
+@pytest.mark.parametrize("utilisation", [0.0, 0.5, 0.9])
+def test_in_a_busy_fleet_a_shorter_queue_is_no_tie_either(utilisation: float) -> None:
+    # What a request costs everybody else is much the same wherever it goes, however much that is.
+    shorter, longer = (
+        worker(name, backlog_tokens=tokens, utilisation=utilisation)
+        for name, tokens in (("a", 1000), ("b", 1060))
+    )
+    prefixes = (request(divergent=n) for n in range(20))
+    assert {winner(choose(shorter, longer, asked=asked)) for asked in prefixes} == {"a"}
+
+
+def test_work_delays_others_the_more_the_busier_the_fleet_is() -> None:
+    def others(utilisation: float) -> float:
+        chosen = decide((worker("a", utilisation=utilisation),), request(), 0.0, 1, PARAMS).chosen
+        assert chosen is not None
+        return chosen.externality_s / chosen.prefill_s
+
+    assert others(0.0) == 0
+    assert others(0.7) == pytest.approx(22.0 * 0.7**4 / 0.3)
+    assert others(0.7) > 30 * others(0.35), "a fleet that is half idle has room for copies"
+    assert others(0.95) == others(0.75), "and there is an end to it"
+
+
 def test_a_hit_is_worth_what_it_can_be_trusted_for() -> None:
     doubted = worker("a", trust=0.3)
     stale = worker("b", confidence=0.3, sync_state="STALE")

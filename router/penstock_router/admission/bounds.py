@@ -37,7 +37,8 @@ class Latest:
         wait_s += p.adapter_load * max(request.adapter_loads.values(), default=0.0)
         late = worst._replace(planned_s=worst.planned_s + self._before_s + wait_s)
         [candidate] = weigh((late,), {}, request, self._at, p)
-        return candidate.total_s + max(p.tie_s, p.tie_share * candidate.total_s)
+        share = max(p.tie_share, p.tie_ttft_share)  # of the whole cost at most
+        return candidate.total_s + max(p.tie_s, share * candidate.total_s)
 
     def _prefill_s(self, tokens: int) -> float:
         worst = self._worst

@@ -11,6 +11,8 @@ from penstock_router.policy.facts import NO_MATCH, Match, RoutingRequest, Worker
 
 _VIEW_FIELDS = WorkerView._fields
 _PARAMETERS = tuple(f.name for f in fields(CostParams))
+# What policies did before these could be said, so that logs of theirs are decided as they were.
+_EARLIER = {"pooled": 1.0, "tie_ttft_share": 0.0}
 
 
 def decision_message(record: DecisionRecord) -> decision_pb2.DecisionRecord:
@@ -75,7 +77,7 @@ def inputs_of(record: decision_pb2.DecisionRecord) -> Inputs:
     divergent = message.divergent_hash if message.HasField("divergent_hash") else None
     return Inputs(
         now=message.now_s,
-        params=CostParams(**message.parameters),
+        params=CostParams(**(_EARLIER | dict(message.parameters))),
         views=tuple(
             WorkerView(**{name: getattr(w, name) for name in _VIEW_FIELDS}) for w in message.workers
         ),

@@ -7,7 +7,7 @@
 
 ``prefill(U) = base + slope * U + pair * U * (N - U / 2)`` for U uncached of N prompt tokens: linear
 in what is computed, and each token attends to those before it.
-``externality = prefill(U) * (busy * rho^4 / (1 - rho) + queued * waiting + shared * running)``: work is
+``externality = prefill(U) * (busy * rho^pooled / (1 - rho) + queued * waiting + shared * running)``: work is
 pooled, so a second of prefill anywhere delays those who come in a fleet of utilisation rho, and those
 who wait; on its own worker it slows those that decode. ``replication`` takes the externality back
 where a copy of a hot prefix is wanted.
@@ -23,9 +23,6 @@ from typing import NamedTuple, Self
 
 from penstock_router.policy.facts import NO_MATCH, Candidate, Match, RoutingRequest, WorkerView
 
-# The square root of 2 * (n + 1) for seven workers.
-_POOLED = 4
-
 
 @dataclass(frozen=True, slots=True)
 class CostParams:
@@ -38,8 +35,10 @@ class CostParams:
         busy, queued, shared: parts of the externality, by requests to come, waiting and decoding.
         busiest: upper bound of ``1 / (1 - utilisation)``.
         kv_knee: occupancy at which memory begins to weigh; ``kv_scale_s`` how much.
-        tie_s, tie_share: candidates this close to the best count as equal; the share is of its time
-            to first token, as the externality is much the same for all.
+        pooled: power of the utilisation in ``busy``'s part.
+        tie_s, tie_ttft_share, tie_share: candidates this close to the best count as equal: seconds, a
+            share of its time to first token, a share of all its cost. Of that most is much the same
+            for all, so it is there for earlier policies only.
         trust: 0 takes workers' hits as promised, whatever became of earlier promises.
     """
 
@@ -57,7 +56,9 @@ class CostParams:
     kv_knee: float = 0.8
     kv_scale_s: float = 0.05
     tie_s: float = 0.001
-    tie_share: float = 0.02
+    tie_ttft_share: float = 0.02
+    tie_share: float = 0.0
+    pooled: float = 4.0
     adapter_load: float = 1.0
     trust: float = 1.0
 
@@ -125,14 +126,14 @@ def scene(of: Totals, now: float, p: CostParams) -> Scene:
     Work is pooled: a request that comes later may go to any of several workers, so a second of
     prefill spent on one of them delays as many of those to come as wait in such a queue, and they
     are few until the fleet's utilisation rho is high: ``rho ** sqrt(2 * (n + 1)) / (1 - rho)``. In
-    a large fleet n is what caches leave a request to choose among. It delays its share of those
-    that wait now, too.
+    a large fleet n is what caches leave a request to choose among: ``pooled`` is 4 for seven. It
+    delays its share of those that wait now, too.
 
     Source: Sakasegawa, "An approximation formula Lq = alpha rho^beta / (1 - rho)", 1977.
     """
     rho = min(of.utilisation / of.workers, 1 - 1 / p.busiest)
     waiting = of.waiting / of.workers
-    delayed = p.busy * rho**_POOLED / (1 - rho) + p.queued * waiting
+    delayed = p.busy * rho**p.pooled / (1 - rho) + p.queued * waiting
     return Scene(now, of.best_step_s, delayed)
 
 

@@ -1,6 +1,6 @@
 """The decision: a pure function of what is known, the request, the clock and a seed.
 
-Ties (``CostParams.tie_s``, or ``tie_share`` of the best one's TTFT) go to the larger hit, then to a
+Ties (``CostParams.tie_s``, or ``tie_ttft_share`` of the best one's) go to the larger hit, then to a
 rendezvous hash of the first block nobody holds. Routers that know the same therefore choose the
 same, and the second request with a new prefix goes where the first one went, whichever router took
 it.
@@ -214,7 +214,8 @@ def _refused(worker: WorkerView, request: RoutingRequest) -> Candidate:
 
 def _tied(priced: Sequence[Candidate], params: CostParams) -> list[Candidate]:
     best = min(priced, key=_by_price)
-    limit = best.total_s + max(params.tie_s, params.tie_share * best.ttft_s)
+    shares = params.tie_share * best.total_s, params.tie_ttft_share * best.ttft_s
+    limit = best.total_s + max(params.tie_s, *shares)
     return [c for c in priced if c.total_s <= limit]
 
 

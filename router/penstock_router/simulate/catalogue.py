@@ -38,12 +38,12 @@ _ALIASES = {
 }
 OWN = "penstock"
 NAMES = (OWN, *_PEERS)
-# What of CostParams an ablation may switch off. The rule for ties has two parameters.
+# What of CostParams an ablation may switch off. The rule for ties has several parameters.
 TERMS = (
     "backlog", "pending", "externality", "lateness", "tpot", "kv_pressure", "replication",
     "adapter_load", "trust", "tie",
 )  # fmt: skip
-_PARAMETERS = {"tie": ("tie_s", "tie_share")}
+_PARAMETERS = {"tie": ("tie_s", "tie_ttft_share", "tie_share")}
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from penstock_cli.failures import CommandFailed
+from penstock_core.ports import take_free_port
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +29,25 @@ def settle_ports(host: str, wishes: Sequence[PortWish]) -> list[int]:
 
 
 def _settle(host: str, wish: PortWish, held: ExitStack) -> int:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    probe = held.enter_context(socket.socket(family))
-    # As servers do: a port whose old connections are still dying counts as free.
-    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        probe.bind((host, wish.port))
+        probe = held.enter_context(_bound(host, wish.port))
     except OSError as error:
         raise CommandFailed(
             f"cannot listen on {host}:{wish.port} for the {wish.purpose} ({error.strerror}); "
             f"choose another with {wish.option} (0 takes a free one)"
         ) from error
     return int(probe.getsockname()[1])
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    if not port:
+        return take_free_port(host)
+    probe = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    # As servers do: a port whose old connections are still dying counts as free.
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        probe.bind((host, port))
+    except OSError:
+        probe.close()
+        raise
+    return probe

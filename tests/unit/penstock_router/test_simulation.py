@@ -146,7 +146,7 @@ def test_terms_can_be_switched_off_and_change_the_result() -> None:
     ]
     assert means[0] != means[1]
     untied = without(CostParams(), ["tie"])
-    assert (untied.tie_s, untied.tie_share) == (0.0, 0.0)
+    assert (untied.tie_s, untied.tie_ttft_share, untied.tie_share) == (0.0, 0.0, 0.0)
     with pytest.raises(InvalidRequest, match="no term"):
         without(CostParams(), ["shared"])
 

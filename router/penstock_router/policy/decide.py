@@ -213,9 +213,9 @@ def _refused(worker: WorkerView, request: RoutingRequest) -> Candidate:
 
 
 def _tied(priced: Sequence[Candidate], params: CostParams) -> list[Candidate]:
-    best = min(priced, key=_by_price)
-    shares = params.tie_share * best.total_s, params.tie_ttft_share * best.ttft_s
-    limit = best.total_s + max(params.tie_s, *shares)
+    least = min([c.total_s for c in priced])
+    ttft_s = max([c.ttft_s for c in priced if c.total_s == least])
+    limit = least + max(params.tie_s, params.tie_share * least, params.tie_ttft_share * ttft_s)
     return [c for c in priced if c.total_s <= limit]
 
 

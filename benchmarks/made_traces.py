@@ -36,7 +36,7 @@ _BLOCK_TOKENS = 512
 _MODELS = (EngineModel(cache_blocks=3000, block_tokens=_BLOCK_TOKENS),) * 8
 _CLOSE = 0.02
 _TRIES = 8
-_SESSIONS = 400
+_DOCUMENTS = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ def _assistant(source: Source) -> Iterator[Drawn]:
 
 def _documents(source: Source) -> Iterator[Drawn]:
     """Questions about documents, some of which are asked about often."""
-    at_s, documents = 0.0, [source.blocks(6, 120) for _ in range(_SESSIONS)]
+    at_s, documents = 0.0, [source.blocks(6, 120) for _ in range(_DOCUMENTS)]
     while True:
         at_s += source.after(1.0)
         yield Drawn(at_s, source.popular(documents) + source.blocks(1, 2), source.answer())

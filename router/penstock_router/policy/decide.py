@@ -1,9 +1,9 @@
 """The decision: a pure function of what is known, the request, the clock and a seed.
 
-Ties (``CostParams.tie_s``, or ``tie_ttft_share`` of the best one's) go to the larger hit, then to a
-rendezvous hash of the first block nobody holds. Routers that know the same therefore choose the
-same, and the second request with a new prefix goes where the first one went, whichever router took
-it.
+Ties (``CostParams.tie_s``, or a share of the best one's time to first token) go to the larger hit,
+then to a rendezvous hash of the first block nobody holds. Routers that know the same therefore
+choose the same, and the second request with a new prefix goes where the first one went, whichever
+router took it.
 """
 
 from collections.abc import Mapping, Sequence
